@@ -1,0 +1,111 @@
+"""Decoding a split's images once, into one uint8 tensor at the resolution the backbone sees."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from taskvec.data.files import class_names, locate
+from taskvec.data.splits import hold_out
+from taskvec.data.tasks import Task
+from taskvec.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+def decode_split(name: str, task: Task, split: str, preprocessing: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return ``images`` [N, 3, H, W] uint8 (resized, cropped, not yet normalised) and ``labels`` [N] int64.
+
+    Raises:
+        UserError: if a split is empty or an image cannot be decoded; the message names the row.
+    """
+    import numpy as np
+    import torch
+
+    encoded, labels, names = _rows(name, task, split)
+    keep = range(len(labels))
+    if task.splits.get("val") is None and split != "test":
+        keep = hold_out(len(labels))[split == "val"]
+    if task.keep:
+        kept = {names.index(c) for c in task.keep}
+        keep = [i for i in keep if labels[i] in kept]
+    if not len(keep):
+        raise UserError(f"task {name}: split {split!r} holds no examples")
+
+    def decode(row: int) -> np.ndarray:
+        try:
+            return np.asarray(resize_and_crop(_open(encoded[row]), preprocessing))
+        except Exception as error:
+            raise UserError(f"task {name}: {split} image {row} cannot be decoded: {error}") from error
+
+    height, width = preprocessing["size"]
+    images = torch.empty(len(keep), 3, height, width, dtype=torch.uint8)
+    with ThreadPoolExecutor() as pool:
+        for position, array in enumerate(pool.map(decode, keep)):
+            images[position] = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return {"images": images, "labels": torch.tensor([labels[i] for i in keep])}
+
+
+def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
+    """Return the RGB image at ``size`` [H, W]: open_clip's evaluation transform up to the tensor, bit for bit.
+
+    ``resize_mode`` is ``shortest`` (scale the shorter side, crop the centre) or ``squash`` (ignore the aspect).
+
+    Raises:
+        UserError: for another resize mode.
+    """
+    from PIL import Image as pil
+
+    method = pil.Resampling[preprocessing["interpolation"].upper()]
+    height, width = preprocessing["size"]
+    if preprocessing["resize_mode"] == "squash":
+        return image.resize((width, height), method).convert("RGB")
+    if preprocessing["resize_mode"] != "shortest":
+        raise UserError(f"preprocessing: resize_mode {preprocessing['resize_mode']!r} is not supported")
+    old_width, old_height = image.size
+    if height == width:
+        scale = width / min(image.size)
+        long = int(width * max(image.size) / min(image.size))
+        size = (width, long) if old_width <= old_height else (long, width)
+    else:
+        scale = max(height / old_height, width / old_width)
+        size = (round(old_width * scale), round(old_height * scale))
+    image = image if image.size == size else image.resize(size, method)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height)).convert("RGB")
+
+
+def _rows(name: str, task: Task, split: str) -> tuple[list[Any], list[int], tuple[str, ...]]:
+    if task.folder is not None:
+        import pyarrow.parquet as parquet
+
+        path = locate(name, task, split).path
+        table = parquet.read_table(path, columns=[task.image, task.label])
+        return table[task.image].to_pylist(), table[task.label].to_pylist(), class_names(name, task, path)
+    import datasets
+
+    source = task.splits.get(split) or task.splits["train"]
+    try:
+        table = datasets.load_dataset(task.path, split=source)
+    except Exception as error:
+        raise UserError(f"task {name}: data set {task.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    labels = table.features[task.label]
+    table = table.cast_column(task.image, datasets.Image(decode=False))
+    return table[task.image], list(table[task.label]), task.classes or tuple(labels.names)
+
+
+def _open(cell: Any) -> Image:
+    from PIL import Image as pil
+
+    content = cell["bytes"] if isinstance(cell, Mapping) else cell
+    return pil.open(io.BytesIO(content)) if content is not None else pil.open(cell["path"])
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices that cut ``count`` examples into batches of ``size``, the last one shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -1,0 +1,18 @@
+"""The validation split that a data set without one is given."""
+
+from __future__ import annotations
+
+VAL_FRACTION, VAL_MAX, VAL_SEED = 0.1, 5000, 0
+
+
+def hold_out(count: int) -> tuple[list[int], list[int]]:
+    """Return the indices of (train, val): min(floor(0.1 N), 5000) random training examples are held out, seed 0.
+
+    The rule and the indices are those of the task-arithmetic line of papers (spec 1.3), whose code calls
+    ``torch.utils.data.random_split``.
+    """
+    import torch
+
+    val = min(int(VAL_FRACTION * count), VAL_MAX)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(VAL_SEED)).tolist()
+    return order[: count - val], order[count - val :]

@@ -1,0 +1,111 @@
+"""Tasks and suites as data: where the examples are, how they are split, and the prompts of the zero-shot head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from taskvec.config import Component, Config
+from taskvec.errors import UserError
+from taskvec.registry import did_you_mean, register
+
+Split = Literal["train", "val", "test"]
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+class Task(Config):
+    """One classification task.
+
+    ``path`` is ``pkg://NAME`` (shipped with the package), a local folder with one Parquet file per split, or a data set
+    name of the Hugging Face hub. ``classes`` replaces the data set's label names in the prompts. ``keep`` restricts the
+    examples, not the head, to some of the classes (a sub-population). A missing ``val`` split is held out of ``train``
+    by the rule of :func:`taskvec.data.splits.hold_out`.
+    """
+
+    path: str = Field(min_length=1)
+    templates: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...] | None = None
+    keep: tuple[str, ...] | None = None
+    image: str = "image"
+    label: str = "label"
+    splits: dict[Split, str | None] = {"train": "train", "val": "val", "test": "test"}
+
+    @field_validator("templates")
+    @classmethod
+    def _has_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must contain {{}} exactly once")
+        return templates
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of the task's files; None for a data set of the hub."""
+        if self.path.startswith("pkg://"):
+            return ASSETS / self.path.removeprefix("pkg://")
+        path = Path(self.path).expanduser()
+        return path if path.is_absolute() or path.exists() or self.path.startswith((".", "~")) else None
+
+
+@register("suite", "images")
+class ImageSuite(Component):
+    """A list of image-classification tasks, and a control task whose accuracy must survive an edit."""
+
+    kind: Literal["images"] = "images"
+    tasks: tuple[str, ...] = Field(min_length=1)
+    control: str | None = None
+    held_out: tuple[str, ...] = ()
+    definitions: dict[str, Task] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageSuite:
+        repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
+        if repeated:
+            raise ValueError(f"tasks: {', '.join(repeated)} named more than once")
+        if self.control in self.tasks:
+            raise ValueError(f"control: {self.control!r} must not be one of the tasks")
+        return self
+
+
+def load_tasks(suite: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Task]:
+    """Return the definition of every task a suite names, from ``task/NAME.yaml`` of the first folder that has it.
+
+    A file may start from another with ``extends: NAME``.
+
+    Raises:
+        UserError: for a task without a file, or a file that does not fit :class:`Task`.
+    """
+    names = [*(suite.get("tasks") or []), *filter(None, [suite.get("control")]), *(suite.get("held_out") or [])]
+    return {str(name): _task(str(name), folders) for name in names}
+
+
+def _task(name: str, folders: Sequence[Path]) -> Task:
+    node = _read(name, folders)
+    try:
+        return Task.model_validate(node)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(map(str, detail["loc"]))
+        hint = did_you_mean(key, list(Task.model_fields)) if detail["type"] == "extra_forbidden" else ""
+        message = detail["msg"].removeprefix("Value error, ")
+        raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
+
+
+def _read(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    for folder in folders:
+        path = folder / "task" / f"{name}.yaml"
+        if path.is_file():
+            try:
+                node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            except Exception as error:
+                raise UserError(f"task/{name}.yaml: not valid YAML: {' '.join(str(error).split())}") from error
+            if not isinstance(node, dict):
+                raise UserError(f"task/{name}.yaml: must be a mapping of keys to values")
+            parent = node.pop("extends", None)
+            return {**_read(parent, folders), **node} if parent else node
+    known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})
+    raise UserError(f"suite.tasks: unknown task {name!r}{did_you_mean(name, known)}")

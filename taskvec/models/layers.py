@@ -1,0 +1,21 @@
+"""The names by which everything that hooks, selects or merges layers knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ATTENTION_ROLES = ("attn.q", "attn.k", "attn.v", "attn.out")
+MLP_ROLES = ("mlp.fc", "mlp.proj")
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One weight matrix of a canonical model.
+
+    ``name`` is the module's path (its weight is ``name + ".weight"``), ``role`` its function, the same in every block,
+    and ``block`` the index of its transformer block, None outside the blocks.
+    """
+
+    name: str
+    role: str
+    block: int | None = None

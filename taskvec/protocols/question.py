@@ -1,0 +1,192 @@
+"""The cells a protocol asks for: which vectors, which coefficients, chosen how and on what, reported where."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from taskvec.config import Component, Config
+
+if TYPE_CHECKING:
+    from taskvec.data.tasks import ImageSuite
+
+Source = Literal["finetune", "ascent", "random"]
+SELECTION, REPORT = "val", "test"
+
+
+@dataclass(frozen=True)
+class VectorRef:
+    """A vector by what it was trained on; several tasks mean joint training on their union.
+
+    ``source`` is ``finetune`` (descent), ``ascent`` (gradient ascent) or ``random`` (Gaussian, with the norms of the
+    fine-tuned vector tensor by tensor). Reference rows use vectors as fine-tuned, before any transform.
+    """
+
+    tasks: tuple[str, ...]
+    source: Source = "finetune"
+    transformed: bool = True
+
+    @property
+    def label(self) -> str:
+        """A short name for people."""
+        name = "+".join(self.tasks) if len(self.tasks) < 3 else f"{len(self.tasks)} tasks"
+        return name if self.source == "finetune" else f"{self.source} {name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question: compose ``vectors`` (with signs), search a coefficient, report accuracies.
+
+    The coefficients of ``grid`` are evaluated on the validation split of ``targets`` and ``control``; ``rule`` picks one
+    of them with the help of the cells in ``needs``; it and those of ``fixed`` are evaluated on the test split.
+    ``merge`` False means the plain sum, whatever the run's merge is. Fixed coefficients are evaluated on validation too
+    where ``on_selection`` asks for it (denominators and zero-shot controls of selection rules).
+    """
+
+    name: str
+    vectors: tuple[tuple[float, VectorRef], ...]
+    targets: tuple[str, ...]
+    control: str | None = None
+    grid: tuple[float, ...] = ()
+    rule: str | None = None
+    rule_settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, Cell] = field(default_factory=dict)
+    fixed: tuple[float, ...] = ()
+    on_selection: bool = False
+    merge: bool = True
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task whose accuracy is measured."""
+        return self.targets + ((self.control,) if self.control else ())
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that shapes the answer besides inputs, as JSON values."""
+        return {
+            "vectors": [[sign, list(ref.tasks), ref.source, ref.transformed] for sign, ref in self.vectors],
+            "targets": list(self.targets),
+            "control": self.control,
+            "grid": list(self.grid),
+            "rule": self.rule,
+            "rule_settings": dict(self.rule_settings),
+            "fixed": list(self.fixed),
+            "on_selection": self.on_selection,
+        }
+
+
+class Answer(Config):
+    """A cell's result: accuracies as ``{alpha: {task: accuracy}}`` per split, and the coefficient chosen."""
+
+    alpha: float | None
+    rule: str | None
+    selection: dict[float, dict[str, float]]
+    report: dict[float, dict[str, float]]
+
+
+class Row(Config):
+    """One line of a result: a named model at one coefficient, its accuracy per task and on average.
+
+    ``normalised`` divides by ``denominators``, the individually fine-tuned model's accuracy on the same split.
+    """
+
+    row: str
+    alpha: float | None = None
+    selected_on: str | None = None
+    rule: str | None = None
+    accuracy: dict[str, float]
+    mean: float
+    normalised: dict[str, float] = {}
+    normalised_mean: float | None = None
+    denominators: dict[str, float] = {}
+    control: float | None = None
+
+
+class Report(Config):
+    """What a protocol makes of its answers: rows, coefficient curves, and the one number that sweeps optimise."""
+
+    rows: tuple[Row, ...]
+    curves: dict[str, list[dict[str, Any]]] = {}
+    primary: float
+
+
+class Protocol(Component):
+    """Asks cells and sums up their answers; ``grid`` None takes the merge's own."""
+
+    grid: tuple[float, ...] | None = Field(None, min_length=1)
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def check(self, suite: ImageSuite) -> None:
+        """Raise UserError where the suite lacks what the protocol needs."""
+
+    @abstractmethod
+    def cells(self, suite: ImageSuite, grid: Sequence[float]) -> list[Cell]:
+        """Return the cells the protocol asks for."""
+
+    @abstractmethod
+    def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
+        """Return rows and curves from the answers by cell name."""
+
+
+def individual(task: str, control: str | None = None) -> Cell:
+    """Return the cell of a task's own fine-tuned model, theta_0 + tau_t: the denominator of normalised accuracy."""
+    vector = ((1.0, VectorRef((task,), transformed=False)),)
+    return Cell(f"individual/{task}", vector, (task,), control, fixed=(1.0,), on_selection=True, merge=False)
+
+
+def zero_shot(targets: tuple[str, ...], control: str | None = None) -> Cell:
+    """Return the cell of the pre-trained model."""
+    return Cell("zero_shot", (), targets, control, fixed=(0.0,), on_selection=True, merge=False)
+
+
+def row(
+    name: str, answer: Answer, alpha: float | None, targets: Sequence[str], *,
+    control: str | None = None, denominators: Mapping[str, float] | None = None,
+) -> Row:  # fmt: skip
+    """Return an answer's line at ``alpha`` on the test split."""
+    at = answer.report[alpha if alpha is not None else next(iter(answer.report))]
+    accuracy = {task: at[task] for task in targets}
+    chosen = answer.rule is not None and alpha == answer.alpha
+    normalised = {task: value / denominators[task] for task, value in accuracy.items()} if denominators else {}
+    return Row(
+        row=name, alpha=alpha, accuracy=accuracy, mean=mean(accuracy.values()),
+        selected_on=SELECTION if chosen else None, rule=answer.rule if chosen else None,
+        normalised=normalised, normalised_mean=mean(normalised.values()) if normalised else None,
+        denominators=dict(denominators or {}), control=at[control] if control else None,
+    )  # fmt: skip
+
+
+def joined(name: str, parts: Mapping[str, Row]) -> Row:
+    """Return the line that holds one target from each of several rows (individual models, negations)."""
+    accuracy = {task: part.accuracy[task] for task, part in parts.items()}
+    normalised = {task: part.normalised[task] for task, part in parts.items() if part.normalised}
+    controls = [part.control for part in parts.values() if part.control is not None]
+    first = next(iter(parts.values()))
+    alphas = {part.alpha for part in parts.values()}
+    return Row(
+        row=name, alpha=alphas.pop() if len(alphas) == 1 else None,
+        selected_on=first.selected_on, rule=first.rule, accuracy=accuracy, mean=mean(accuracy.values()),
+        normalised=normalised, normalised_mean=mean(normalised.values()) if normalised else None,
+        denominators={t: v for part in parts.values() for t, v in part.denominators.items()},
+        control=mean(controls) if controls else None,
+    )  # fmt: skip
+
+
+def mean(values: Any) -> float:
+    """Return the arithmetic mean."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def curve(answer: Answer, targets: Sequence[str], control: str | None = None) -> list[dict[str, Any]]:
+    """Return an answer's selection curve: one point per coefficient of the grid."""
+    points = []
+    for alpha, at in sorted(answer.selection.items()):
+        point = {"alpha": alpha, "mean": mean(at[t] for t in targets), "accuracy": {t: at[t] for t in targets}}
+        points.append(point | ({"control": at[control]} if control else {}))
+    return points

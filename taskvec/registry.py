@@ -1,0 +1,122 @@
+"""One registry for every group: a name, its schema, the paper it comes from and the version of its code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+from taskvec.config import Component
+from taskvec.errors import UserError
+
+PACKAGES = {
+    "backbone": "taskvec.models",
+    "suite": "taskvec.data",
+    "finetune": "taskvec.finetune",
+    "transform": "taskvec.transform",
+    "merge": "taskvec.merge",
+    "protocol": "taskvec.protocols",
+    "tracker": "taskvec.runner",
+}
+STAGES = ("finetune", "transform", "merge", "protocol")
+
+T = TypeVar("T", bound=type[Component])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry knows of one component."""
+
+    group: str
+    name: str
+    schema: type[Component]
+    paper: str
+    source: Path
+
+
+_entries: dict[tuple[str, str], Entry] = {}
+
+
+def register(group: str, name: str, *, paper: str = "") -> Callable[[T], T]:
+    """Enter a component's class under ``group`` as ``name``.
+
+    Raises:
+        ValueError: if the group is unknown or the name is taken by another file.
+    """
+    if group not in PACKAGES:
+        raise ValueError(f"unknown group {group!r}; groups: {', '.join(PACKAGES)}")
+
+    def enter(schema: T) -> T:
+        source = Path(inspect.getfile(schema)).resolve()
+        known = _entries.get((group, name))
+        if known and known.source != source:
+            raise ValueError(f"{group}={name} is registered by {known.source.name} already; rename one of the two")
+        _entries[group, name] = Entry(group, name, schema, paper, source)
+        return schema
+
+    return enter
+
+
+def load_builtin() -> None:
+    """Import every component module of the package; none of them imports torch at its top."""
+    for package_name in PACKAGES.values():
+        package = importlib.import_module(package_name)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_") and _registers(package.__path__[0], module.name):
+                importlib.import_module(f"{package_name}.{module.name}")
+
+
+def _registers(folder: str, module: str) -> bool:
+    path = Path(folder, f"{module}.py")
+    return path.exists() and "\n@register(" in path.read_text(encoding="utf-8")
+
+
+def load_file(path: Path) -> None:
+    """Import a user's Python file, which registers components of its own.
+
+    Raises:
+        UserError: if the file is missing or fails to import.
+    """
+    if not path.is_file():
+        raise UserError(f"--include {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"taskvec_user_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--include {path}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def entries(group: str | None = None) -> list[Entry]:
+    """Return the registered components, of one group or of all, by name."""
+    return sorted((e for e in _entries.values() if group in (None, e.group)), key=lambda e: (e.group, e.name))
+
+
+def lookup(group: str, name: str) -> Entry:
+    """Return one component's entry.
+
+    Raises:
+        UserError: if there is none of that name; the message names the nearest.
+    """
+    if (group, name) not in _entries:
+        raise UserError(f"{group}.kind: unknown {group} {name!r}{did_you_mean(name, [e.name for e in entries(group)])}")
+    return _entries[group, name]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return a hint that names the nearest known word and the allowed ones."""
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} (allowed: {', '.join(known)})" if known else " (it takes none)"
+
+
+def source_hash(path: Path) -> str:
+    """Return the SHA-256 of a user file's bytes, which stands in for a version number."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

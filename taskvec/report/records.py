@@ -1,0 +1,58 @@
+"""Results as flat records: one per run and row, with every config key and every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import UserError
+from taskvec.runner.folder import run_folders
+from taskvec.runner.result import Result, read_result
+
+METRICS = ("accuracy", "normalised", "control", "alpha")
+LABELS = ("backbone", "suite", "finetune", "merge", "protocol")
+
+
+def find_results(places: Iterable[Path]) -> list[Result]:
+    """Return the results in outputs folders, run folders and ``result.json`` files.
+
+    Raises:
+        UserError: if a place holds no result, or a file is not one.
+    """
+    results = []
+    for place in places:
+        if place.is_file():
+            results.append(read_result(place))
+        elif (place / "result.json").is_file():
+            results.append(read_result(place / "result.json"))
+        elif place.is_dir():
+            results += [result for folder in run_folders(place) if (result := folder.result())]
+        else:
+            raise UserError(f"{place}: no such run, outputs folder or result.json")
+    if not results:
+        raise UserError(f"no finished run in {', '.join(map(str, places))}; `taskvec status` lists all runs")
+    return results
+
+
+def records(result: Result) -> Iterator[dict[str, Any]]:
+    """Yield one record per row: labels and flattened config keys, then ``row``, ``metric/...`` values."""
+    config = dict(flatten(result.config))
+    choices = result.config["choices"]
+    labels = {name: choices.get(name) or result.config[name]["kind"] for name in LABELS}
+    labels |= {"method": result.config["method"], "experiment": result.config.get("experiment")}
+    labels["transform"] = "+".join(result.config["transform"]) or None
+    for row in result.rows:
+        values = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+        values |= {f"accuracy/{task}": value for task, value in row.accuracy.items()}
+        values |= {f"normalised/{task}": value for task, value in row.normalised.items()}
+        yield {**config, **labels, "row": row.row, "run": result.run_id, "values": values}
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf of a nested dict."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

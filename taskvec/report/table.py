@@ -1,0 +1,120 @@
+"""Tables over any set of runs: rows and columns by any config key, mean and standard deviation over the rest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from taskvec.errors import UserError
+from taskvec.registry import did_you_mean
+from taskvec.report.records import METRICS, records
+from taskvec.runner.result import Result
+
+FORMATS = {"md": "github", "latex": "latex_booktabs", "csv": "csv"}
+NOT_SPLIT = {"seed", "device", "outputs", "run", "row", "experiment"}
+PERCENT = 100
+
+
+def run_table(result: Result) -> str:
+    """Return one run's rows: accuracy per task in percent, mean, normalised mean, control, coefficient."""
+    tasks = list(dict.fromkeys(task for row in result.rows for task in row.accuracy))
+    shown = [name for name in ("normalised_mean", "control") if any(getattr(row, name) is not None for row in result.rows)]
+    lines = []
+    for row in result.rows:
+        cells = [row.accuracy.get(task) for task in tasks] + [row.mean] + [getattr(row, name) for name in shown]
+        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:g}", *map(percent, cells)])
+    heads = ["", "alpha", *tasks, "mean", *(name.removesuffix("_mean") for name in shown)]
+    return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, stralign="right")
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as percent with one decimal, empty for None."""
+    return "" if value is None else f"{PERCENT * value:.1f}"
+
+
+def table(results: Sequence[Result], rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str], style: str) -> str:
+    """Return mean ± sample standard deviation of each metric per row and column group.
+
+    Runs that differ in a key that is neither a row nor a column nor a seed are not averaged: the key becomes a row key.
+
+    Raises:
+        UserError: for an unknown key or metric.
+    """
+    lines = [record for result in results for record in records(result)]
+    known = sorted({key for line in lines for key in line} - {"values"})
+    available = list(dict.fromkeys([*METRICS, *(name for line in lines for name in line["values"])]))
+    for key in (*rows, *columns):
+        if key not in known and key != "metric":
+            raise UserError(f"table: unknown key {key!r}{did_you_mean(key, [*known, 'metric'])}")
+    for metric in metrics:
+        if metric not in available:
+            raise UserError(f"table: unknown metric {metric!r}{did_you_mean(metric, available)}")
+    rows = [*rows, *undeclared(lines, (*rows, *columns))]
+    lines = [{**line, "metric": m, "value": line["values"].get(m)} for line in lines for m in metrics]
+    lines = [line for line in lines if line["value"] is not None]
+    heads = list(dict.fromkeys(tuple(line.get(c) for c in columns) for line in lines))
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = {}
+    for line in lines:
+        key = tuple(line.get(r) for r in rows)
+        groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
+            line["value"] * (1 if line["metric"] == "alpha" else PERCENT)
+        )
+    body = [[*map(_text, key), *(summarised(cells.get(head, []), style) for head in heads)] for key, cells in groups.items()]
+    return render([*rows, *(" ".join(map(_text, head)) for head in heads)], body, style)
+
+
+def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list[str]:
+    """Return the keys by which runs differ although they share every declared key, the fewest that tell them apart."""
+    extra: list[str] = []
+    keys = [k for k in lines[0] if k not in NOT_SPLIT and k != "values" and not k.startswith(("choices.", "tracker"))]
+    labels = [k for k in keys if "." not in k] + [k for k in keys if "." in k]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(tuple(_text(line.get(k)) for k in (*declared, "row")), []).append(line)
+    for key in labels:
+        if key in declared:
+            continue
+        for members in groups.values():
+            told = {(tuple(_text(m.get(e)) for e in extra), _text(m.get(key))) for m in members}
+            if len(told) > len({told_apart[0] for told_apart in told}):
+                extra.append(key)
+                break
+    return extra
+
+
+def summarised(values: Sequence[float], style: str) -> str:
+    """Return "mean ± deviation" (n > 1) or the value; CSV keeps full precision."""
+    if not values:
+        return ""
+    centre = statistics.fmean(values)
+    if style == "csv":
+        return repr(centre)
+    if len(values) == 1:
+        return f"{centre:.1f}" if centre > 1 or centre == 0 else f"{centre:.2f}"
+    sign = " $\\pm$ " if style == "latex" else " ± "
+    return f"{centre:.1f}{sign}{statistics.stdev(values):.1f}"
+
+
+def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
+    """Return the table as markdown, LaTeX (booktabs) or CSV."""
+    if style == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([heads, *body])
+        return out.getvalue().rstrip("\n")
+    kind = "latex_raw" if style == "latex" and any("pm" in cell for line in body for cell in line) else FORMATS[style]
+    if kind == "latex_raw":  # tabulate escapes the plus-minus sign unless told not to, and then escapes nothing
+        escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
+        heads = [head.translate(escape) for head in heads]
+        body = [[cell.translate(escape) for cell in line] for line in body]
+        text = tabulate(body, headers=heads, tablefmt="latex_raw", disable_numparse=True)
+        return text.replace("\\hline", "\\toprule", 1).replace("\\hline", "\\midrule", 1).replace("\\hline", "\\bottomrule", 1)
+    return tabulate(body, headers=heads, tablefmt=kind, disable_numparse=True)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

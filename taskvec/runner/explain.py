@@ -1,0 +1,92 @@
+"""Configuration errors in one line: the key, the file or command line it stands in, what is allowed, the nearest match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from taskvec.config import Config
+from taskvec.errors import UserError
+from taskvec.registry import did_you_mean
+
+
+def composition(
+    error: Exception,
+    overrides: Sequence[str],
+    known_keys: Callable[[str, Sequence[str]], list[str]],
+    options: Callable[[str], list[str]],
+) -> UserError:
+    """Return Hydra's composition error as one line that names key, place and nearest match."""
+    cause = error.__cause__
+    full_key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    if isinstance(error, MissingConfigException) and missing:
+        group, _, option = missing[1].rpartition("/")
+        while group and not options(group) and "/" in group:
+            group, _, head = group.rpartition("/")
+            option = f"{head}/{option}"
+        where = place(group, overrides, [])
+        return UserError(f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}")
+    if isinstance(error, OverrideParseException):
+        word = getattr(error, "override", "")
+        return UserError(f"{word!r} (command line): not of the form key=value: {str(error).splitlines()[0]}")
+    if full_key:
+        parent, _, key = full_key.rpartition(".")
+        hint = did_you_mean(key, known_keys(parent, overrides))
+        return UserError(f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}")
+    return UserError(" ".join(str(error).split()))
+
+
+class InvalidError(ValueError):
+    """A config node that does not fit its schema."""
+
+    def __init__(self, prefix: str, schema: type[Config], error: ValidationError):
+        super().__init__(str(error))
+        self.prefix, self.schema, self.error = prefix, schema, error
+
+    def user_error(self, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> UserError:
+        """Return the first complaint as one line that names the key and the file that set it."""
+        detail = self.error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in (*([self.prefix] if self.prefix else []), *detail["loc"]))
+        where = place(path, overrides, sources)
+        more = f" (and {self.error.error_count() - 1} more)" if self.error.error_count() > 1 else ""
+        if detail["type"] == "extra_forbidden":
+            known = [name for name in self.schema.model_fields if name not in ("kind", "choices")]
+            return UserError(f"{path} ({where}): unknown key{did_you_mean(str(detail['loc'][-1]), known)}{more}")
+        if detail["type"] == "literal_error":
+            allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+            hint = did_you_mean(str(detail["input"]), allowed)
+            return UserError(f"{path} ({where}): unknown value {detail['input']!r}{hint}{more}")
+        message = detail["msg"].removeprefix("Value error, ")
+        return UserError(f"{path} ({where}): {message}, got {detail['input']!r}{more}")
+
+
+def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
+    """Return the typed form of a config node.
+
+    Raises:
+        InvalidError: if it does not fit; ``prefix`` is the node's place in the config.
+    """
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise InvalidError(prefix, schema, error) from error
+
+
+def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
+    """Return where a key was set: the command line, else the last config file that names it, else the defaults."""
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key == path or path.startswith(f"{key}.") or key.startswith(f"{path}."):
+            return "command line"
+    for prefix, file in sources:
+        relative = path.removeprefix(f"{prefix}.") if prefix and path.startswith(f"{prefix}.") else path
+        if (not prefix or relative != path) and OmegaConf.select(OmegaConf.load(file), relative, default=None) is not None:
+            return f"{file.parent.parent.name}/{file.parent.name}/{file.name}" if prefix else file.name
+    return "default"

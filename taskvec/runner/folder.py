@@ -1,0 +1,186 @@
+"""A run's folder: config, status, result and log, each replaced atomically, guarded by a lock while the run works."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from taskvec import registry
+from taskvec.errors import UserError
+from taskvec.runner.artefact import fingerprint, read_json
+from taskvec.runner.compose import RunConfig
+from taskvec.runner.result import Result, read_result
+
+State = Literal["done", "running", "failed", "stale", "missing"]
+NOT_IN_IDENTITY = {"device", "outputs", "tracker", "choices", "method", "experiment"}
+
+
+def run_id(config: RunConfig) -> str:
+    """Return a run's name: readable labels and a hash of every setting that can change its result."""
+    identity = config.model_dump(mode="json", exclude=NOT_IN_IDENTITY)
+    for group in ("backbone", "finetune"):
+        for key in getattr(config, group).unfingerprinted:
+            identity[group].pop(key)
+    chosen = config.choices
+    labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
+    return "-".join([*(str(label) for label in labels if label), fingerprint(identity)[:8]])
+
+
+class RunFolder:
+    """``outputs/runs/<run id>/`` with ``config.yaml``, ``status.json``, ``result.json`` and ``log.txt``."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """Return the folder of a config's run."""
+        return cls(config.root / "runs" / run_id(config))
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    def status(self) -> dict[str, Any]:
+        """Return the last recorded status; a run whose process is gone has failed."""
+        status = read_json(self.path / "status.json") or {}
+        if status.get("state") == "running" and not self.locked():
+            status = self.status_on_disk()  # it may have ended between the two looks
+            if status.get("state") == "running":
+                status |= {"state": "failed", "reason": "the process was killed; the same command resumes it"}
+        return status
+
+    def status_on_disk(self) -> dict[str, Any]:
+        """Return the status as it was last written."""
+        return read_json(self.path / "status.json") or {}
+
+    def locked(self) -> bool:
+        """Return whether a living process works on the run."""
+        lock = FileLock(self.path / "run.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return False
+
+    def result(self, expected: str | None = None) -> Result | None:
+        """Return the intact result, of the expected fingerprint where one is given; otherwise None."""
+        status = self.status_on_disk()
+        path = self.path / "result.json"
+        if status.get("state") != "done" or not path.is_file():
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest() != status.get("result_sha256"):
+            return None
+        try:
+            result = read_result(path)
+        except UserError:
+            return None
+        return result if expected in (None, result.fingerprint) else None
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the run's lock; other processes that start the same run wait here.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / "run.lock")
+            lock.acquire()
+        except OSError as error:
+            raise UserError(f"outputs: {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self, config: RunConfig, overrides: tuple[str, ...]) -> None:
+        """Record the run as running, with its resolved config and command."""
+        write_atomically(self.path / "config.yaml", config.to_yaml())
+        self._set("running", overrides=list(overrides), command=command(overrides), started=time.time())
+
+    def finish(self, result: Result) -> None:
+        """Record the result, then the run as done."""
+        text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
+        write_atomically(self.path / "result.json", text)
+        self._set("done", result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
+
+    def fail(self, reason: str) -> None:
+        """Record the run as failed; where even that cannot be written, the killed-process rule still says so."""
+        with contextlib.suppress(OSError, UserError):
+            self._set("failed", reason=reason)
+
+    def _set(self, state: State, **more: Any) -> None:
+        status = self.status_on_disk() if state != "running" else {}
+        status |= {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time()} | more
+        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+
+def command(overrides: tuple[str, ...]) -> str:
+    """Return the shell command that starts a run with these overrides."""
+    import shlex
+
+    return shlex.join(["taskvec", *overrides])
+
+
+def run_folders(root: Path) -> list[RunFolder]:
+    """Return the folders of all runs below an outputs folder."""
+    return [RunFolder(path.parent) for path in sorted((root / "runs").glob("*/status.json"))]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, whatever happens.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def environment() -> dict[str, Any]:
+    """Return software and hardware of this process."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("taskvec", "torch", "open_clip_torch", "hydra-core", "safetensors", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(ImportError):
+            found[package] = version(package)
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "packages": found,
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "threads": torch.get_num_threads(),
+        "devices": devices,
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "argv": sys.argv,
+        "user_files": sorted({e.source.name for e in registry.entries() if "taskvec_user_" in e.schema.__module__}),
+    }

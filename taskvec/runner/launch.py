@@ -1,0 +1,46 @@
+"""Running the jobs of a sweep on this machine: one after the other here, or N at once in processes pinned to devices."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import Field
+
+from taskvec.config import Config
+
+log = logging.getLogger(__name__)
+IN_SWEEP = "TASKVEC_SWEEP"
+
+
+class SweepConfig(Config):
+    """``jobs`` run at once; with ``devices`` (CUDA ids) each sees exactly one, and the next job gets the next free one."""
+
+    jobs: int = Field(1, ge=1)
+    devices: tuple[int | str, ...] = ()
+
+
+def run_processes(jobs: Sequence[Sequence[str]], config: SweepConfig) -> None:
+    """Run every job in a process of its own; one that dies takes no other with it. Outcomes are in the run folders."""
+    slots: queue.Queue[str | None] = queue.Queue()
+    for slot in range(config.jobs):
+        slots.put(str(config.devices[slot % len(config.devices)]) if config.devices else None)
+
+    def run(overrides: Sequence[str]) -> None:
+        device = slots.get()
+        environment = dict(os.environ) | {IN_SWEEP: "1"}
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        log.info("starting %s%s", " ".join(overrides), f" on device {device}" if device is not None else "")
+        try:
+            subprocess.run([sys.executable, "-m", "taskvec", "run", *overrides], env=environment)
+        finally:
+            slots.put(device)
+
+    with ThreadPoolExecutor(config.jobs) as pool:
+        list(pool.map(run, jobs))

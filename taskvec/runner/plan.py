@@ -1,0 +1,150 @@
+"""From a run's config to the graph of artefacts that answers it; nothing heavy is imported until one is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from taskvec import registry
+from taskvec.config import Component
+from taskvec.data.files import class_names, describe, locate
+from taskvec.protocols.question import REPORT, SELECTION, Cell, VectorRef
+from taskvec.runner import stages, work
+from taskvec.runner.artefact import Artefact, fingerprint
+from taskvec.runner.compose import RunConfig
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class Plan:
+    """The artefacts of one run, each built once: base, images, heads, vectors, cells."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.tasks = config.suite.definitions
+        self._built: dict[Any, Artefact] = {}
+
+    @cached_property
+    def questions(self) -> list[Cell]:
+        """The cells the protocol asks for."""
+        grid = self.config.protocol.grid or self.config.merge.default_grid
+        return self.config.protocol.cells(self.config.suite, grid)
+
+    @cached_property
+    def cells(self) -> dict[str, Artefact]:
+        """The artefact of each cell by name: the roots of the graph."""
+        return {cell.name: self.cell(cell) for cell in self.questions}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity of the run's answers: its question and everything below it."""
+        answers = {name: node.fingerprint for name, node in self.cells.items()}
+        return fingerprint({"protocol": component_spec("protocol", self.config.protocol), "cells": answers})
+
+    def base(self) -> Artefact:
+        """The pre-trained backbone: an identity, loaded when needed, never copied into the store."""
+        spec, compute = component_spec("backbone", self.config.backbone), work.base(self.config.backbone)
+        return self._once("base", lambda: Artefact("base", "base weights", spec, {}, compute))
+
+    def images(self, task: str, split: str) -> Artefact:
+        """A task's split, decoded at the backbone's resolution."""
+        definition, preprocessing = self.tasks[task], self.config.backbone.preprocessing()
+
+        def build() -> Artefact:
+            spec = {"examples": describe(task, definition, split), "preprocessing": preprocessing}
+            compute = work.decoding(task, definition, split, preprocessing)
+            return Artefact("images", f"images {task}/{split}", spec, {}, compute)
+
+        return self._once(("images", task, split), build)
+
+    def head(self, task: str) -> Artefact:
+        """A task's frozen zero-shot head."""
+
+        def build() -> Artefact:
+            names, templates = self.prompts(task)
+            spec = {"classes": names, "templates": templates}
+            compute = work.head(self.config.backbone, task, names, templates)
+            return Artefact("head", f"head {task}", spec, {"base": self.base()}, compute)
+
+        return self._once(("head", task), build)
+
+    def prompts(self, task: str) -> tuple[list[str], list[str]]:
+        """Return the class names and the prompt templates of a task."""
+        definition = self.tasks[task]
+        if definition.folder is not None:
+            names = class_names(task, definition, locate(task, definition, "test").path)
+        else:
+            names = definition.classes or work.hub_class_names(task, definition)
+        return list(names), list(definition.templates)
+
+    def vector(self, ref: VectorRef) -> Artefact:
+        """The vector a protocol refers to, after the run's transforms unless it asks for the vector as fine-tuned."""
+        node = self._once(ref, lambda: self._random(ref) if ref.source == "random" else self._trained(ref))
+        for name, transform in self.config.transform.items() if ref.transformed else ():
+            node = self._once((ref, name), lambda n=node, t=transform, m=name: self._transformed(n, m, t))
+        return node
+
+    def _trained(self, ref: VectorRef) -> Artefact:
+        config = self.config
+        ascend = ref.source == "ascent"
+        spec = {
+            "finetune": component_spec("finetune", config.finetune),
+            "seed": config.seed,
+            "precision": config.precision,
+            "ascend": ascend,
+        }
+        inputs = {"base": self.base()}
+        for task in ref.tasks:
+            inputs |= {f"images/{task}": self.images(task, "train"), f"head/{task}": self.head(task)}
+        recipe = config.finetune
+        if len(ref.tasks) > 1:  # as many steps as the individual runs have together
+            spec["steps_times"] = len(ref.tasks)
+            recipe = recipe.model_copy(update={"steps": recipe.steps * len(ref.tasks)})
+        compute = work.training(recipe, ref.tasks, seed=config.seed, ascend=ascend)
+        return Artefact("vector", f"vector {ref.label}", spec, inputs, compute)
+
+    def _random(self, ref: VectorRef) -> Artefact:
+        tuned = self.vector(VectorRef(ref.tasks, transformed=False))
+        spec = {"random": "gaussian, norms of the tuned tensors", "seed": self.config.seed}
+        compute = work.random_vector(self.config.seed)
+        return Artefact("vector", f"vector {ref.label}", spec, {"like": tuned}, compute)
+
+    def _transformed(self, vector: Artefact, name: str, transform: Component) -> Artefact:
+        spec = {"transform": component_spec("transform", transform)}
+        inputs = {"vector": vector, "base": self.base()}
+        return Artefact("vector", f"{vector.label}, {name}", spec, inputs, work.transforming(transform))
+
+    def cell(self, cell: Cell) -> Artefact:
+        """A question's answer."""
+
+        def build() -> Artefact:
+            merge = component_spec("merge", self.config.merge) if cell.merge else "sum"
+            spec = cell.settings() | {"merge": merge, "precision": self.config.precision}
+            inputs = {"base": self.base()}
+            inputs |= {f"vector/{i}": self.vector(ref) for i, (_, ref) in enumerate(cell.vectors)}
+            splits = ([SELECTION] if cell.grid or cell.on_selection else []) + [REPORT]
+            for task in cell.tasks:
+                inputs |= {f"head/{task}": self.head(task)}
+                inputs |= {f"images/{split}/{task}": self.images(task, split) for split in splits}
+            inputs |= {f"needs/{name}": self.cell(needed) for name, needed in cell.needs.items()}
+            compute = work.answering(cell, self.config.merge if cell.merge else None)
+            return Artefact("cell", f"cell {cell.name}", spec, inputs, compute)
+
+        return self._once(("cell", cell.name), build)
+
+    def _once(self, key: Any, build: Any) -> Artefact:
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]
+
+
+def component_spec(group: str, component: Component) -> Mapping[str, Any]:
+    """Return a component's settings with the version of its code (for a user's own file, the hash of the file)."""
+    entry = registry.lookup(group, component.kind)
+    if entry.source.is_relative_to(PACKAGE):
+        code: Any = stages.version(f"{group}/{component.kind}")
+    else:
+        code = registry.source_hash(entry.source)
+    return component.identity() | {"code": code}

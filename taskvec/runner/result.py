@@ -1,0 +1,93 @@
+"""``result.json``: the versioned, typed truth about one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from taskvec.config import Config
+from taskvec.errors import UserError
+from taskvec.protocols.question import Row
+
+SCHEMA_VERSION = 1
+VOLATILE = ("timing", "environment")
+
+
+class Stage(Config):
+    """One artefact a result stands on."""
+
+    kind: str
+    label: str
+    fingerprint: str
+
+
+class Result(Config):
+    """Metrics, how they were chosen, what they stand on, what they cost.
+
+    Two results are the same if they are equal without their ``timing`` and ``environment`` blocks.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    fingerprint: str
+    config: dict[str, Any]
+    primary: float
+    metrics: dict[str, float]
+    rows: tuple[Row, ...]
+    curves: dict[str, list[dict[str, Any]]]
+    data_seen: dict[str, list[str]]
+    stages: tuple[Stage, ...]
+    timing: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+
+    def same_as(self, other: Result) -> bool:
+        """Return whether two results agree in all but timing and environment."""
+        return self.model_dump(exclude=set(VOLATILE)) == other.model_dump(exclude=set(VOLATILE))
+
+
+def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
+    """Return ``row/metric`` and ``row/metric/task`` keys, the flat form that dashboards take."""
+    flat: dict[str, float] = {}
+    for row in rows:
+        named = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+        flat |= {f"{row.row}/{name}": value for name, value in named.items() if value is not None}
+        flat |= {f"{row.row}/accuracy/{task}": value for task, value in row.accuracy.items()}
+        flat |= {f"{row.row}/normalised/{task}": value for task, value in row.normalised.items()}
+    return flat
+
+
+# From each earlier schema version, the function that turns its data into the next one's.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def migrate(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a result of any earlier schema version in the current one.
+
+    Raises:
+        UserError: if the version is newer than this program or unknown.
+    """
+    while (found := data.get("schema_version")) != SCHEMA_VERSION:
+        if found not in MIGRATIONS:
+            raise UserError(f"result schema version {found!r}, this program reads up to {SCHEMA_VERSION}; update taskvec")
+        data = MIGRATIONS[found](data)
+    return data
+
+
+def read_result(path: Path) -> Result:
+    """Return the result in a file, migrated to the current schema.
+
+    Raises:
+        UserError: if the file is missing, is not JSON or does not fit the schema.
+    """
+    try:
+        return Result.model_validate(migrate(json.loads(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValidationError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a taskvec result: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,78 @@
+"""Everything that can be wrong with a run, checked before a weight is loaded."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvec.errors import UserError
+from taskvec.runner.compose import RunConfig
+from taskvec.runner.store import Store
+
+if TYPE_CHECKING:
+    from taskvec.runner.plan import Plan
+
+CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
+
+
+def preflight(config: RunConfig, plan: Plan) -> None:
+    """Check components against each other, weights' headers, every data file, the output folder and the disk.
+
+    Raises:
+        UserError: naming the first thing that is wrong and its remedy.
+    """
+    compatible(config)
+    config.protocol.check(config.suite)
+    config.backbone.check()
+    plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
+    writable(config.root)
+    enough_disk(config, plan)
+
+
+def compatible(config: RunConfig) -> None:
+    """Check that every stage supports the forward mode that fine-tuning produces.
+
+    Raises:
+        UserError: naming the two components that do not go together.
+    """
+    modes = config.finetune.forward_modes
+    for group, component in (*config.transform.items(), ("merge", config.merge), ("protocol", config.protocol)):
+        if not modes & component.forward_modes:
+            has, takes = "/".join(sorted(modes)), "/".join(sorted(component.forward_modes))
+            raise UserError(f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {has}")
+
+
+def writable(root: Path) -> None:
+    """Check that files can be created below the output folder.
+
+    Raises:
+        UserError: with the system's reason.
+    """
+    probe = root / f".probe-{uuid.uuid4().hex}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"taskvec")
+        probe.unlink()
+    except OSError as error:
+        probe.unlink(missing_ok=True) if root.is_dir() else None
+        raise UserError(f"outputs: {root} cannot be written: {error.strerror}; set outputs=FOLDER") from error
+
+
+def enough_disk(config: RunConfig, plan: Plan) -> None:
+    """Check that the vectors still to be made, and one training checkpoint, fit on the disk.
+
+    Raises:
+        UserError: with the bytes needed and free.
+    """
+    store = Store(config.root / "store")
+    nodes = {node.fingerprint: node for root in plan.cells.values() for node in root.walk()}
+    missing = [node for node in nodes.values() if node.kind == "vector" and not store.has(node)]
+    need = config.backbone.weight_bytes() * (len(missing) + CHECKPOINT_COPIES) if missing else 0
+    free = shutil.disk_usage(config.root).free
+    if need > free:
+        raise UserError(
+            f"outputs: {len(missing)} task vectors need {need / 1e9:.1f} GB, {config.root} has {free / 1e9:.1f} GB free; "
+            "set outputs=FOLDER on another disk or free space with `taskvec store prune`"
+        )

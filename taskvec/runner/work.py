@@ -1,0 +1,148 @@
+"""How each kind of artefact is computed: the place where the graph meets torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import UserError
+from taskvec.runner.artefact import Artefact, Content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskvec.data.tasks import Task
+    from taskvec.merge.composition import Merge
+    from taskvec.models.base import Backbone
+    from taskvec.protocols.question import Cell
+    from taskvec.runner.workspace import Workspace
+    from taskvec.training.recipe import Recipe
+
+    Compute = Callable[["Workspace", Artefact], Content]
+
+
+def base(backbone: Backbone) -> Compute:
+    """Name the backbone that the workspace loads."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        return Content(meta={"backbone": backbone})
+
+    return compute
+
+
+def decoding(name: str, task: Task, split: str, preprocessing: Mapping[str, Any]) -> Compute:
+    """Compute a split's decoded images."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        from taskvec.data.images import decode_split
+
+        tensors = decode_split(name, task, split, preprocessing)
+        return Content(tensors, {"examples": len(tensors["labels"])})
+
+    return compute
+
+
+def head(backbone: Backbone, task: str, names: Sequence[str], templates: Sequence[str]) -> Compute:
+    """Compute a task's zero-shot head."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        return Content({"head": backbone.heads({task: (names, templates)})[task]}, {"classes": list(names)})
+
+    return compute
+
+
+def hub_class_names(name: str, task: Task) -> tuple[str, ...]:
+    """Return the class names of a data set of the hub.
+
+    Raises:
+        UserError: if it cannot be reached or has no class names.
+    """
+    import datasets
+
+    try:
+        features = datasets.load_dataset_builder(task.path).info.features or {}
+        return tuple(features[task.label].names)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"task {name}: data set {task.path!r} cannot be read: {reason}") from error
+
+
+def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -> Compute:
+    """Fine-tune on the union of the tasks."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        from taskvec.training.checkpoint import Checkpoint
+        from taskvec.training.fit import fit
+
+        model = work.model(node.inputs["base"])
+        views = {task: work.view(node.inputs[f"images/{task}"], node.inputs[f"head/{task}"]) for task in tasks}
+        vector, curve = fit(
+            model,
+            views,
+            recipe,
+            seed=seed,
+            bf16=work.bf16,
+            ascend=ascend,
+            checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),
+            observe=lambda step, total, metrics: work.observe(node, step, total, metrics),
+        )
+        return Content(dict(vector), {"base_hash": work.base_hash(node.inputs["base"]), "curve": curve})
+
+    return compute
+
+
+def random_vector(seed: int) -> Compute:
+    """Draw a Gaussian vector with the norms of another."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        import torch
+
+        from taskvec.vectors import random_like
+
+        like = work.vector(node.inputs["like"])
+        return Content(dict(random_like(like, torch.Generator().manual_seed(seed))), dict(like.metadata))
+
+    return compute
+
+
+def transforming(transform: Any) -> Compute:
+    """Apply a transform to one vector."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        vector, model = work.vector(node.inputs["vector"]), work.model(node.inputs["base"])
+        changed = transform.transform(vector.to(work.device), model)
+        return Content(dict(changed.to("cpu")), dict(vector.metadata))
+
+    return compute
+
+
+def answering(cell: Cell, merge: Merge | None) -> Compute:
+    """Answer a cell; without a merge the vectors are summed as they are."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        from taskvec.merge.composition import Scaled
+        from taskvec.protocols.evaluate import answer
+        from taskvec.protocols.question import Answer
+        from taskvec.vectors import TaskVector
+
+        base = node.inputs["base"]
+        model = work.model(base)
+        vectors = {}
+        for index, (sign, ref) in enumerate(cell.vectors):
+            vector = work.vector(node.inputs[f"vector/{index}"])
+            if vector.metadata["base_hash"] != work.base_hash(base):
+                raise UserError(f"vector {ref.label} was made from other base weights; delete it with `taskvec store prune`")
+            vectors[ref.label] = (vector * sign).to(work.device)
+        plain = Scaled(model.parameters, sum(vectors.values(), TaskVector({})))
+        composition = merge.compose(model.parameters, vectors) if merge and vectors else plain
+        needs = {
+            name: Answer.model_validate(work.get(node.inputs[f"needs/{name}"]).meta["answer"]) for name in cell.needs
+        }
+
+        def views(split: str) -> dict[str, Any]:
+            return {t: work.view(node.inputs[f"images/{split}/{t}"], node.inputs[f"head/{t}"]) for t in cell.tasks}
+
+        result, masks = answer(cell, model, composition, views, needs, bf16=work.bf16)
+        return Content(masks, {"answer": result.model_dump(mode="json")})
+
+    return compute

@@ -1,0 +1,109 @@
+"""What computations of one process share: the store, the device, loaded models and decoded data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import UserError
+from taskvec.runner.artefact import Artefact, Content
+from taskvec.runner.store import Store
+
+if TYPE_CHECKING:
+    from taskvec.data.views import TaskView
+    from taskvec.models.base import Model
+    from taskvec.vectors import TaskVector
+
+KEPT = {"images", "head"}
+Observe = Callable[[Artefact, int, int, Mapping[str, float]], None]
+
+
+class Workspace:
+    """Computes artefacts in order, each at most once per store, and keeps models, images and heads in memory."""
+
+    def __init__(self, store: Store, device: str, precision: str, observe: Observe, done: Callable[..., None]):
+        self.store, self.device, self.bf16 = store, resolve_device(device), precision == "bf16"
+        self.observe, self.done = observe, done
+        self._kept: dict[str, Any] = {}
+        self.usage: dict[str, dict[str, Any]] = {}
+        set_precision(precision)
+
+    def get(self, node: Artefact) -> Content:
+        """Return an artefact's content; missing inputs are computed before it, so locks are never nested."""
+        if node.fingerprint in self._kept:
+            return self._kept[node.fingerprint]
+        if not self.store.has(node):
+            for child in node.inputs.values():
+                self.ensure(child)
+        content, record, computed = self.store.get(node, lambda: node.compute(self, node))
+        first = node.fingerprint not in self.usage
+        self.usage[node.fingerprint] = record["usage"] | {"label": node.label, "kind": node.kind, "computed": computed}
+        if first:
+            self.done(node, record, computed)
+        if node.kind in KEPT:
+            self._kept[node.fingerprint] = content
+        return content
+
+    def ensure(self, node: Artefact) -> None:
+        """Compute an artefact unless it is stored."""
+        if node.kind != "base" and not self.store.has(node):
+            self.get(node)
+
+    def model(self, base: Artefact) -> Model:
+        """Return the loaded backbone of a base, one at a time."""
+        return self._base(base)[0]
+
+    def base_hash(self, base: Artefact) -> str:
+        """Return the hash of a base's editable weights."""
+        return self._base(base)[1]
+
+    def _base(self, base: Artefact) -> tuple[Model, str]:
+        if base.fingerprint not in self._kept:
+            from taskvec.vectors import weights_hash
+
+            model = base.compute(self, base).meta["backbone"].load(self.device)
+            self._kept[base.fingerprint] = (model, weights_hash(model.parameters))
+        return self._kept[base.fingerprint]
+
+    def vector(self, node: Artefact) -> TaskVector:
+        """Return a stored task vector, on the CPU."""
+        from taskvec.vectors import TaskVector
+
+        content = self.get(node)
+        return TaskVector(content.tensors, {"base_hash": content.meta["base_hash"]})
+
+    def view(self, images: Artefact, head: Artefact) -> TaskView:
+        """Return a task's split with its head, on the device."""
+        from taskvec.data.views import TaskView
+
+        key = f"{images.fingerprint}/{head.fingerprint}"
+        if key not in self._kept:
+            data = self.get(images).tensors
+            view = TaskView(data["images"], data["labels"], self.get(head).tensors["head"])
+            self._kept[key] = view.to(self.device)
+        return self._kept[key]
+
+
+def resolve_device(device: str) -> str:
+    """Return the torch device that ``auto`` stands for, or the device itself once it is known to exist.
+
+    Raises:
+        UserError: if the device is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= count:
+        raise UserError(f"device: {device!r} is not available here ({count} {kind} devices); use device=auto")
+    return device
+
+
+def set_precision(precision: str) -> None:
+    """Set the arithmetic of float32 matrix products; ``tf32`` acts on CUDA devices, bf16 through autocast."""
+    import torch
+
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"

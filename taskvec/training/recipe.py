@@ -1,0 +1,53 @@
+"""The fine-tuning recipe of the task-arithmetic papers, as a schema every fine-tuning method extends."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from taskvec.config import Component
+
+
+class Recipe(Component):
+    """AdamW on all selected parameters, linear warm-up and cosine decay per step, gradient-norm clipping (spec 1.4).
+
+    ``batch_size`` images make one step, cut into ``accumulation`` micro-batches whose gradients are averaged.
+    ``epochs``, where given, replaces ``steps``. ``checkpoint_every`` is in seconds and does not change results.
+    """
+
+    lr: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    steps: int = Field(2000, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    warmup: int = Field(500, ge=0)
+    batch_size: int = Field(128, ge=1)
+    accumulation: int = Field(1, ge=1)
+    clip_norm: float = Field(1.0, gt=0)
+    augment: Literal["none", "random_resized_crop"] = "random_resized_crop"
+    crop_scale: float = Field(0.9, gt=0, le=1)
+    checkpoint_every: float = Field(30.0, ge=0)
+
+    unfingerprinted: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Recipe:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+        return self
+
+    def selects(self, name: str) -> bool:
+        """Return whether a parameter is trained; the others stay at theta_0 and are not stored."""
+        return True
+
+    def total_steps(self, examples: int) -> int:
+        """Return the number of optimiser steps for a training set of this size."""
+        return self.epochs * math.ceil(examples / self.batch_size) if self.epochs else self.steps
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, total: int) -> float:
+    """Return the rate of step s: peak (s+1)/W for s < W, else peak/2 (1 + cos(pi (s-W)/(S-W))) (spec 1.4)."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,46 @@
+"""Shared fixtures: the tiny world, and the command in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import world
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world's folder, built once."""
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def warm_outputs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outputs folder in which the tiny world's addition run is done; copy it, do not change it."""
+    outputs = tmp_path_factory.mktemp("warm") / "outputs"
+    done = command(tiny, *world.FAST, f"outputs={outputs}")
+    assert done.returncode == 0, done.stderr
+    return outputs
+
+
+@pytest.fixture
+def outputs(warm_outputs: Path, tmp_path: Path) -> Path:
+    """A fresh outputs folder that knows the tiny world's heads and images (which need open_clip, 5 s to import)."""
+    fresh = tmp_path / "outputs"
+    for kind in ("head", "images"):
+        shutil.copytree(warm_outputs / "store" / kind, fresh / "store" / kind)
+    return fresh
+
+
+def command(include: Path | None, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 120):
+    """Run ``taskvec`` in a process of its own and return it finished, with its output as text."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("TASKVEC", "WANDB"))}
+    own |= {"OMP_NUM_THREADS": "1"} | (environment or {})
+    words = [sys.executable, "-m", "taskvec", *(["--include", str(include)] if include else []), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=own, timeout=timeout, cwd=own.get("PWD_FOR_TEST"))

@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _take_includes(arguments: list[str]) -> list[str]:
-    """Move ``--include PATH`` (a folder or a Python file of the user's) into the environment, for child processes too."""
+    """Move ``--include PATH`` (a user's folder or Python file) into the environment, for child processes too.
+
+    Raises:
+        UserError: if the path is missing.
+    """
     rest, paths = [], []
     queue = iter(arguments)
     for argument in queue:

@@ -12,7 +12,7 @@ from taskvec.runner import compose, sweep
 
 log = logging.getLogger(__name__)
 
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--resolve", "--package", "-p")
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 HELP = """\
 taskvec: task arithmetic and model merging, composable, exact, resumable.
@@ -33,7 +33,11 @@ verbs:
 
 
 def main(arguments: list[str]) -> int:
-    """Compose, validate and run; the exit status says how it went."""
+    """Compose, validate and run; the exit status says how it went.
+
+    Raises:
+        UserError: for an unknown verb or option, and all that a run's input can be wrong in.
+    """
     if not arguments and sys.stdin is not None and sys.stdin.isatty() or {"-h", "--help"} & set(arguments):
         print(HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())), end="")
         return 0
@@ -44,7 +48,9 @@ def main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
     if unknown:
-        raise UserError(f"unknown option {unknown[0]!r}{did_you_mean(unknown[0], ['--multirun', '--include', '--help'])}")
+        raise UserError(
+            f"unknown option {unknown[0]!r}{did_you_mean(unknown[0], ['--multirun', '--include', '--help'])}"
+        )
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"unknown verb {word!r}{did_you_mean(word, list(VERBS))}, or an override that lacks '='")

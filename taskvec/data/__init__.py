@@ -1,0 +1,1 @@
+"""Tasks and suites: where examples are, decoding them once, what a method may see of them."""

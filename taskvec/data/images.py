@@ -92,7 +92,9 @@ def _rows(name: str, task: Task, split: str) -> tuple[list[Any], list[int], tupl
     try:
         table = datasets.load_dataset(task.path, split=source)
     except Exception as error:
-        raise UserError(f"task {name}: data set {task.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"task {name}: data set {task.path!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
     labels = table.features[task.label]
     table = table.cast_column(task.image, datasets.Image(decode=False))
     return table[task.image], list(table[task.label]), task.classes or tuple(labels.names)

@@ -1,0 +1,1 @@
+"""Recipes that learn one vector per task, one short file each."""

@@ -1,0 +1,1 @@
+"""Ways to combine task vectors into one model, one short file each."""

@@ -136,11 +136,11 @@ class Clip(Backbone):
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 shapes = {name: s.get_shape() for name, s in slices.items()}
                 integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
-            if integers:
-                raise ValueError(f"{integers[0]} is not floating-point")
             check_shapes(shapes, vision)
         except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
+        if integers:
+            raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
 
     def load(self, device: str) -> ClipModel:
         """Return the image tower with its base weights.
@@ -175,7 +175,11 @@ class Clip(Backbone):
 
     @cached_property
     def _open_clip(self) -> tuple[Any, Any]:
-        """Return open_clip's own model and tokenizer, after comparing its preprocessing with the config's."""
+        """Return open_clip's own model and tokenizer, after comparing its preprocessing with the config's.
+
+        Raises:
+            UserError: if they cannot be loaded, or were trained with another preprocessing.
+        """
         from taskvec.models.zero_shot import load_open_clip
 
         try:

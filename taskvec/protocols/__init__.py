@@ -1,0 +1,1 @@
+"""The questions asked of composed models, and the rules by which coefficients are chosen."""

@@ -44,7 +44,11 @@ class Addition(Protocol):
     joint: bool = False
 
     def check(self, suite: ImageSuite) -> None:
-        """Raise UserError where subsets are larger than the suite."""
+        """Check the size of subsets.
+
+        Raises:
+            UserError: if it exceeds the suite's.
+        """
         if (self.subset_size or 0) > len(suite.tasks):
             raise UserError(f"protocol.subset_size: {self.subset_size}, but the suite has {len(suite.tasks)} tasks")
 
@@ -70,9 +74,7 @@ class Addition(Protocol):
     def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, (joint,) merged and merged_alpha_1."""
         own = denominators(suite.tasks, answers, REPORT)
-        singles = {
-            t: row("individual", answers[f"individual/{t}"], 1.0, [t], denominators=own) for t in suite.tasks
-        }
+        singles = {t: row("individual", answers[f"individual/{t}"], 1.0, [t], denominators=own) for t in suite.tasks}
         rows = [
             row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, denominators=own),
             joined("individual", singles),
@@ -84,6 +86,9 @@ class Addition(Protocol):
         for name, chosen in self.subsets(suite).items():
             answer = answers[name]
             merged.append(row(name, answer, answer.alpha, chosen, denominators=own))
-            rows += [merged[-1], row(name.replace("merged", "merged_alpha_1", 1), answer, 1.0, chosen, denominators=own)]
+            rows += [
+                merged[-1],
+                row(name.replace("merged", "merged_alpha_1", 1), answer, 1.0, chosen, denominators=own),
+            ]
             curves[name] = curve(answer, chosen)
         return Report(rows=tuple(rows), curves=curves, primary=mean(r.normalised_mean for r in merged))

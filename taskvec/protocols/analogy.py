@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import REPORT, Answer, Cell, Protocol, Report, VectorRef, curve, individual, row, zero_shot
+from taskvec.protocols.question import (
+    REPORT,
+    Answer,
+    Cell,
+    Protocol,
+    Report,
+    VectorRef,
+    curve,
+    individual,
+    row,
+    zero_shot,
+)
 from taskvec.protocols.selection import denominators
 from taskvec.registry import register
 
@@ -18,8 +29,9 @@ if TYPE_CHECKING:
 class Analogy(Protocol):
     """theta_0 + alpha * (tau_c + (tau_b - tau_a)), evaluated on the target task.
 
-    The suite's tasks a, b, c and target form a grid of two domains and two groups of classes: a and b share a domain, a and
-    c a group. The coefficient is chosen on the target's validation split, as in the paper. ``auxiliary`` is tau_c alone.
+    The suite's tasks a, b, c and target form a grid of two domains and two groups of classes: a and b share a domain,
+    a and c a group. The coefficient is chosen on the target's validation split, as in the paper. ``auxiliary`` is tau_c
+    alone.
     """
 
     kind: Literal["analogy"] = "analogy"
@@ -30,10 +42,15 @@ class Analogy(Protocol):
     target: str
 
     def check(self, suite: ImageSuite) -> None:
-        """Raise UserError unless a, b, c and target are four tasks of the suite."""
+        """Check that a, b, c and target are four tasks of the suite.
+
+        Raises:
+            UserError: naming the role that is not.
+        """
         for role in ("a", "b", "c", "target"):
-            if getattr(self, role) not in suite.tasks:
-                raise UserError(f"protocol.{role}: {getattr(self, role)!r} is not in suite.tasks ({', '.join(suite.tasks)})")
+            task = getattr(self, role)
+            if task not in suite.tasks:
+                raise UserError(f"protocol.{role}: {task!r} is not in suite.tasks ({', '.join(suite.tasks)})")
         if len({self.a, self.b, self.c, self.target}) < 4:
             raise UserError("protocol: a, b, c and target must be four different tasks")
 
@@ -41,7 +58,9 @@ class Analogy(Protocol):
         """Return zero-shot, target-tuned, auxiliary and analogy cells."""
         a, b, c = (VectorRef((task,)) for task in (self.a, self.b, self.c))
         parts = {"auxiliary": ((1.0, c),), "analogy": ((1.0, c), (1.0, b), (-1.0, a))}
-        searched = [Cell(n, v, (self.target,), grid=tuple(grid), rule=self.rule, fixed=(1.0,)) for n, v in parts.items()]
+        searched = [
+            Cell(n, v, (self.target,), grid=tuple(grid), rule=self.rule, fixed=(1.0,)) for n, v in parts.items()
+        ]
         return [zero_shot((self.target,)), individual(self.target), *searched]
 
     def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:

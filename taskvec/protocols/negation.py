@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import Answer, Cell, Protocol, Report, VectorRef, curve, individual, joined, mean, row, zero_shot
+from taskvec.protocols.question import (
+    Answer,
+    Cell,
+    Protocol,
+    Report,
+    VectorRef,
+    curve,
+    individual,
+    joined,
+    mean,
+    row,
+    zero_shot,
+)
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -31,7 +43,11 @@ class Negation(Protocol):
     ascent: bool = False
 
     def check(self, suite: ImageSuite) -> None:
-        """Raise UserError where the suite has no control task."""
+        """Check that there is a control.
+
+        Raises:
+            UserError: if the suite names none.
+        """
         if suite.control is None:
             raise UserError("protocol=negation: the suite has no control task; set suite.control=NAME")
 

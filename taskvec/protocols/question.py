@@ -41,10 +41,10 @@ class VectorRef:
 class Cell:
     """One question: compose ``vectors`` (with signs), search a coefficient, report accuracies.
 
-    The coefficients of ``grid`` are evaluated on the validation split of ``targets`` and ``control``; ``rule`` picks one
-    of them with the help of the cells in ``needs``; it and those of ``fixed`` are evaluated on the test split.
-    ``merge`` False means the plain sum, whatever the run's merge is. Fixed coefficients are evaluated on validation too
-    where ``on_selection`` asks for it (denominators and zero-shot controls of selection rules).
+    The coefficients of ``grid`` are evaluated on the validation split of ``targets`` and ``control``; ``rule`` picks
+    one of them with the help of the cells in ``needs``; it and those of ``fixed`` are evaluated on the test split.
+    ``merge`` False means the plain sum, whatever the run's merge is. Fixed coefficients are evaluated on validation
+    too where ``on_selection`` asks for it (denominators and zero-shot controls of selection rules).
     """
 
     name: str

@@ -19,7 +19,9 @@ def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> 
     """
     zero = [task for task, accuracy in denominators.items() if accuracy == 0]
     if zero:
-        raise NoFeasibleCoefficientError(f"normalised accuracy is undefined: individual accuracy 0 on {', '.join(zero)}")
+        raise NoFeasibleCoefficientError(
+            f"normalised accuracy is undefined: {', '.join(zero)} has individual accuracy 0"
+        )
 
     def score(alpha: float) -> float:
         return sum(curve[alpha][task] / accuracy for task, accuracy in denominators.items()) / len(denominators)

@@ -1,0 +1,1 @@
+"""Results as flat records and tables."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -23,7 +23,9 @@ PERCENT = 100
 def run_table(result: Result) -> str:
     """Return one run's rows: accuracy per task in percent, mean, normalised mean, control, coefficient."""
     tasks = list(dict.fromkeys(task for row in result.rows for task in row.accuracy))
-    shown = [name for name in ("normalised_mean", "control") if any(getattr(row, name) is not None for row in result.rows)]
+    shown = [
+        name for name in ("normalised_mean", "control") if any(getattr(row, name) is not None for row in result.rows)
+    ]
     lines = []
     for row in result.rows:
         cells = [row.accuracy.get(task) for task in tasks] + [row.mean] + [getattr(row, name) for name in shown]
@@ -37,10 +39,18 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{PERCENT * value:.1f}"
 
 
-def table(results: Sequence[Result], rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str], style: str) -> str:
-    """Return mean ± sample standard deviation of each metric per row and column group.
+def table(
+    results: Sequence[Result],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    style: str = "md",
+    where: Mapping[str, str] | None = None,
+) -> str:
+    """Return mean ± sample standard deviation of each metric per row and column group; ``where`` filters records.
 
     Runs that differ in a key that is neither a row nor a column nor a seed are not averaged: the key becomes a row key.
+    ``metrics`` None means those of :data:`METRICS` that have values.
 
     Raises:
         UserError: for an unknown key or metric.
@@ -48,12 +58,16 @@ def table(results: Sequence[Result], rows: Sequence[str], columns: Sequence[str]
     lines = [record for result in results for record in records(result)]
     known = sorted({key for line in lines for key in line} - {"values"})
     available = list(dict.fromkeys([*METRICS, *(name for line in lines for name in line["values"])]))
-    for key in (*rows, *columns):
+    for key in (*rows, *columns, *(where or {})):
         if key not in known and key != "metric":
             raise UserError(f"table: unknown key {key!r}{did_you_mean(key, [*known, 'metric'])}")
+    lines = [line for line in lines if all(_text(line.get(k)) == v for k, v in (where or {}).items())]
+    metrics = metrics or [m for m in METRICS if any(line["values"].get(m) is not None for line in lines)]
     for metric in metrics:
         if metric not in available:
             raise UserError(f"table: unknown metric {metric!r}{did_you_mean(metric, available)}")
+    if not lines:
+        raise UserError(f"table: no record has {', '.join(f'{k}={v}' for k, v in (where or {}).items())}")
     rows = [*rows, *undeclared(lines, (*rows, *columns))]
     lines = [{**line, "metric": m, "value": line["values"].get(m)} for line in lines for m in metrics]
     lines = [line for line in lines if line["value"] is not None]
@@ -62,9 +76,13 @@ def table(results: Sequence[Result], rows: Sequence[str], columns: Sequence[str]
     for line in lines:
         key = tuple(line.get(r) for r in rows)
         groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
-            line["value"] * (1 if line["metric"] == "alpha" else PERCENT)
+            line["value"] if line["metric"] == "alpha" else PERCENT * line["value"]
         )
-    body = [[*map(_text, key), *(summarised(cells.get(head, []), style) for head in heads)] for key, cells in groups.items()]
+    coefficient = {tuple(line.get(c) for c in columns) for line in lines if line["metric"] == "alpha"}
+    body = [
+        [*map(_text, key), *(summarised(cells.get(head, []), style, 2 if head in coefficient else 1) for head in heads)]
+        for key, cells in groups.items()
+    ]
     return render([*rows, *(" ".join(map(_text, head)) for head in heads)], body, style)
 
 
@@ -87,7 +105,7 @@ def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list
     return extra
 
 
-def summarised(values: Sequence[float], style: str) -> str:
+def summarised(values: Sequence[float], style: str, digits: int = 1) -> str:
     """Return "mean ± deviation" (n > 1) or the value; CSV keeps full precision."""
     if not values:
         return ""
@@ -95,9 +113,9 @@ def summarised(values: Sequence[float], style: str) -> str:
     if style == "csv":
         return repr(centre)
     if len(values) == 1:
-        return f"{centre:.1f}" if centre > 1 or centre == 0 else f"{centre:.2f}"
+        return f"{centre:.{digits}f}"
     sign = " $\\pm$ " if style == "latex" else " ± "
-    return f"{centre:.1f}{sign}{statistics.stdev(values):.1f}"
+    return f"{centre:.{digits}f}{sign}{statistics.stdev(values):.{digits}f}"
 
 
 def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
@@ -112,7 +130,11 @@ def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> s
         heads = [head.translate(escape) for head in heads]
         body = [[cell.translate(escape) for cell in line] for line in body]
         text = tabulate(body, headers=heads, tablefmt="latex_raw", disable_numparse=True)
-        return text.replace("\\hline", "\\toprule", 1).replace("\\hline", "\\midrule", 1).replace("\\hline", "\\bottomrule", 1)
+        return (
+            text.replace("\\hline", "\\toprule", 1)
+            .replace("\\hline", "\\midrule", 1)
+            .replace("\\hline", "\\bottomrule", 1)
+        )
     return tabulate(body, headers=heads, tablefmt=kind, disable_numparse=True)
 
 

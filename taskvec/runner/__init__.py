@@ -1,0 +1,1 @@
+"""Compose, validate, fingerprint, skip or run, record, mirror."""

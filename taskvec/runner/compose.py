@@ -138,7 +138,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         try:
             node = hydra_compose("config", overrides=[*overrides, *search_path_overrides()], return_hydra_config=True)
         except Exception as error:
-            raise explain.composition(error, overrides, known_keys, options) from error
+            raise UserError(explain.composition(error, overrides, known_keys, options)) from error
     choices = dict(node.hydra.runtime.choices)
     OmegaConf.set_struct(node, False)
     del node["hydra"]
@@ -186,7 +186,7 @@ def resolve(composed: Composed) -> RunConfig:
     try:
         return from_data(data)
     except explain.InvalidError as error:
-        raise error.user_error(composed.overrides, sources(composed)) from error
+        raise UserError(error.explain(composed.overrides, sources(composed))) from error
 
 
 def sweep_config(composed: Composed) -> SweepConfig:
@@ -198,7 +198,7 @@ def sweep_config(composed: Composed) -> SweepConfig:
     try:
         return explain.checked(SweepConfig, OmegaConf.to_container(composed.node.sweep), "sweep")
     except explain.InvalidError as error:
-        raise error.user_error(composed.overrides, sources(composed)) from error
+        raise UserError(error.explain(composed.overrides, sources(composed))) from error
 
 
 def from_data(data: dict[str, Any]) -> RunConfig:

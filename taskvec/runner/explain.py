@@ -1,4 +1,4 @@
-"""Configuration errors in one line: the key, the file or command line it stands in, what is allowed, the nearest match."""
+"""Configuration errors in one line: the key, where it was set, what is allowed, the nearest match."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from taskvec.config import Config
-from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
 
 
@@ -21,7 +20,7 @@ def composition(
     overrides: Sequence[str],
     known_keys: Callable[[str, Sequence[str]], list[str]],
     options: Callable[[str], list[str]],
-) -> UserError:
+) -> str:
     """Return Hydra's composition error as one line that names key, place and nearest match."""
     cause = error.__cause__
     full_key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
@@ -32,15 +31,15 @@ def composition(
             group, _, head = group.rpartition("/")
             option = f"{head}/{option}"
         where = place(group, overrides, [])
-        return UserError(f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}")
+        return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
     if isinstance(error, OverrideParseException):
         word = getattr(error, "override", "")
-        return UserError(f"{word!r} (command line): not of the form key=value: {str(error).splitlines()[0]}")
+        return f"{word!r} (command line): not of the form key=value: {str(error).splitlines()[0]}"
     if full_key:
         parent, _, key = full_key.rpartition(".")
         hint = did_you_mean(key, known_keys(parent, overrides))
-        return UserError(f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}")
-    return UserError(" ".join(str(error).split()))
+        return f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}"
+    return " ".join(str(error).split())
 
 
 class InvalidError(ValueError):
@@ -50,7 +49,7 @@ class InvalidError(ValueError):
         super().__init__(str(error))
         self.prefix, self.schema, self.error = prefix, schema, error
 
-    def user_error(self, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> UserError:
+    def explain(self, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
         """Return the first complaint as one line that names the key and the file that set it."""
         detail = self.error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in (*([self.prefix] if self.prefix else []), *detail["loc"]))
@@ -58,13 +57,13 @@ class InvalidError(ValueError):
         more = f" (and {self.error.error_count() - 1} more)" if self.error.error_count() > 1 else ""
         if detail["type"] == "extra_forbidden":
             known = [name for name in self.schema.model_fields if name not in ("kind", "choices")]
-            return UserError(f"{path} ({where}): unknown key{did_you_mean(str(detail['loc'][-1]), known)}{more}")
+            return f"{path} ({where}): unknown key{did_you_mean(str(detail['loc'][-1]), known)}{more}"
         if detail["type"] == "literal_error":
             allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
             hint = did_you_mean(str(detail["input"]), allowed)
-            return UserError(f"{path} ({where}): unknown value {detail['input']!r}{hint}{more}")
+            return f"{path} ({where}): unknown value {detail['input']!r}{hint}{more}"
         message = detail["msg"].removeprefix("Value error, ")
-        return UserError(f"{path} ({where}): {message}, got {detail['input']!r}{more}")
+        return f"{path} ({where}): {message}, got {detail['input']!r}{more}"
 
 
 def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
@@ -86,7 +85,8 @@ def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) 
         if key == path or path.startswith(f"{key}.") or key.startswith(f"{path}."):
             return "command line"
     for prefix, file in sources:
-        relative = path.removeprefix(f"{prefix}.") if prefix and path.startswith(f"{prefix}.") else path
-        if (not prefix or relative != path) and OmegaConf.select(OmegaConf.load(file), relative, default=None) is not None:
-            return f"{file.parent.parent.name}/{file.parent.name}/{file.name}" if prefix else file.name
+        inside = prefix and path.startswith(f"{prefix}.")
+        key = path.removeprefix(f"{prefix}.") if inside else path
+        if (inside or not prefix) and OmegaConf.select(OmegaConf.load(file), key, default=None) is not None:
+            return f"{file.parent.name}/{file.name}"
     return "default"

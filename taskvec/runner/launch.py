@@ -1,4 +1,4 @@
-"""Running the jobs of a sweep on this machine: one after the other here, or N at once in processes pinned to devices."""
+"""The jobs of a sweep on this machine: N at once, in processes of their own, each pinned to a device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IN_SWEEP = "TASKVEC_SWEEP"
 
 
 class SweepConfig(Config):
-    """``jobs`` run at once; with ``devices`` (CUDA ids) each sees exactly one, and the next job gets the next free one."""
+    """``jobs`` run at once; with ``devices`` (CUDA ids) each sees exactly one, the next that is free."""
 
     jobs: int = Field(1, ge=1)
     devices: tuple[int | str, ...] = ()

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from taskvec.config import Config
 from taskvec.errors import UserError
 from taskvec.protocols.question import Row
@@ -72,7 +70,7 @@ def migrate(data: dict[str, Any]) -> dict[str, Any]:
     """
     while (found := data.get("schema_version")) != SCHEMA_VERSION:
         if found not in MIGRATIONS:
-            raise UserError(f"result schema version {found!r}, this program reads up to {SCHEMA_VERSION}; update taskvec")
+            raise UserError(f"result schema {found!r}, but this program reads up to {SCHEMA_VERSION}; update taskvec")
         data = MIGRATIONS[found](data)
     return data
 
@@ -87,7 +85,7 @@ def read_result(path: Path) -> Result:
         return Result.model_validate(migrate(json.loads(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValidationError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, KeyError) as error:  # pydantic's and json's errors are ValueErrors
         raise UserError(f"{path}: not a taskvec result: {' '.join(str(error).split())[:200]}") from error

@@ -34,7 +34,11 @@ def version(stage: str) -> int:
 
 
 def code_hash(files: list[str]) -> str:
-    """Return the SHA-256 of what the files do: their syntax trees without docstrings."""
+    """Return the SHA-256 of what the files do: their syntax trees without docstrings.
+
+    Raises:
+        FileNotFoundError: if a pattern matches no file.
+    """
     digest = hashlib.sha256()
     for pattern in files:
         paths = sorted(PACKAGE.glob(pattern))

@@ -30,8 +30,8 @@ class CorruptError(RuntimeError):
 class Store:
     """Artefacts below ``root``: ``<kind>/<fingerprint>/`` with the record, the tensors and a manifest of checksums.
 
-    An artefact is written under a temporary name and renamed when complete. A file lock per fingerprint lets one process
-    compute while the others wait; the operating system frees the lock of a killed process.
+    An artefact is written under a temporary name and renamed when complete. A file lock per fingerprint lets one
+    process compute while the others wait; the operating system frees the lock of a killed process.
     """
 
     def __init__(self, root: Path):

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from taskvec.errors import UserError
 from taskvec.runner import compose, explain
 from taskvec.runner.compose import Composed, RunConfig
 from taskvec.runner.execute import execute
@@ -84,7 +85,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
             batches = BasicSweeper.split_arguments(parsed, None)
         except Exception as error:
-            raise explain.composition(error, overrides, compose.known_keys, compose.options) from error
+            raise UserError(explain.composition(error, overrides, compose.known_keys, compose.options)) from error
     return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in batches[0]]
 
 
@@ -105,7 +106,7 @@ def summary(jobs: Sequence[RunConfig]) -> int:
 
 
 def hydra(arguments: Sequence[str]) -> int:
-    """Hand the command line to Hydra itself: other launchers and sweepers, ``--cfg``, ``--info``, completion queries."""
+    """Hand the command line to Hydra itself: other launchers and sweepers, ``--cfg``, completion queries."""
     decorated = hydra_package.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name="config")(job)
     with _argv([*arguments, *compose.search_path_overrides()]):
         try:

@@ -41,7 +41,8 @@ def compatible(config: RunConfig) -> None:
     for group, component in (*config.transform.items(), ("merge", config.merge), ("protocol", config.protocol)):
         if not modes & component.forward_modes:
             has, takes = "/".join(sorted(modes)), "/".join(sorted(component.forward_modes))
-            raise UserError(f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {has}")
+            kinds = f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {has}"
+            raise UserError(kinds)
 
 
 def writable(root: Path) -> None:
@@ -73,6 +74,6 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} task vectors need {need / 1e9:.1f} GB, {config.root} has {free / 1e9:.1f} GB free; "
+            f"outputs: {len(missing)} task vectors need {need / 1e9:.1f} GB, {config.root} has {free / 1e9:.1f} GB; "
             "set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )

@@ -131,7 +131,7 @@ def answering(cell: Cell, merge: Merge | None) -> Compute:
         for index, (sign, ref) in enumerate(cell.vectors):
             vector = work.vector(node.inputs[f"vector/{index}"])
             if vector.metadata["base_hash"] != work.base_hash(base):
-                raise UserError(f"vector {ref.label} was made from other base weights; delete it with `taskvec store prune`")
+                raise UserError(f"vector {ref.label} was made from other base weights than the backbone's")
             vectors[ref.label] = (vector * sign).to(work.device)
         plain = Scaled(model.parameters, sum(vectors.values(), TaskVector({})))
         composition = merge.compose(model.parameters, vectors) if merge and vectors else plain

@@ -39,9 +39,7 @@ def fit(
     device = next(iter(model.parameters.values())).device
     trainable = {n: p.clone().requires_grad_() for n, p in model.parameters.items() if recipe.selects(n)}
     crop = recipe.crop_scale if recipe.augment == "random_resized_crop" else None
-    batches = Batches(
-        views, batch_size=recipe.batch_size, accumulation=recipe.accumulation, seed=seed, crop=crop
-    )
+    batches = Batches(views, batch_size=recipe.batch_size, accumulation=recipe.accumulation, seed=seed, crop=crop)
     sign = -1.0 if ascend else 1.0
 
     def loss(batch: Batch) -> Tensor:

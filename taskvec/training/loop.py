@@ -17,7 +17,8 @@ Observe = Callable[[int, int, Mapping[str, float]], None]
 class Steps(Protocol):
     """Micro-batches by step number."""
 
-    def at(self, step: int) -> list: ...
+    def at(self, step: int) -> list:
+        """Return the micro-batches of a step."""
 
 
 def train(

@@ -1,0 +1,1 @@
+"""Changes to task vectors before they are merged, one short file each."""

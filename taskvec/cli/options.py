@@ -1,0 +1,43 @@
+"""What the verbs' command lines share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from taskvec.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def __init__(self, verb: str, description: str, examples: str):
+        super().__init__(
+            prog=f"taskvec {verb}",
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:
+        """Turn argparse's complaint into the command's own kind of error.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.prog.removeprefix('taskvec ')}: {message}; see `{self.prog} --help`")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse arguments; options may stand before, between and after the other words."""
+        return self.parse_intermixed_args(arguments)
+
+    def outputs(self) -> None:
+        """Add the option for the outputs folder."""
+        self.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+
+
+def write(text: str) -> None:
+    """Print text to standard output."""
+    sys.stdout.write(f"{text}\n")

@@ -1,0 +1,44 @@
+"""``taskvec retry``: run again what failed."""
+
+from __future__ import annotations
+
+import sys
+
+from taskvec.cli.options import Parser, write
+
+EXAMPLES = """\
+  taskvec retry              every failed run below outputs/, resumed where it was
+  taskvec retry --stale      and those whose code, data or weights changed"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run failed runs again, each with the config it was started with, and sum up."""
+    from taskvec.errors import UserError
+    from taskvec.runner import compose
+    from taskvec.runner.execute import execute
+    from taskvec.runner.folder import run_folders
+    from taskvec.runner.survey import config_of, state_of
+
+    parser = Parser("retry", "Run again what failed.", EXAMPLES)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="only these run ids")
+    parser.add_argument("--stale", action="store_true", help="run stale runs again too")
+    parser.outputs()
+    options = parser.read(arguments)
+    compose.register_all()
+    wanted = {"failed", "stale"} if options.stale else {"failed"}
+    folders = {folder.name: folder for folder in run_folders(options.outputs)}
+    for name in options.runs:
+        if name not in folders:
+            parser.error(f"no run {name!r} in {options.outputs}")
+    failed, again = 0, [folders[n] for n in options.runs or folders if state_of(folders[n])[0] in wanted]
+    for folder in again:
+        try:
+            config = config_of(folder).model_copy(update={"outputs": str(options.outputs)})
+            outcome = execute(config, tuple(folder.status_on_disk().get("overrides", ())), refuse=False)
+            state, reason = outcome.state, outcome.reason
+        except UserError as error:
+            state, reason = "failed", str(error)
+        failed += state == "failed"
+        write(f"{state:<8}{folder.name}{f'  {reason}' if reason else ''}")
+    print(f"{len(again)} run again, {failed} failed", file=sys.stderr)
+    return 1 if failed else 0

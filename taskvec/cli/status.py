@@ -1,0 +1,34 @@
+"""``taskvec status``: how all runs stand."""
+
+from __future__ import annotations
+
+import json
+
+from taskvec.cli.options import Parser, write
+
+EXAMPLES = """\
+  taskvec status                       every run below outputs/
+  taskvec status --outputs DIR --json  for programs"""
+
+
+def main(arguments: list[str]) -> int:
+    """Print each run's state: done, running, failed with reason, or stale (what it stands on has changed)."""
+    from taskvec.runner import compose
+    from taskvec.runner.folder import run_folders
+    from taskvec.runner.survey import state_of
+
+    parser = Parser("status", "Say which runs are done, running, failed or stale.", EXAMPLES)
+    parser.outputs()
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.read(arguments)
+    compose.register_all()
+    states = {folder.name: state_of(folder) for folder in run_folders(options.outputs)}
+    if options.json:
+        write(json.dumps({name: {"state": state, "reason": reason} for name, (state, reason) in states.items()}))
+        return 0
+    for name, (state, reason) in sorted(states.items(), key=lambda item: item[1][0]):
+        write(f"{state:<8}{name}{f'  {reason}' if reason else ''}")
+    counts = [state for state, _ in states.values()]
+    total = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
+    write(total or f"no runs in {options.outputs}")
+    return 0

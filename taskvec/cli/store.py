@@ -1,0 +1,125 @@
+"""``taskvec store``: the artefacts on disk."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from taskvec.cli.options import Parser, write
+from taskvec.errors import UserError
+
+EXAMPLES = """\
+  taskvec store list
+  taskvec store verify                          check every byte
+  taskvec store explain finetune.lr=1e-3        what would be computed, and which changed key is the cause
+  taskvec store explain 3f2a                    why this artefact was computed
+  taskvec store prune --yes                     delete what no finished run stands on"""
+
+
+def main(arguments: list[str]) -> int:
+    """List, verify, explain or prune stored artefacts."""
+    parser = Parser("store", "Look after the artefact store.", EXAMPLES)
+    parser.add_argument("action", choices=["list", "verify", "explain", "prune"])
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE|FINGERPRINT", help="what to explain")
+    parser.add_argument("--yes", action="store_true", help="prune: delete, instead of saying what would be deleted")
+    parser.outputs()
+    options = parser.read(arguments)
+    if options.words and options.action != "explain":
+        parser.error(f"{options.action} takes no arguments, got {options.words[0]!r}")
+    return {"list": list_, "verify": verify, "explain": explain, "prune": prune}[options.action](options)
+
+
+def list_(options: Namespace) -> int:
+    """Print kind, label, fingerprint, size, time and cost of every artefact."""
+    from tabulate import tabulate
+
+    lines = []
+    for folder, record in _store(options).records():
+        usage = record["usage"] if record else {}
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(usage["ended"])) if record else ""
+        label = record["label"] if record else "(unreadable)"
+        cost = f"{usage['wall_s']:.1f} s" if record else ""
+        lines.append([folder.parent.name, label, folder.name[:8], f"{_size(folder) / 1e6:.1f} MB", cost, when])
+    write(tabulate(lines, headers=["kind", "label", "fingerprint", "size", "cost", "made"]))
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """Check every artefact against its checksums; exit 1 if one is corrupt (it is computed again when needed)."""
+    from taskvec.runner.store import CorruptError
+
+    store, corrupt, count = _store(options), 0, 0
+    for folder, _ in store.records():
+        count += 1
+        try:
+            store.verify(folder)
+        except CorruptError as error:
+            corrupt += 1
+            write(f"corrupt: {error}")
+    write(f"{count} artefacts, {corrupt} corrupt")
+    return 1 if corrupt else 0
+
+
+def explain(options: Namespace) -> int:
+    """Say for each artefact of a command, or for one stored artefact, which changed keys made it new.
+
+    Raises:
+        UserError: if no artefact has the fingerprint.
+    """
+    from taskvec.runner import compose
+    from taskvec.runner.history import reasons
+    from taskvec.runner.plan import Plan
+
+    store = _store(options)
+    if len(options.words) == 1 and "=" not in options.words[0]:
+        records = [record for folder, record in store.records() if folder.name.startswith(options.words[0]) and record]
+        if not records:
+            raise UserError(f"store explain: no artefact {options.words[0]!r}; see `taskvec store list`")
+        nodes = [(record, record["label"], True) for record in records]
+    else:
+        compose.register_all()
+        plan = Plan(compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"])))
+        every = {n.fingerprint: n for root in plan.cells.values() for n in root.walk() if n.kind != "base"}
+        nodes = [(node.recipe, node.label, store.has(node)) for node in every.values()]
+    for recipe, label, stored in nodes:
+        why = reasons(recipe, label, store) if not stored or len(nodes) == 1 else []
+        write(f"{'stored' if stored else 'to compute'}: {label}")
+        for line in why or ([] if stored else ["nothing like it is stored"]):
+            write(f"    {line}")
+    return 0
+
+
+def prune(options: Namespace) -> int:
+    """Delete artefacts that no run stands on, and checkpoints of unfinished ones; without --yes only say so.
+
+    Raises:
+        UserError: while a run is working.
+    """
+    from taskvec.runner.artefact import read_json
+    from taskvec.runner.folder import run_folders
+
+    store = _store(options)
+    runs = run_folders(options.outputs)
+    if any(run.locked() for run in runs):
+        raise UserError("store prune: a run is working; wait for it, or stop it first")
+    results = [read_json(run.path / "result.json") or {} for run in runs]
+    used = {stage["fingerprint"] for result in results for stage in result.get("stages", [])}
+    doomed = [folder for folder, _ in store.records() if folder.name not in used]
+    doomed += [folder for folder in (store.root / "partial").glob("*") if folder.is_dir()]
+    size = sum(map(_size, doomed))
+    for folder in doomed if options.yes else ():
+        store.remove(folder)
+    verb = "deleted" if options.yes else "would delete (give --yes to do it)"
+    write(f"{verb}: {len(doomed)} artefacts, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _store(options: Namespace):
+    from taskvec.runner.store import Store
+
+    return Store(options.outputs / "store")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

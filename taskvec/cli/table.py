@@ -1,0 +1,44 @@
+"""``taskvec table``: results of any runs as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from taskvec.cli.options import Parser, write
+
+EXAMPLES = """\
+  taskvec table                                       all runs: method x row, mean over seeds
+  taskvec table --rows row --columns backbone         backbones side by side
+  taskvec table --rows row --metrics accuracy/mnist accuracy/emoji --format latex
+  taskvec table --where protocol=negation --metrics accuracy control
+  taskvec table outputs/runs/RUN other/outputs        some runs only"""
+
+
+def main(arguments: list[str]) -> int:
+    """Print mean and standard deviation over seeds, rows and columns by any config key."""
+    from taskvec.report.records import find_results
+    from taskvec.report.table import FORMATS, table
+
+    parser = Parser("table", "Print results as a table.", EXAMPLES)
+    parser.add_argument("places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs, result.json files")
+    parser.add_argument("--rows", nargs="+", default=["method", "row"], metavar="KEY", help="default: method row")
+    parser.add_argument("--columns", nargs="+", default=["metric"], metavar="KEY", help="default: metric")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="accuracy, accuracy/TASK, control ...")
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records")
+    parser.add_argument("--format", choices=list(FORMATS), default="md")
+    parser.add_argument("--output", type=Path, help="write to a file instead")
+    parser.outputs()
+    options = parser.read(arguments)
+    for condition in options.where:
+        if "=" not in condition:
+            parser.error(f"--where {condition!r} is not of the form key=value")
+    where = dict(condition.split("=", 1) for condition in options.where)
+    results = find_results(options.places or [options.outputs])
+    text = table(results, options.rows, options.columns, options.metrics, options.format, where)
+    if options.output:
+        from taskvec.runner.folder import write_atomically
+
+        write_atomically(options.output, f"{text}\n")
+    else:
+        write(text)
+    return 0

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -87,7 +88,7 @@ def load_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"--include {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"taskvec_user_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

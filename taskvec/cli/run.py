@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 from taskvec.cli import VERBS
 from taskvec.errors import UserError
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: for an unknown verb or option, and all that a run's input can be wrong in.
     """
-    if not arguments and sys.stdin is not None and sys.stdin.isatty() or {"-h", "--help"} & set(arguments):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())), end="")
         return 0
     compose.register_all()

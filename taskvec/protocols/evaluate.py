@@ -49,12 +49,13 @@ def correct(
     shared = None if composition.per_task else composition.parameters(alpha)
     device = next(iter(model.parameters.values())).device.type
     out = {}
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+    with torch.no_grad():
         for task, view in views.items():
             parameters = composition.parameters(alpha, task) if shared is None else shared
             parts = []
             for rows in batches(len(view), BATCH):
-                features = model.features(parameters, view.inputs[rows])
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                    features = model.features(parameters, view.inputs[rows])
                 parts.append(model.logits(features.float(), view.head).argmax(1) == view.labels[rows])
             out[task] = torch.cat(parts).cpu()
     return out

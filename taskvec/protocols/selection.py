@@ -17,11 +17,7 @@ def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> 
     Raises:
         NoFeasibleCoefficientError: if an individual model has accuracy zero, which leaves the ratio undefined.
     """
-    zero = [task for task, accuracy in denominators.items() if accuracy == 0]
-    if zero:
-        raise NoFeasibleCoefficientError(
-            f"normalised accuracy is undefined: {', '.join(zero)} has individual accuracy 0"
-        )
+    _positive(denominators)
 
     def score(alpha: float) -> float:
         return sum(curve[alpha][task] / accuracy for task, accuracy in denominators.items()) / len(denominators)
@@ -85,6 +81,20 @@ def choose(cell: Cell, curve: Accuracies, needs: Mapping[str, Answer]) -> float:
 
 
 def denominators(targets: tuple[str, ...], answers: Mapping[str, Answer], split: str) -> dict[str, float]:
-    """Return each target's individually fine-tuned accuracy on a split."""
+    """Return each target's individually fine-tuned accuracy on a split.
+
+    Raises:
+        NoFeasibleCoefficientError: if one is zero, which leaves normalised accuracy undefined.
+    """
     which = "selection" if split == SELECTION else "report"
-    return {task: getattr(answers[f"individual/{task}"], which)[1.0][task] for task in targets}
+    own = {task: getattr(answers[f"individual/{task}"], which)[1.0][task] for task in targets}
+    _positive(own)
+    return own
+
+
+def _positive(denominators: Mapping[str, float]) -> None:
+    zero = [task for task, accuracy in denominators.items() if accuracy == 0]
+    if zero:
+        raise NoFeasibleCoefficientError(
+            f"normalised accuracy is undefined: {', '.join(zero)} has individual accuracy 0"
+        )

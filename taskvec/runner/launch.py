@@ -7,6 +7,7 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +27,10 @@ class SweepConfig(Config):
 
 
 def run_processes(jobs: Sequence[Sequence[str]], config: SweepConfig) -> None:
-    """Run every job in a process of its own; one that dies takes no other with it. Outcomes are in the run folders."""
+    """Run every job in a process of its own; one that dies takes no other with it.
+
+    What a job prints is in its run folder's log; outcomes are in the folders' status.
+    """
     slots: queue.Queue[str | None] = queue.Queue()
     for slot in range(config.jobs):
         slots.put(str(config.devices[slot % len(config.devices)]) if config.devices else None)
@@ -36,11 +40,16 @@ def run_processes(jobs: Sequence[Sequence[str]], config: SweepConfig) -> None:
         environment = dict(os.environ) | {IN_SWEEP: "1"}
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        log.info("starting %s%s", " ".join(overrides), f" on device {device}" if device is not None else "")
+        words = " ".join(overrides)
+        log.info("starting %s%s", words, f" on device {device}" if device is not None else "")
+        start = time.perf_counter()
         try:
-            subprocess.run([sys.executable, "-m", "taskvec", "run", *overrides], env=environment)
+            command = [sys.executable, "-m", "taskvec", "run", *overrides]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
         finally:
             slots.put(device)
+        last = (done.stderr.splitlines() or ["no output"])[-1] if done.returncode else "done"
+        log.info("%s: %s after %.0f s", words, last, time.perf_counter() - start)
 
     with ThreadPoolExecutor(config.jobs) as pool:
         list(pool.map(run, jobs))

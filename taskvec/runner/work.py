@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskvec.protocols.question import Cell
     from taskvec.runner.workspace import Workspace
     from taskvec.training.recipe import Recipe
+    from taskvec.transform.base import Transform
 
     Compute = Callable[["Workspace", Artefact], Content]
 
@@ -86,7 +87,9 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
             checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),
             observe=lambda step, total, metrics: work.observe(node, step, total, metrics),
         )
-        return Content(dict(vector), {"base_hash": work.base_hash(node.inputs["base"]), "curve": curve})
+        base = node.inputs["base"]
+        made_on = {"base_hash": work.base_hash(base), "backbone": dict(base.spec)}
+        return Content(dict(vector.to("cpu")), made_on | {"curve": curve})
 
     return compute
 
@@ -105,7 +108,7 @@ def random_vector(seed: int) -> Compute:
     return compute
 
 
-def transforming(transform: Any) -> Compute:
+def transforming(transform: Transform) -> Compute:
     """Apply a transform to one vector."""
 
     def compute(work: Workspace, node: Artefact) -> Content:

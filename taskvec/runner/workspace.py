@@ -70,7 +70,7 @@ class Workspace:
         from taskvec.vectors import TaskVector
 
         content = self.get(node)
-        return TaskVector(content.tensors, {"base_hash": content.meta["base_hash"]})
+        return TaskVector(content.tensors, {key: content.meta[key] for key in ("base_hash", "backbone")})
 
     def view(self, images: Artefact, head: Artefact) -> TaskView:
         """Return a task's split with its head, on the device."""

@@ -31,7 +31,9 @@ def build(root: Path) -> Path:
 
     torch.manual_seed(7)
     model = open_clip.model.CLIP(
-        MODEL["embed_dim"], open_clip.model.CLIPVisionCfg(**MODEL["vision_cfg"]), open_clip.model.CLIPTextCfg(**MODEL["text_cfg"])
+        MODEL["embed_dim"],
+        open_clip.model.CLIPVisionCfg(**MODEL["vision_cfg"]),
+        open_clip.model.CLIPTextCfg(**MODEL["text_cfg"]),
     )
     folder = root / "clip"
     folder.mkdir(parents=True)
@@ -54,7 +56,9 @@ def write_configs(root: Path) -> None:
     suite = schema.format("suite/images") + f"tasks: [{', '.join(TASKS)}]\ncontrol: control\n"
     (root / "suite" / "tiny.yaml").write_text(suite)
     recipe = "recipe: {lr: 3.0e-3, steps: 6, warmup: 1, batch_size: 16}\n"
-    (root / "backbone" / "tiny.yaml").write_text(schema.format("backbone/clip") + f"architecture: {root}/clip\n{recipe}")
+    (root / "backbone" / "tiny.yaml").write_text(
+        schema.format("backbone/clip") + f"architecture: {root}/clip\n{recipe}"
+    )
 
 
 def write_split(path: Path, task: str, count: int, seed: int, classes: int = 4) -> None:

@@ -24,7 +24,7 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 well, 1 a run failed, 2 input that cannot be worked with."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # once imported, ``list`` here is the verb's module
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("taskvec").setLevel(os.environ.get("TASKVEC_LOG", "INFO").upper())
     try:

@@ -80,8 +80,7 @@ def explain(options: Namespace) -> int:
     else:
         compose.register_all()
         plan = Plan(compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"])))
-        every = {n.fingerprint: n for root in plan.cells.values() for n in root.walk() if n.kind != "base"}
-        nodes = [(node.recipe, node.label, store.has(node)) for node in every.values()]
+        nodes = [(node.recipe, node.label, store.has(node)) for node in plan.nodes if node.kind != "base"]
     for recipe, label, stored in nodes:
         why = reasons(recipe, label, store) if not stored or len(nodes) == 1 else []
         write(f"{'stored' if stored else 'to compute'}: {label}")

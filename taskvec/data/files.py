@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskvec.data.splits import held_out
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 
@@ -53,20 +55,24 @@ def class_names(name: str, task: Task, path: Path) -> tuple[str, ...]:
     """Return the class names of the label column, after checking the columns a task needs.
 
     Raises:
-        UserError: if the file is not Parquet, a column is missing, or names and prompts differ in number.
+        UserError: if the file is not Parquet, a column is missing or of another type, or names and prompts differ in
+            number.
     """
+    import pyarrow
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
 
     try:
         schema = parquet.read_schema(path)
-    except (ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"task {name}: {path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     for column in (task.image, task.label):
         if column not in schema.names:
             raise UserError(f"task {name}: {path} has no column {column!r} (it has {', '.join(schema.names)})")
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = tuple(features.get(task.label, {}).get("names") or ())
+    image, types = schema.field(task.image).type, pyarrow.types
+    encoded = image.field("bytes").type if types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not (types.is_binary(encoded) or types.is_large_binary(encoded)):
+        raise UserError(f"task {name}: {path}: column {task.image!r} holds {image}, not encoded images")
+    names = _label_names(schema.metadata, task.label)
     if not names and not task.classes:
         raise UserError(f"task {name}: {path} has no class names; give them as 'classes' in task/{name}.yaml")
     if names and task.classes and len(names) != len(task.classes):
@@ -74,20 +80,32 @@ def class_names(name: str, task: Task, path: Path) -> tuple[str, ...]:
     return task.classes or names
 
 
+def _label_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...]:
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
 def read_labels(name: str, task: Task, path: Path, classes: int) -> list[int]:
     """Return the labels of a file.
 
     Raises:
-        UserError: if there are none, or one is not a class index.
+        UserError: if they cannot be read, there are none, or one is not a class index.
     """
+    import pyarrow
     import pyarrow.parquet as parquet
 
-    labels = parquet.read_table(path, columns=[task.label])[task.label].to_pylist()
+    try:
+        labels = parquet.read_table(path, columns=[task.label])[task.label].to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"task {name}: {path} is damaged: {str(error).splitlines()[0]}") from error
     if not labels:
         raise UserError(f"task {name}: {path} holds no examples")
-    wrong = next((label for label in labels if not isinstance(label, int) or not 0 <= label < classes), None)
-    if wrong is not None:
-        raise UserError(f"task {name}: {path} has label {wrong!r}, but the task has {classes} classes")
+    for label in labels:
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise UserError(f"task {name}: {path} has label {label!r}, but the task has {classes} classes")
     return labels
 
 
@@ -95,16 +113,24 @@ def describe(name: str, task: Task, split: str) -> dict[str, Any]:
     """Return what identifies a split's examples (checksum, rule, classes kept), after checking its file.
 
     Raises:
-        UserError: for a missing or malformed file, unknown classes in ``keep``, or an empty split.
+        UserError: for a missing or malformed file, other classes than the test split's, unknown classes in ``keep``, or
+            an empty split.
     """
     if task.folder is None:
         return {"hub": task.path, "split": task.splits.get(split), "keep": task.keep and list(task.keep)}
     file = locate(name, task, split)
     names = class_names(name, task, file.path)
+    test = locate(name, task, "test").path
+    if names != (expected := class_names(name, task, test)):
+        here, there = (", ".join(listed) for listed in (names, expected))
+        raise UserError(f"task {name}: {file.path} has the classes {here}; {test.name} has {there}")
     unknown = [c for c in task.keep or () if c not in names]
     if unknown:
         raise UserError(f"task {name}: 'keep' names unknown classes {', '.join(unknown)} (it has {', '.join(names)})")
-    read_labels(name, task, file.path, len(names))
+    labels = read_labels(name, task, file.path, len(names))
+    kept = [label for label in labels if task.keep is None or names[label] in task.keep]
+    if not kept or file.held_out_of_train and not held_out(len(labels)):
+        raise UserError(f"task {name}: split {split!r} holds no examples ({len(labels)} in {file.path})")
     return {
         "sha256": sha256(file.path),
         "split": split,

@@ -72,6 +72,7 @@ def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
         long = int(width * max(image.size) / min(image.size))
         size = (width, long) if old_width <= old_height else (long, width)
     else:
+        method = pil.Resampling.BICUBIC  # open_clip's own for a target that is not square, whatever the setting
         scale = max(height / old_height, width / old_width)
         size = (round(old_width * scale), round(old_height * scale))
     image = image if image.size == size else image.resize(size, method)
@@ -82,10 +83,16 @@ def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
 def _rows(name: str, task: Task, split: str) -> tuple[list[Any], list[int], tuple[str, ...]]:
     if task.folder is not None:
         import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
 
         path = locate(name, task, split).path
-        table = parquet.read_table(path, columns=[task.image, task.label])
-        return table[task.image].to_pylist(), table[task.label].to_pylist(), class_names(name, task, path)
+        try:
+            table = parquet.read_table(path, columns=[task.image, task.label])
+        except (ArrowException, OSError) as error:
+            raise UserError(f"task {name}: {path} is damaged: {str(error).splitlines()[0]}") from error
+        cells = table[task.image].to_pylist()  # a path in place of bytes would escape the fingerprint
+        images = [cell["bytes"] if isinstance(cell, Mapping) else cell for cell in cells]
+        return images, table[task.label].to_pylist(), class_names(name, task, path)
     import datasets
 
     source = task.splits.get(split) or task.splits["train"]
@@ -101,10 +108,20 @@ def _rows(name: str, task: Task, split: str) -> tuple[list[Any], list[int], tupl
 
 
 def _open(cell: Any) -> Image:
+    """Return an encoded image; a path is that of a cached file of the hub, whose content its name identifies.
+
+    Raises:
+        ValueError: if there is none, or it is of no known format.
+    """
     from PIL import Image as pil
 
-    content = cell["bytes"] if isinstance(cell, Mapping) else cell
-    return pil.open(io.BytesIO(content)) if content is not None else pil.open(cell["path"])
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+    if content is None and path is None:
+        raise ValueError("its bytes are missing")
+    try:
+        return pil.open(path if content is None else io.BytesIO(content))
+    except pil.UnidentifiedImageError as error:
+        raise ValueError("its format is not known") from error
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

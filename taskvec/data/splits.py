@@ -5,6 +5,11 @@ from __future__ import annotations
 VAL_FRACTION, VAL_MAX, VAL_SEED = 0.1, 5000, 0
 
 
+def held_out(count: int) -> int:
+    """Return how many of ``count`` training examples are held out: min(floor(0.1 N), 5000)."""
+    return min(int(VAL_FRACTION * count), VAL_MAX)
+
+
 def hold_out(count: int) -> tuple[list[int], list[int]]:
     """Return the indices of (train, val): min(floor(0.1 N), 5000) random training examples are held out, seed 0.
 
@@ -13,6 +18,6 @@ def hold_out(count: int) -> tuple[list[int], list[int]]:
     """
     import torch
 
-    val = min(int(VAL_FRACTION * count), VAL_MAX)
+    val = held_out(count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(VAL_SEED)).tolist()
     return order[: count - val], order[count - val :]

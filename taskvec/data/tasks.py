@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,12 +43,20 @@ class Task(Config):
                 raise ValueError(f"template {template!r} must contain {{}} exactly once")
         return templates
 
+    @field_validator("splits")
+    @classmethod
+    def _train_and_test(cls, splits: dict[Split, str | None]) -> dict[Split, str | None]:
+        for split in ("train", "test"):
+            if not splits.get(split):
+                raise ValueError(f"the {split} split needs a file name")
+        return splits
+
     @property
     def folder(self) -> Path | None:
         """The local folder of the task's files; None for a data set of the hub."""
         if self.path.startswith("pkg://"):
             return ASSETS / self.path.removeprefix("pkg://")
-        path = Path(self.path).expanduser()
+        path = Path(os.path.expanduser(self.path))
         return path if path.is_absolute() or path.exists() or self.path.startswith((".", "~")) else None
 
 
@@ -68,6 +77,10 @@ class ImageSuite(Component):
             raise ValueError(f"tasks: {', '.join(repeated)} named more than once")
         if self.control in self.tasks:
             raise ValueError(f"control: {self.control!r} must not be one of the tasks")
+        named = [*self.tasks, *([self.control] if self.control else []), *self.held_out]
+        undefined = [task for task in named if self.definitions and task not in self.definitions]
+        if undefined:
+            raise ValueError(f"definitions: {', '.join(undefined)} missing; leave it out, or define every task")
         return self
 
 
@@ -77,8 +90,11 @@ def load_tasks(suite: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, T
     A file may start from another with ``extends: NAME``.
 
     Raises:
-        UserError: for a task without a file, or a file that does not fit :class:`Task`.
+        UserError: for a list of another type, a task without a file, or a file that does not fit :class:`Task`.
     """
+    for key in ("tasks", "held_out"):
+        if not isinstance(suite.get(key), list | None):
+            raise UserError(f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]")
     names = [*(suite.get("tasks") or []), *filter(None, [suite.get("control")]), *(suite.get("held_out") or [])]
     return {str(name): _task(str(name), folders) for name in names}
 
@@ -95,7 +111,9 @@ def _task(name: str, folders: Sequence[Path]) -> Task:
         raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
 
 
-def _read(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in extending:
+        raise UserError(f"task/{name}.yaml: extends itself: {' -> '.join((*extending, name))}")
     for folder in folders:
         path = folder / "task" / f"{name}.yaml"
         if path.is_file():
@@ -106,6 +124,6 @@ def _read(name: str, folders: Sequence[Path]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 raise UserError(f"task/{name}.yaml: must be a mapping of keys to values")
             parent = node.pop("extends", None)
-            return {**_read(parent, folders), **node} if parent else node
+            return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
     known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})
     raise UserError(f"suite.tasks: unknown task {name!r}{did_you_mean(name, known)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.data.files import sha256
 from taskvec.data.tasks import ASSETS
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "open_clip_model.safetensors"
+TOKENS = 49408  # of open_clip's own tokenizer
 OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 
 
@@ -101,10 +102,22 @@ class Clip(Backbone):
         return self.mean or found["mean"], self.std or found["std"]
 
     def _folder_preprocessing(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a folder's own preprocessing, with defaults for what it leaves out.
+
+        Raises:
+            UserError: for a value that cannot be worked with.
+        """
         stored = {}
         if self.folder:
-            stored = json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
-        return {key: stored.get(key, value) for key, value in defaults.items()}
+            stored = json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg") or {}
+        found = {key: stored.get(key, value) for key, value in defaults.items()}
+        for key in found.keys() & {"mean", "std"}:
+            if not isinstance(found[key], list) or len(found[key]) != 3:
+                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} must be three numbers, got {found[key]!r}")
+        for key in found.keys() & {"interpolation", "resize_mode"}:
+            if found[key] not in (known := get_args(type(self).model_fields[key].annotation)):
+                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})")
+        return found
 
     def linear_layers(self) -> list[LinearLayer]:
         """Return the image tower's linear layers in the order of the forward pass."""
@@ -137,6 +150,7 @@ class Clip(Backbone):
                 shapes = {name: s.get_shape() for name, s in slices.items()}
                 integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
             check_shapes(shapes, vision)
+            check_text(shapes, open_clip_config(self.name))
         except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
         if integers:
@@ -167,11 +181,18 @@ class Clip(Backbone):
         return ClipModel(module.to(device), *self.normalisation())
 
     def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return each task's zero-shot head, written by the text tower on the CPU."""
+        """Return each task's zero-shot head, written by the text tower on the CPU.
+
+        Raises:
+            UserError: if the text tower cannot be loaded or its output is not finite.
+        """
         from taskvec.models.zero_shot import zero_shot_head
 
         clip, tokenizer = self._open_clip
-        return {task: zero_shot_head(clip, tokenizer, *names).cpu() for task, names in tasks.items()}
+        heads = {task: zero_shot_head(clip, tokenizer, *names).cpu() for task, names in tasks.items()}
+        if not all(head.isfinite().all() for head in heads.values()):
+            raise UserError(f"backbone {self.architecture}: the text tower is not finite; the checkpoint is damaged")
+        return heads
 
     @cached_property
     def _open_clip(self) -> tuple[Any, Any]:
@@ -194,6 +215,29 @@ class Clip(Backbone):
             if ours[key] != expected:
                 raise UserError(f"backbone.{key}: {ours[key]} here, {expected} in the weights' training; set it so")
         return clip, tokenizer
+
+
+def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]) -> None:
+    """Compare the text side of a checkpoint's header with open_clip's plain text tower and its tokenizer.
+
+    Raises:
+        ValueError: naming the tensor that is missing or of another shape, or the vocabularies that differ.
+    """
+    text = model_cfg.get("text_cfg") or {}
+    if text.get("hf_model_name"):
+        return
+    vocabulary, width = text.get("vocab_size", TOKENS), text.get("width", 512)
+    if not text.get("hf_tokenizer_name") and vocabulary < TOKENS:
+        raise ValueError(f"text_cfg.vocab_size is {vocabulary}, but the tokenizer has {TOKENS} tokens")
+    positions = text.get("context_length", 77) + bool(text.get("embed_cls"))
+    expected = {"token_embedding.weight": (vocabulary, width), "positional_embedding": (positions, width)}
+    prefix = "text." if "text.token_embedding.weight" in shapes else ""
+    for name, shape in expected.items():
+        if prefix + name not in shapes:
+            raise ValueError(f"the checkpoint lacks the text tower's {name} {shape}")
+        if tuple(shapes[prefix + name]) != shape:
+            found = f"{prefix}{name} has shape {tuple(shapes[prefix + name])} in the checkpoint"
+            raise ValueError(f"{found}, the architecture has {shape}")
 
 
 class ClipModel(Model):

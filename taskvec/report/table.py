@@ -50,6 +50,7 @@ def table(
     """Return mean ± sample standard deviation of each metric per row and column group; ``where`` filters records.
 
     Runs that differ in a key that is neither a row nor a column nor a seed are not averaged: the key becomes a row key.
+    Nor are different metrics, or different rows of one run.
     ``metrics`` None means those of :data:`METRICS` that have values.
 
     Raises:
@@ -68,6 +69,10 @@ def table(
             raise UserError(f"table: unknown metric {metric!r}{did_you_mean(metric, available)}")
     if not lines:
         raise UserError(f"table: no record has {', '.join(f'{k}={v}' for k, v in (where or {}).items())}")
+    if len(metrics) > 1 and "metric" not in (*rows, *columns):
+        columns = [*columns, "metric"]
+    if len({line["row"] for line in lines}) > 1 and "row" not in (*rows, *columns):
+        rows = [*rows, "row"]
     rows = [*rows, *undeclared(lines, (*rows, *columns))]
     lines = [{**line, "metric": m, "value": line["values"].get(m)} for line in lines for m in metrics]
     lines = [line for line in lines if line["value"] is not None]
@@ -89,7 +94,8 @@ def table(
 def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list[str]:
     """Return the keys by which runs differ although they share every declared key, the fewest that tell them apart."""
     extra: list[str] = []
-    keys = [k for k in lines[0] if k not in NOT_SPLIT and k != "values" and not k.startswith(("choices.", "tracker"))]
+    found = dict.fromkeys(key for line in lines for key in line)
+    keys = [k for k in found if k not in NOT_SPLIT and k != "values" and not k.startswith(("choices.", "tracker"))]
     labels = [k for k in keys if "." not in k] + [k for k in keys if "." in k]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
@@ -114,8 +120,7 @@ def summarised(values: Sequence[float], style: str, digits: int = 1) -> str:
         return repr(centre)
     if len(values) == 1:
         return f"{centre:.{digits}f}"
-    sign = " $\\pm$ " if style == "latex" else " ± "
-    return f"{centre:.{digits}f}{sign}{statistics.stdev(values):.{digits}f}"
+    return f"{centre:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
@@ -124,18 +129,8 @@ def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> s
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([heads, *body])
         return out.getvalue().rstrip("\n")
-    kind = "latex_raw" if style == "latex" and any("pm" in cell for line in body for cell in line) else FORMATS[style]
-    if kind == "latex_raw":  # tabulate escapes the plus-minus sign unless told not to, and then escapes nothing
-        escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
-        heads = [head.translate(escape) for head in heads]
-        body = [[cell.translate(escape) for cell in line] for line in body]
-        text = tabulate(body, headers=heads, tablefmt="latex_raw", disable_numparse=True)
-        return (
-            text.replace("\\hline", "\\toprule", 1)
-            .replace("\\hline", "\\midrule", 1)
-            .replace("\\hline", "\\bottomrule", 1)
-        )
-    return tabulate(body, headers=heads, tablefmt=kind, disable_numparse=True)
+    text = tabulate(body, headers=heads, tablefmt=FORMATS[style], disable_numparse=True)
+    return text.replace("±", "$\\pm$") if style == "latex" else text
 
 
 def _text(value: Any) -> str:

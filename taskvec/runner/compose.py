@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class RunConfig(Config):
     @property
     def root(self) -> Path:
         """The folder of runs and of the artefact store."""
-        return Path(self.outputs).expanduser().resolve()
+        return Path(os.path.realpath(os.path.expanduser(self.outputs)))
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, the text of a run's ``config.yaml``."""
@@ -179,6 +180,8 @@ def resolve(composed: Composed) -> RunConfig:
         raise UserError(" ".join(str(error).split())) from error
     for path in missing_values(data):
         raise UserError(f"{path}: no value given and it has no default; set it with {path}=...")
+    for path in not_finite(data):
+        raise UserError(f"{path}: must be a finite number")
     del data["sweep"]
     data["choices"] = {k: v if isinstance(v, str) else None for k, v in composed.choices.items() if "/" not in k}
     data["method"] = composed.choices.get("method") or "custom"
@@ -211,7 +214,7 @@ def from_data(data: dict[str, Any]) -> RunConfig:
     data = dict(data)
     for group in GROUPS:
         node = data.get(group)
-        if group == "transform":
+        if group == "transform" and isinstance(node, dict | None):
             data[group] = {name: component(group, name, child) for name, child in (node or {}).items()}
         elif isinstance(node, dict):
             data[group] = component(group, "", node)
@@ -219,7 +222,13 @@ def from_data(data: dict[str, Any]) -> RunConfig:
 
 
 def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
-    """Return the typed component of one config node."""
+    """Return the typed component of one config node.
+
+    Raises:
+        UserError: if it is not a component or its kind is not known.
+    """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{group}.{name}: must be a component with its settings, got {node!r}")
     entry = registry.lookup(group, str(node.get("kind")))
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
@@ -233,6 +242,15 @@ def missing_values(data: Any, path: str = "") -> Iterator[str]:
         for key, value in data.items():
             yield from missing_values(value, f"{path}.{key}" if path else key)
     elif data == "???":
+        yield path
+
+
+def not_finite(data: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted path of every number that is infinite or not a number."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from not_finite(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, float) and not math.isfinite(data):
         yield path
 
 

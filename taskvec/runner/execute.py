@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.errors import NoFeasibleCoefficientError, UserError
+from taskvec.errors import UserError, describe
 from taskvec.protocols.question import REPORT, SELECTION, Answer
+from taskvec.runner.artefact import read_json
 from taskvec.runner.compose import RunConfig
 from taskvec.runner.folder import RunFolder, environment, run_id
 from taskvec.runner.plan import Plan
 from taskvec.runner.progress import Progress
 from taskvec.runner.result import Result, Stage, flat_metrics
-from taskvec.runner.store import Store
+from taskvec.runner.store import RECORD, Store
 from taskvec.runner.validate import preflight
 
 if TYPE_CHECKING:
@@ -48,27 +50,44 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
     try:
         plan = Plan(config)
         preflight(config, plan)
-        expected = plan.fingerprint
+        result = folder.result(plan.fingerprint)
+        if result is None:
+            with folder.working():
+                result = folder.result(plan.fingerprint)  # another process may have computed it meanwhile
+                if result is None:
+                    return _compute(folder, config, plan, overrides)
     except UserError as error:
         if refuse:
             raise
         return _refused(folder, config, overrides, str(error))
-    result = folder.result(expected)
-    if result is None:
-        with folder.working():
-            result = folder.result(expected)  # another process may have computed it meanwhile
-            if result is None:
-                return _compute(folder, config, plan, overrides)
     log.info("%s: already done, nothing to compute", folder.name)
+    if config.tracker.kind not in ("none", folder.status_on_disk().get("mirrored_to")):
+        _mirror(folder, config, plan, result)
     return Outcome(folder.name, "skipped", result)
 
 
 def _refused(folder: RunFolder, config: RunConfig, overrides: tuple[str, ...], reason: str) -> Outcome:
-    with folder.working():
+    with contextlib.suppress(UserError), folder.working():
         folder.start(config, overrides)
         folder.fail(reason)
     log.error("%s: failed: %s", folder.name, reason)
     return Outcome(folder.name, "failed", reason=reason)
+
+
+def _mirror(folder: RunFolder, config: RunConfig, plan: Plan, result: Result) -> None:
+    tracker = config.tracker.open(config, folder.name)
+    with folder.working(), tracker, Progress(tracker) as progress:
+        _replay(plan, Store(config.root / "store"), progress, known=())
+        tracker.finish(result)
+        folder.finish(result, mirrored_to=config.tracker.kind)
+
+
+def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]) -> None:
+    """Show the training curves of vectors that nobody asked for because what needs them was stored."""
+    for node in plan.nodes:
+        record = read_json(store.folder(node) / RECORD)
+        if node.kind == "vector" and node.fingerprint not in known and record:
+            progress.done(node, record, computed=False)
 
 
 def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
@@ -76,11 +95,11 @@ def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[
     handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("taskvec").addHandler(handler)
-    tracker = config.tracker.open(config, folder.name)
     try:
+        tracker = config.tracker.open(config, folder.name)
         with tracker, Progress(tracker) as progress:
             result = _answer(config, plan, progress)
-            folder.finish(result)
+            folder.finish(result, mirrored_to=config.tracker.kind)
             tracker.finish(result)
     except KeyboardInterrupt:
         folder.fail("interrupted; the same command resumes it")
@@ -99,18 +118,6 @@ def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[
     return Outcome(folder.name, "done", result)
 
 
-def describe(error: BaseException) -> str:
-    """Return an error as one line; of an unexpected one the kind and the place too."""
-    message = " ".join(str(error).split())
-    if isinstance(error, (UserError, NoFeasibleCoefficientError, FloatingPointError)):
-        return message
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    place = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})" if trace else ""
-    return f"{type(error).__name__}: {message}{place}"
-
-
 def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     from taskvec.runner.workspace import Workspace
 
@@ -120,6 +127,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     answers: dict[str, Answer] = {}
     for name, node in plan.cells.items():
         answers[name] = Answer.model_validate(work.get(node).meta["answer"])
+    _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)
     return Result(
         run_id=run_id(config),
@@ -130,44 +138,30 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
         rows=report.rows,
         curves=report.curves,
         data_seen=data_seen(plan),
-        stages=stages(plan),
-        timing=timing(plan, store, work) | {"wall_s": round(time.perf_counter() - start, 3)},
+        stages=tuple(Stage(kind=n.kind, label=n.label, fingerprint=n.fingerprint) for n in plan.nodes),
+        timing=timing(plan, work) | {"wall_s": round(time.perf_counter() - start, 3)},
         environment=environment(),
     )
-
-
-def stages(plan: Plan) -> tuple[Stage, ...]:
-    """Return every artefact the run's answers stand on, inputs first."""
-    seen: dict[str, Stage] = {}
-    for root in plan.cells.values():
-        for node in root.walk():
-            seen.setdefault(node.fingerprint, Stage(kind=node.kind, label=node.label, fingerprint=node.fingerprint))
-    return tuple(seen.values())
 
 
 def data_seen(plan: Plan) -> dict[str, list[str]]:
     """Return which splits were used for learning, for selection and for the report."""
     seen: dict[str, set[str]] = {"learning": set(), "selection": set(), "report": set()}
     uses = {SELECTION: "selection", REPORT: "report"}
-    for root in plan.cells.values():
-        for node in root.walk():
-            for name in node.inputs:
-                kind, _, rest = name.partition("/")
-                if kind == "images" and node.kind == "vector":
-                    seen["learning"].add(f"{rest}/train")
-                elif kind == "images" and node.kind == "cell":
-                    split, _, task = rest.partition("/")
-                    seen[uses[split]].add(f"{task}/{split}")
+    for node in plan.nodes:
+        for name in node.inputs:
+            kind, _, rest = name.partition("/")
+            if kind == "images" and node.kind == "vector":
+                seen["learning"].add(f"{rest}/train")
+            elif kind == "images" and node.kind == "cell":
+                split, _, task = rest.partition("/")
+                seen[uses[split]].add(f"{task}/{split}")
     return {use: sorted(splits) for use, splits in seen.items()}
 
 
-def timing(plan: Plan, store: Store, work: Workspace) -> dict[str, Any]:
+def timing(plan: Plan, work: Workspace) -> dict[str, Any]:
     """Return wall time and peak memory of each artefact, and whether this run computed it."""
-    per_stage: dict[str, Mapping[str, Any]] = {}
-    for root in plan.cells.values():
-        for node in root.walk():
-            usage = work.usage.get(node.fingerprint)
-            if usage:
-                per_stage[f"{node.label} {node.fingerprint[:8]}"] = usage
-    peak = max((u["peak_memory_bytes"] for u in per_stage.values()), default=0)
+    used = [node for node in plan.nodes if node.fingerprint in work.usage]
+    per_stage = {f"{node.label} {node.fingerprint[:8]}": work.usage[node.fingerprint] for node in used}
+    peak = max((usage["peak_memory_bytes"] for usage in per_stage.values()), default=0)
     return {"artefacts": per_stage, "peak_memory_bytes": peak}

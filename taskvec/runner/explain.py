@@ -63,7 +63,8 @@ class InvalidError(ValueError):
             hint = did_you_mean(str(detail["input"]), allowed)
             return f"{path} ({where}): unknown value {detail['input']!r}{hint}{more}"
         message = detail["msg"].removeprefix("Value error, ")
-        return f"{path} ({where}): {message}, got {detail['input']!r}{more}"
+        got = "" if isinstance(detail["input"], Mapping) else f", got {detail['input']!r}"  # a group has many values
+        return f"{path} ({where}): {message}{got}{more}"
 
 
 def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
@@ -81,8 +82,9 @@ def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
 def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
     """Return where a key was set: the command line, else the last config file that names it, else the defaults."""
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if key == path or path.startswith(f"{key}.") or key.startswith(f"{path}."):
+        key, _, value = override.lstrip("+~").partition("=")
+        inside = path.startswith(f"{key}.") and value.startswith("{")  # ``group=option`` only selects a file
+        if key == path or inside or key.startswith(f"{path}."):
             return "command line"
     for prefix, file in sources:
         inside = prefix and path.startswith(f"{prefix}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -16,10 +17,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from taskvec import registry
+from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.runner.artefact import fingerprint, read_json
 from taskvec.runner.compose import RunConfig
-from taskvec.runner.result import Result, read_result
+from taskvec.runner.result import SCHEMA_VERSION, Result, read_result
+
+log = logging.getLogger(__name__)
 
 State = Literal["done", "running", "failed", "stale", "missing"]
 NOT_IN_IDENTITY = {"device", "outputs", "tracker", "choices", "method", "experiment"}
@@ -54,7 +58,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """Return the last recorded status; a run whose process is gone has failed."""
-        status = read_json(self.path / "status.json") or {}
+        status = self.status_on_disk()
         if status.get("state") == "running" and not self.locked():
             status = self.status_on_disk()  # it may have ended between the two looks
             if status.get("state") == "running":
@@ -63,7 +67,8 @@ class RunFolder:
 
     def status_on_disk(self) -> dict[str, Any]:
         """Return the status as it was last written."""
-        return read_json(self.path / "status.json") or {}
+        status = read_json(self.path / "status.json")
+        return status if isinstance(status, dict) else {}
 
     def locked(self) -> bool:
         """Return whether a living process works on the run."""
@@ -80,11 +85,13 @@ class RunFolder:
         """Return the intact result, of the expected fingerprint where one is given; otherwise None."""
         status = self.status_on_disk()
         path = self.path / "result.json"
-        if status.get("state") != "done" or not path.is_file():
-            return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != status.get("result_sha256"):
+        if status.get("state") != "done":
             return None
         try:
+            if sha256(self.path / "config.yaml") != status.get("config_sha256"):
+                return None
+            if sha256(path) != status.get("result_sha256"):
+                return None
             result = read_result(path)
         except UserError:
             return None
@@ -100,7 +107,11 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / "run.lock")
-            lock.acquire()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("waiting for another process that works on %s", self.name)
+                lock.acquire()
         except OSError as error:
             raise UserError(f"outputs: {self.path} cannot be written: {error.strerror}") from error
         try:
@@ -109,15 +120,31 @@ class RunFolder:
             lock.release()
 
     def start(self, config: RunConfig, overrides: tuple[str, ...]) -> None:
-        """Record the run as running, with its resolved config and command."""
-        write_atomically(self.path / "config.yaml", config.to_yaml())
-        self._set("running", overrides=list(overrides), command=command(overrides), started=time.time())
+        """Record the run as running, with its resolved config and command.
 
-    def finish(self, result: Result) -> None:
-        """Record the result, then the run as done."""
+        Raises:
+            UserError: if it cannot be written, or would overwrite the result of a newer program.
+        """
+        found = read_json(self.path / "result.json")
+        newer = found.get("schema_version") if isinstance(found, dict) else None
+        if isinstance(newer, int) and newer > SCHEMA_VERSION:
+            written = f"{self.path}/result.json was written by a newer program (schema version {newer}"
+            raise UserError(f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER")
+        text = config.to_yaml()
+        write_atomically(self.path / "config.yaml", text)
+        self._set(
+            "running",
+            overrides=list(overrides),
+            command=command(overrides),
+            started=time.time(),
+            config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )
+
+    def finish(self, result: Result, mirrored_to: str) -> None:
+        """Record the result, then the run as done, and which tracker mirrors it."""
         text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
         write_atomically(self.path / "result.json", text)
-        self._set("done", result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
+        self._set("done", mirrored_to=mirrored_to, result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
 
     def fail(self, reason: str) -> None:
         """Record the run as failed; where even that cannot be written, the killed-process rule still says so."""

@@ -38,6 +38,12 @@ class Plan:
         return {cell.name: self.cell(cell) for cell in self.questions}
 
     @cached_property
+    def nodes(self) -> list[Artefact]:
+        """Every artefact of the graph once, inputs before what needs them."""
+        found = {node.fingerprint: node for root in self.cells.values() for node in root.walk()}
+        return list(found.values())
+
+    @cached_property
     def fingerprint(self) -> str:
         """The identity of the run's answers: its question and everything below it."""
         answers = {name: node.fingerprint for name, node in self.cells.items()}

@@ -58,7 +58,7 @@ class Store:
         stored = self._read_if_intact(artefact)
         if stored is None:
             with self._lock(artefact):
-                stored = self._read_if_intact(artefact)  # another process may have been first
+                stored = self._read_if_intact(artefact, warn=True)  # another process may have been first
                 if stored is None:
                     shutil.rmtree(self.folder(artefact), ignore_errors=True)
                     return self._compute(artefact, compute)
@@ -73,13 +73,16 @@ class Store:
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
         return content, record, True
 
-    def _read_if_intact(self, artefact: Artefact) -> tuple[Content, dict[str, Any]] | None:
+    def _read_if_intact(self, artefact: Artefact, warn: bool = False) -> tuple[Content, dict[str, Any]] | None:
         if not self.has(artefact):
             return None
         try:
             return self.read(self.folder(artefact))
+        except OSError:
+            return None  # another process removed it meanwhile
         except CorruptError as error:
-            log.warning("store: %s is corrupt (%s); it is computed again", artefact.label, error)
+            if warn:
+                log.warning("store: %s is corrupt (%s); it is computed again", artefact.label, error)
             return None
 
     def read(self, folder: Path) -> tuple[Content, dict[str, Any]]:
@@ -104,16 +107,20 @@ class Store:
             CorruptError: naming the first file that is missing or not as written.
         """
         try:
-            manifest = (folder / MANIFEST).read_text(encoding="ascii").splitlines()
-            sums = {name: digest for digest, name in (line.split("  ", 1) for line in manifest)}
+            *lines, end = (folder / MANIFEST).read_bytes().decode("ascii").split("\n")
+            sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+            present = {path.name for path in folder.iterdir()} - {MANIFEST}
         except (OSError, ValueError) as error:
-            raise CorruptError(f"{folder}/{MANIFEST}") from error
-        present = {path.name for path in folder.iterdir()} - {MANIFEST}
-        if RECORD not in sums or set(sums) != present:
-            raise CorruptError(f"{folder}/{MANIFEST}")
+            raise CorruptError(f"{folder}/{MANIFEST} cannot be read") from error
+        if end or RECORD not in sums or set(sums) != present:
+            raise CorruptError(f"{folder}/{MANIFEST} differs from the files beside it")
         for name, digest in sums.items():
-            if sha256(folder / name) != digest:
-                raise CorruptError(f"{folder}/{name}")
+            try:
+                intact = sha256(folder / name) == digest
+            except UserError:  # unreadable, or removed meanwhile
+                intact = False
+            if not intact:
+                raise CorruptError(f"{folder}/{name} differs from {MANIFEST}")
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if fingerprint({key: record[key] for key in ("kind", "version", "spec", "inputs")}) != folder.name:
             raise CorruptError(f"{folder}: the folder's name is not the fingerprint of its record")
@@ -133,6 +140,7 @@ class Store:
                 from safetensors.torch import save_file
 
                 save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+                shutil.copymode(temporary / RECORD, temporary / TENSORS)  # others may read it too
             files = sorted(path.name for path in temporary.iterdir())
             sums = "".join(f"{sha256(temporary / name)}  {name}\n" for name in files)
             (temporary / MANIFEST).write_text(sums, encoding="ascii")

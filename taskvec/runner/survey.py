@@ -7,7 +7,6 @@ import yaml
 from taskvec.errors import UserError
 from taskvec.runner import compose
 from taskvec.runner.compose import RunConfig
-from taskvec.runner.explain import InvalidError
 from taskvec.runner.folder import RunFolder, State
 from taskvec.runner.plan import Plan
 
@@ -23,7 +22,9 @@ def config_of(folder: RunFolder) -> RunConfig:
         return compose.from_data(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, InvalidError, AttributeError, TypeError) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a config of this program: {' '.join(str(error).split())[:160]}") from error
 
 
@@ -35,7 +36,7 @@ def state_of(folder: RunFolder) -> tuple[State, str | None]:
         return state, status.get("reason")
     result = folder.result()
     if result is None:
-        return "stale", "result.json is missing or not as it was written"
+        return "stale", "result.json or config.yaml is not as it was written"
     try:
         expected = Plan(config_of(folder)).fingerprint
     except UserError as error:

@@ -35,8 +35,7 @@ def one(overrides: Sequence[str]) -> int:
     config = compose.resolve(compose.compose(overrides))
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
-        print(f"taskvec: {outcome.run_id} failed: {outcome.reason}", file=sys.stderr)
-        return 1
+        return 1  # the reason is logged and recorded
     if not in_sweep:
         from taskvec.report.table import run_table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
 from pathlib import Path
@@ -57,7 +58,8 @@ def writable(root: Path) -> None:
         probe.write_bytes(b"taskvec")
         probe.unlink()
     except OSError as error:
-        probe.unlink(missing_ok=True) if root.is_dir() else None
+        with contextlib.suppress(OSError):
+            probe.unlink()
         raise UserError(f"outputs: {root} cannot be written: {error.strerror}; set outputs=FOLDER") from error
 
 
@@ -68,12 +70,11 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    nodes = {node.fingerprint: node for root in plan.cells.values() for node in root.walk()}
-    missing = [node for node in nodes.values() if node.kind == "vector" and not store.has(node)]
+    missing = [node for node in plan.nodes if node.kind == "vector" and not store.has(node)]
     need = config.backbone.weight_bytes() * (len(missing) + CHECKPOINT_COPIES) if missing else 0
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} task vectors need {need / 1e9:.1f} GB, {config.root} has {free / 1e9:.1f} GB; "
+            f"outputs: {len(missing)} task vectors need {need / 1e6:,.1f} MB, {config.root} has {free / 1e6:,.1f} MB; "
             "set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )

@@ -36,9 +36,9 @@ class Workspace:
             for child in node.inputs.values():
                 self.ensure(child)
         content, record, computed = self.store.get(node, lambda: node.compute(self, node))
-        first = node.fingerprint not in self.usage
-        self.usage[node.fingerprint] = record["usage"] | {"label": node.label, "kind": node.kind, "computed": computed}
-        if first:
+        if node.fingerprint not in self.usage or computed:
+            cost = record["usage"] | {"label": node.label, "kind": node.kind, "computed": computed}
+            self.usage[node.fingerprint] = cost
             self.done(node, record, computed)
         if node.kind in KEPT:
             self._kept[node.fingerprint] = content

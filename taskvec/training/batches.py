@@ -13,6 +13,9 @@ from torch import Tensor
 
 from taskvec.data.views import TaskView
 
+TRIES = 10
+CROP_DRAWS = 2 * TRIES + 2  # area and aspect of each try, and the place
+
 
 class Batch(NamedTuple):
     """Examples of one or several tasks: ``inputs`` stacked, and per task the rows it owns with their labels."""
@@ -54,19 +57,22 @@ class Batches:
             self._order = torch.randperm(len(self), generator=self._generator(2 * epoch))
             self._epoch = epoch
         chosen = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        generator = self._generator(2 * step + 1)
-        return [self._batch(part, generator) for part in chosen.tensor_split(self.accumulation) if len(part)]
+        draws = torch.rand(len(chosen), CROP_DRAWS, generator=self._generator(2 * step + 1))
+        parts = zip(chosen.tensor_split(self.accumulation), draws.tensor_split(self.accumulation), strict=True)
+        return [self._batch(part, drawn) for part, drawn in parts if len(part)]
 
-    def _batch(self, chosen: Tensor, generator: torch.Generator) -> Batch:
-        inputs, rows, labels, start = [], {}, {}, 0
+    def _batch(self, chosen: Tensor, draws: Tensor) -> Batch:
+        inputs, rows, labels, drawn, start = [], {}, {}, [], 0
         for index, (task, view) in enumerate(self.views.items()):
-            local = self.local[chosen[self.owner[chosen] == index]]
+            own = self.owner[chosen] == index
+            local = self.local[chosen[own]]
             if len(local):
                 inputs.append(view.inputs[local])
                 labels[task] = view.labels[local]
+                drawn.append(draws[own])
                 rows[task] = slice(start, start := start + len(local))
         stacked = torch.cat(inputs)
-        return Batch(random_resized_crop(stacked, self.crop, generator) if self.crop else stacked, rows, labels)
+        return Batch(random_resized_crop(stacked, self.crop, torch.cat(drawn)) if self.crop else stacked, rows, labels)
 
     def _generator(self, stream: int) -> torch.Generator:
         # torch's CPU generator uses 32 bits of its seed, so seed and stream are mixed instead of put side by side
@@ -74,18 +80,22 @@ class Batches:
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def random_resized_crop(images: Tensor, min_scale: float, generator: torch.Generator) -> Tensor:
+def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tensor:
     """Return crops of uint8 ``images`` [N, 3, H, W], each of its own area, aspect and place, resized back (bilinear).
 
-    Area fraction uniform in [min_scale, 1], log aspect uniform in [log 3/4, log 4/3], clipped to the image: the
-    distribution of torchvision's RandomResizedCrop, whose crop the papers' recipe uses with scale 0.9 to 1.
+    The distribution of torchvision's RandomResizedCrop on a square image, without its rounding to whole pixels (the
+    papers' recipe uses scale 0.9 to 1): area fraction uniform in [min_scale, 1], log aspect uniform in
+    [log 3/4, log 4/3], the first of ten tries that fits, else the whole image. ``draws`` [N, CROP_DRAWS] are uniform in
+    [0, 1); each image depends on its own row alone.
     """
-    draw = torch.rand(4, len(images), generator=generator)
-    area = min_scale + (1 - min_scale) * draw[0]
-    ratio = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = width, height
-    theta[:, 0, 2], theta[:, 1, 2] = (2 * draw[2] - 1) * (1 - width), (2 * draw[3] - 1) * (1 - height)
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    draws = draws.to(images.device)
+    area = min_scale + (1 - min_scale) * draws[:, :TRIES]
+    ratio = torch.exp((2 * draws[:, TRIES : 2 * TRIES] - 1) * math.log(4 / 3))
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)
+    fits = (sides <= 1).all(2)
+    first = fits.int().argmax(1)
+    size = torch.where(fits.any(1, keepdim=True), sides[torch.arange(len(images)), first], 1.0)
+    place = (2 * draws[:, -2:] - 1) * (1 - size)
+    theta = torch.cat([torch.diag_embed(size), place.unsqueeze(2)], 2)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)

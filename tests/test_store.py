@@ -1,0 +1,367 @@
+"""The artefact store: damage is detected, named and repaired; a change computes again exactly what depends on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import forked
+import pytest
+import world
+
+from taskvec import cli
+from taskvec.runner import artefact, compose, stages
+from taskvec.runner.artefact import Artefact
+from taskvec.runner.compose import RunConfig
+from taskvec.runner.folder import RunFolder, run_id
+from taskvec.runner.plan import Plan
+from taskvec.runner.result import read_result
+from taskvec.runner.store import CorruptError, Store
+
+DAMAGES = ("empty", "half", "bit")
+
+
+@pytest.fixture
+def config(tiny, monkeypatch) -> Callable[..., RunConfig]:
+    """Compose a run in the tiny world, or in a copy of it."""
+
+    def composed(*overrides: str, include: Path = tiny) -> RunConfig:
+        monkeypatch.setenv("TASKVEC_INCLUDE", str(include))
+        compose.register_all()
+        return compose.resolve(compose.compose([*world.FAST, *overrides]))
+
+    return composed
+
+
+@pytest.fixture
+def done(warm_outputs, tmp_path) -> Path:
+    """An outputs folder in which the addition run is done."""
+    return Path(shutil.copytree(warm_outputs, tmp_path / "outputs"))
+
+
+def nodes(plan: Plan) -> dict[str, Artefact]:
+    """Every artefact of a plan by label."""
+    return {node.label: node for root in plan.cells.values() for node in root.walk()}
+
+
+def only(outputs: Path) -> RunFolder:
+    (run,) = outputs.glob("runs/*")
+    return RunFolder(run)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    out = bytearray(content)
+    out[bit // 8] ^= 1 << bit % 8
+    return bytes(out)
+
+
+def names(message: str, file: Path) -> bool:
+    """Whether a message names a damaged file; one whose checksum differs is named with the manifest."""
+    return str(file.parent) in message and file.name in message
+
+
+# Damage.
+
+
+def test_every_damaged_file_is_detected_named_and_computed_again(config, done, caplog):
+    """Each file of a finished store emptied, cut in half and with a flipped bit, in turn."""
+    from taskvec.runner.workspace import Workspace
+
+    run = config(f"outputs={done}")
+    store, every = Store(done / "store"), nodes(Plan(run))
+    stored = {store.folder(node): node for node in every.values() if node.kind != "base"}
+    files = sorted(path for folder in stored for path in folder.iterdir())
+    assert {path.parent for path in done.glob("store/[!lp]*/*/SHA256SUMS")} == set(stored)
+    assert len(files) == 3 * len(stored)
+    caplog.set_level(logging.WARNING, "taskvec")
+    for number, file in enumerate(files):
+        node, before = stored[file.parent], {path.name: path.read_bytes() for path in file.parent.iterdir()}
+        for damage, content in forked.damaged(before[file.name], seed=number):
+            caplog.clear()
+            file.write_bytes(content)
+            with pytest.raises(CorruptError) as found:
+                store.verify(file.parent)
+            assert names(str(found.value), file)
+            if damage != DAMAGES[(number + number // 3) % 3]:  # each kind for each of an artefact's three files
+                continue
+            work = Workspace(store, "cpu", "fp32", lambda *_: None, lambda *_: None)
+            work.get(node)
+            assert work.usage[node.fingerprint]["computed"], (file, damage)
+            (said,) = [record.getMessage() for record in caplog.records]
+            assert said.startswith(f"store: {node.label} is corrupt ({file.parent}/")
+            assert names(said, file)
+            store.verify(file.parent)
+            again = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+            assert again["tensors.safetensors"] == before["tensors.safetensors"]
+            records = [json.loads(content["artefact.json"]) for content in (before, again)]
+            assert records[0] | {"usage": None} == records[1] | {"usage": None}
+            before = again
+        for name, content in before.items():
+            (file.parent / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["head", "images", "vector", "cell"])
+def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp_path):
+    """Through the command: a damaged file, and nothing above it that would make it superfluous."""
+    store, every = Store(done / "store"), nodes(Plan(config(f"outputs={done}")))
+    label, number = {"head": ("head stripes", 0), "images": ("images stripes/train", 1)}.get(kind, (None, 2))
+    label = label or {"vector": "vector stripes", "cell": "cell individual/stripes"}[kind]
+    above = [node for node in every.values() if every[label] in node.walk() and node is not every[label]]
+    for node in above:
+        shutil.rmtree(store.folder(node))
+    shutil.rmtree(done / "runs")
+    file = store.folder(every[label]) / ("tensors.safetensors", "artefact.json", "SHA256SUMS")[number]
+    file.write_bytes(dict(forked.damaged(file.read_bytes(), seed=number))[DAMAGES[number]])
+    ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run", events=True)
+    assert ended.returncode == 0, ended.stderr
+    assert names(ended.stderr, file)
+    again = {
+        event.split(" ", 2)[2].rsplit(" ", 1)[0] for event in forked.events(tmp_path / "run") if "compute" in event
+    }
+    assert again == {label, *(node.label for node in above)}
+    assert forked.same(only(done).result(), only(warm_outputs).result())
+
+
+def test_every_bit_of_a_record_and_its_manifest_counts(done):
+    store = Store(done / "store")
+    folder = next(done.glob("store/cell/*"))
+    for name, every in (("SHA256SUMS", 1), ("artefact.json", 11)):
+        content = (folder / name).read_bytes()
+        for bit in range(0, 8 * len(content), every):
+            (folder / name).write_bytes(flipped(content, bit))
+            with pytest.raises(CorruptError):
+                store.verify(folder)
+        (folder / name).write_bytes(content)
+    store.verify(folder)
+
+
+def test_files_that_are_missing_or_do_not_belong(done):
+    store = Store(done / "store")
+    for name in ("artefact.json", "tensors.safetensors"):
+        folder = next(done.glob("store/vector/*"))
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(CorruptError):
+            store.verify(folder)
+        (folder / name).write_bytes(content)
+    (folder / "more").write_text("")
+    with pytest.raises(CorruptError):
+        store.verify(folder)
+    (folder / "more").unlink()
+    other = folder.with_name("0" * 32)
+    folder.rename(other)
+    with pytest.raises(CorruptError, match="not the fingerprint of its record"):
+        store.verify(other)
+
+
+def test_the_command_verifies_the_store(done, capsys):
+    assert cli.main(["store", "verify", "--outputs", str(done)]) == 0
+    file = next(done.glob("store/vector/*/tensors.safetensors"))
+    file.write_bytes(flipped(file.read_bytes(), 99_999))
+    assert cli.main(["store", "verify", "--outputs", str(done)]) == 1
+    assert f"corrupt: {file}" in capsys.readouterr().out
+
+
+def test_stored_files_have_the_same_permissions(done):
+    """Others who share the store can read the tensors as well as the records."""
+    for folder in done.glob("store/*/*/"):
+        assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["result.json", "status.json", "config.yaml"])
+def test_a_damaged_run_is_done_again_from_the_store(name, damage, tiny, done, warm_outputs, tmp_path):
+    file = only(done).path / name
+    content = file.read_bytes()
+    changed = dict(forked.damaged(content, seed=2))[damage]
+    if (name, damage) == ("status.json", "bit"):
+        changed = flipped(content, 8 * content.index(b"done") + 1)
+    file.write_bytes(changed)
+    assert only(done).result() is None
+    ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run", events=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not [event for event in forked.events(tmp_path / "run") if event.startswith(("compute", "finetune"))]
+    assert forked.same(only(done).result(), only(warm_outputs).result())
+    assert only(done).status()["state"] == "done"
+
+
+# Dependency: which artefacts a change touches.
+
+TASKS = world.TASKS
+HEADS = {f"head {task}" for task in TASKS}
+IMAGES = {f"images {task}/{split}" for task in TASKS for split in world.COUNTS}
+VECTORS = {f"vector {task}" for task in TASKS}
+TUNED = {f"cell individual/{task}" for task in TASKS} | {"cell merged"}
+CELLS = TUNED | {"cell zero_shot"}
+OF_STRIPES = {"cell individual/stripes", "cell merged"}
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """The labels of the artefacts of ``after`` that ``before`` does not have."""
+    known = {node.fingerprint for node in nodes(before).values()}
+    return {label for label, node in nodes(after).items() if node.fingerprint not in known}
+
+
+def test_the_plan_is_the_one_these_tests_know(config):
+    assert set(nodes(Plan(config()))) == {"base weights", *HEADS, *IMAGES, *VECTORS, *CELLS}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "touched"),
+    [
+        (["finetune.lr=1e-3"], VECTORS | TUNED),
+        (["finetune.weight_decay=0"], VECTORS | TUNED),
+        (["finetune.steps=7"], VECTORS | TUNED),
+        (["finetune.augment=none"], VECTORS | TUNED),
+        (["seed=1"], VECTORS | TUNED),
+        (["precision=bf16"], VECTORS | CELLS),
+        (["precision=tf32"], VECTORS | CELLS),
+        (["protocol.grid=[0,1]"], {"cell merged"}),
+        (["protocol.joint=true"], {"vector 3 tasks", "cell joint"}),
+        (["suite.tasks=[stripes,corners]"], {"cell zero_shot", "cell merged"}),
+        (["backbone.mean=[0.4,0.4,0.4]"], {"base weights"} | HEADS | VECTORS | CELLS),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_setting_touches_what_depends_on_it(overrides, touched, config):
+    assert changed(Plan(config()), Plan(config(*overrides))) == touched
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracker=none", "outputs=/tmp/elsewhere", "device=cpu", "device=cuda:1", "finetune.checkpoint_every=7",
+     "backbone.recipe.steps=9"],
+)  # fmt: skip
+def test_a_setting_that_changes_no_result_touches_nothing(override, config):
+    before, after = config(), config(override)
+    assert changed(Plan(before), Plan(after)) == set()
+    assert Plan(before).fingerprint == Plan(after).fingerprint
+    assert run_id(before) == run_id(after)
+
+
+def one_pixel(path: Path) -> None:
+    """Change one image of a split by one grey level."""
+    import io
+
+    import numpy as np
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    table = parquet.read_table(path)
+    images = table["image"].to_pylist()
+    pixels = np.asarray(Image.open(io.BytesIO(images[5]["bytes"]))).copy()
+    pixels[3, 3, 0] ^= 1
+    images[5]["bytes"] = world.png(pixels)
+    names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    world.write_table(path, images, table["label"].to_pylist(), names)
+
+
+def one_label(path: Path) -> None:
+    """Change one label of a split."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path)
+    labels = table["label"].to_pylist()
+    labels[0] = (labels[0] + 1) % 4
+    names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    world.write_table(path, table["image"].to_pylist(), labels, names)
+
+
+def one_weight_bit(path: Path) -> None:
+    path.write_bytes(flipped(path.read_bytes(), 8 * (path.stat().st_size - 1000)))
+
+
+def another_template(path: Path) -> None:
+    path.write_text(path.read_text().replace("a photo of", "a drawing of"))
+
+
+CHANGES: list[tuple[str, Callable[[Path], None], Iterable[str]]] = [
+    ("data/stripes/train.parquet", one_pixel, {"images stripes/train", "vector stripes"} | OF_STRIPES),
+    ("data/stripes/train.parquet", one_label, {"images stripes/train", "vector stripes"} | OF_STRIPES),
+    ("data/stripes/val.parquet", one_pixel, {"images stripes/val", "cell zero_shot"} | OF_STRIPES),
+    ("data/stripes/test.parquet", one_label, {"images stripes/test", "cell zero_shot"} | OF_STRIPES),
+    ("data/control/test.parquet", one_pixel, set()),
+    ("task/stripes.yaml", another_template, {"head stripes", "vector stripes", "cell zero_shot"} | OF_STRIPES),
+    ("clip/open_clip_model.safetensors", one_weight_bit, {"base weights"} | HEADS | VECTORS | CELLS),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "touched"), CHANGES, ids=[f"{f} {c.__name__}" for f, c, _ in CHANGES])
+def test_a_file_touches_what_depends_on_it(file, change, touched, tiny, config, tmp_path):
+    copy = world_copy(tiny, tmp_path)
+    before = Plan(config(include=copy))
+    assert changed(Plan(config()), before) == set()  # where files are makes no difference
+    change(copy / file)
+    assert changed(before, Plan(config(include=copy))) == touched
+
+
+def world_copy(tiny: Path, folder: Path) -> Path:
+    copy = Path(shutil.copytree(tiny, folder / "world"))
+    for path in copy.glob("*/*.yaml"):
+        path.write_text(path.read_text().replace(str(tiny), str(copy)))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("stage", "touched"),
+    [
+        ("stage/base", {"base weights"} | HEADS | VECTORS | CELLS),
+        ("backbone/clip", {"base weights"} | HEADS | VECTORS | CELLS),
+        ("stage/images", IMAGES | VECTORS | CELLS),
+        ("stage/head", HEADS | VECTORS | CELLS),
+        ("stage/vector", VECTORS | TUNED),
+        ("finetune/full", VECTORS | TUNED),
+        ("stage/cell", CELLS),
+        ("merge/task_arithmetic", {"cell merged"}),
+        ("protocol/addition", set()),
+        ("protocol/negation", set()),
+    ],
+)
+def test_a_stage_version_touches_what_depends_on_it(stage, touched, config, monkeypatch):
+    before = Plan(config())
+    fingerprint = before.fingerprint
+
+    def bumped(name: str) -> int:
+        return stages.record()[name]["version"] + (name == stage)
+
+    monkeypatch.setattr(artefact, "version", bumped)
+    monkeypatch.setattr(stages, "version", bumped)
+    after = Plan(config())
+    assert changed(before, after) == touched
+    assert (after.fingerprint != fingerprint) == (stage != "protocol/negation")
+
+
+def test_only_what_a_changed_file_touches_is_computed(tiny, done, tmp_path):
+    """Through the command: one grey level of one training image."""
+    copy, words = world_copy(tiny, tmp_path), [*world.FAST, f"outputs={done}"]
+    file, change, touched = CHANGES[0]
+    change(copy / file)
+    shutil.rmtree(done / "runs")
+    ended = forked.run(copy, *words, folder=tmp_path / "run", events=True)
+    assert ended.returncode == 0, ended.stderr
+    events = [event for event in forked.events(tmp_path / "run") if event.startswith("compute after ")]
+    assert sorted(event.split(" ", 2)[2].rsplit(" ", 1)[0] for event in events) == sorted(touched)
+    result = read_result(only(done).path / "result.json")
+    flags = {label.rsplit(" ", 1)[0] for label, usage in result.timing["artefacts"].items() if usage["computed"]}
+    assert flags == touched
+
+
+def test_a_changed_file_makes_a_finished_run_stale(tiny, done, tmp_path, monkeypatch, capsys):
+    """The run's folder stays the same; its result no longer stands, and the same command replaces it."""
+    copy, words = world_copy(tiny, tmp_path), [*world.FAST, f"outputs={done}"]
+    shutil.rmtree(done / "runs")
+    assert forked.run(copy, *words, folder=tmp_path / "first", events=True).returncode == 0
+    one_label(copy / "data/corners/test.parquet")
+    monkeypatch.setenv("TASKVEC_INCLUDE", str(copy))
+    assert cli.main(["status", "--outputs", str(done)]) == 0
+    assert capsys.readouterr().out.startswith("stale ")
+    before = only(done).result()
+    assert forked.run(copy, *words, folder=tmp_path / "second", events=True).returncode == 0
+    after = only(done).result()
+    assert after.fingerprint != before.fingerprint
+    assert cli.main(["status", "--outputs", str(done)]) == 0
+    assert capsys.readouterr().out.startswith("done ")

@@ -92,7 +92,7 @@ ERRORS = {  # arguments: words that the line must contain
     "--include {user} experiment=type": ["finetune.steps", "experiment/type.yaml", "integer", "'many'"],
     "--include {user} experiment=choice": ["precision", "experiment/choice.yaml", "'fp8'", "fp32, tf32, bf16"],
     "--include {user} experiment=option": ["merge", "unknown option 'tise'"],
-    "--include {user} experiment=task": ["suite.tasks", "'emojo'", "did you mean 'emoji'?"],
+    "--include {user} experiment=task": ["suite.tasks", "experiment/task.yaml", "'emojo'", "did you mean 'emoji'?"],
     "--include {user} experiment=syntax": ["syntax.yaml"],
     "--include {user} experiment=top": ["sede", "experiment/top.yaml", "did you mean 'seed'?"],
     "--include {user} suite=own": ["suite.controll", "suite/own.yaml", "did you mean 'control'?"],
@@ -121,19 +121,24 @@ USER = {
 }
 
 DRIVER = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, signal, sys
 from taskvec.cli import main
 found = {}
+def too_long(*_):
+    raise TimeoutError("the command started to work")
+signal.signal(signal.SIGALRM, too_long)
 for line in json.load(sys.stdin):
     os.environ.pop("TASKVEC_INCLUDE", None)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        signal.alarm(20)
         try:
             code = main(line.split())
         except SystemExit as end:
             code = end.code or 0
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
+    signal.alarm(0)
     heavy = [name for name in HEAVY if name in sys.modules]
     found[line] = {"code": code, "out": out.getvalue(), "err": err.getvalue(), "heavy": heavy}
 json.dump(found, sys.stdout)

@@ -177,6 +177,7 @@ CASES = [
     Case("number for a path", "outputs (command line)", ["outputs=5"]),
     Case("negative rate", "greater than 0, got -1", ["finetune.lr=-1"]),
     Case("rate not a number", "finetune.lr", ["finetune.lr=nan"]),
+    Case("rate that makes training diverge", "the training loss is nan", ["finetune.lr=1e30"], code=1),
     Case("infinite rate", "finetune.lr: must be a finite number", ["finetune.lr=inf"]),
     Case("infinite coefficient", "protocol.grid.1: must be a finite number", ["protocol.grid=[0,inf]"]),
     Case("no steps", "finetune.steps (command line)", ["finetune.steps=0"]),
@@ -248,6 +249,8 @@ CASES = [
     Case("too few to hold out", "split 'val' holds no examples", [],
          lambda w: [text("task/stripes.yaml", f"{TASK}splits: {{train: train, val: null, test: test}}\n")(w),
                     world.write_split(w / "data/stripes/train.parquet", "stripes", 8, seed=1)]),
+    Case("damaged pages", "is damaged", [],
+         bytes_of("data/stripes/train.parquet", lambda b: b[:2000] + b"\xff" * 500 + b[2500:]), code=1),
     Case("undecodable image", "train image 3 cannot be decoded: its format is not known", [],
          rows(image=array(lambda v: [*v[:3], {"bytes": b"GIF89a"}, *v[4:]], "image")), code=1),
     Case("image by path only", "train image 0 cannot be decoded: its bytes are missing", [], rows(
@@ -280,6 +283,15 @@ CASES = [
     Case("vocabulary below the tokenizer's", "the tokenizer has 49408 tokens", [],
          model_config(model_cfg__text_cfg__vocab_size=1000)),
     Case("no text tower", "lacks the text tower's", [], weights(lambda s: s.pop("token_embedding.weight"))),
+    Case("text tower of another depth", "has 1 layers in the checkpoint, the architecture has 2", [],
+         model_config(model_cfg__text_cfg__layers=2)),
+    Case("no description of the image tower", "backbone.architecture", [], model_config(model_cfg__vision_cfg=None)),
+    Case("vocabulary in words", "open_clip_model.safetensors", [], model_config(model_cfg__text_cfg__vocab_size="all")),
+    Case("list for the preprocessing", "preprocess_cfg must be a mapping", [], model_config(preprocess_cfg=[0.5])),
+    Case("channel means in words", "mean must be three numbers", [],
+         model_config(preprocess_cfg__mean=["r", "g", "b"])),
+    Case("one channel mean", "mean must be three numbers", [], model_config(preprocess_cfg__mean=0.5)),
+    Case("deviation zero", "std must be three positive numbers", [], model_config(preprocess_cfg__std=[0, 0, 0])),
     Case("two channel means", "mean must be three numbers", [], model_config(preprocess_cfg__mean=[0.5, 0.5])),
     Case("unknown resize mode", "only shortest or squash", [], model_config(preprocess_cfg__resize_mode="longest")),
     Case("NaN weights", "projection.weight is not finite", [], weights(poison(float("nan"), PROJECTION)), code=1),
@@ -289,6 +301,18 @@ CASES = [
          ["backbone.architecture=ViT-B-32", "backbone.checkpoint=WORLD/code.pt"], pickled, code=1),
     # the user's own files
     Case("include of nothing", "no such file or folder", ["--include", "/nowhere"]),
+    Case("include of another file", "not a Python file", ["--include", "WORLD/clip/open_clip_config.json"]),
+    Case("class without its method", "merge=mine (own.py)", ["--include", "WORLD/own.py", "merge=mine"], text(
+        "own.py",
+        "from typing import Literal\nfrom taskvec.merge.composition import Merge\n"
+        "from taskvec.registry import register\n"
+        "@register('merge', 'mine')\nclass Mine(Merge):\n    kind: Literal['mine'] = 'mine'\n")),
+    Case("method that fails", "KeyError: 'weight' (own.py:7)", ["--include", "WORLD/own.py", "merge=mine"], text(
+        "own.py",
+        "from typing import Literal\nfrom taskvec.merge.composition import Merge\n"
+        "from taskvec.registry import register\n"
+        "@register('merge', 'mine')\nclass Mine(Merge):\n    kind: Literal['mine'] = 'mine'\n"
+        "    def compose(self, base, vectors): return base['weight']\n"), code=1),
     Case("file that fails", "cannot be imported: ZeroDivisionError", ["--include", "WORLD/own.py"],
          text("own.py", "1 / 0\n")),
     Case("file with a syntax error", "cannot be imported: SyntaxError", ["--include", "WORLD/own.py"],
@@ -302,6 +326,7 @@ CASES = [
         "from taskvec.merge.task_arithmetic import TaskArithmetic\nfrom taskvec.registry import register\n"
         "@register('merger', 'mine')\nclass Mine(TaskArithmetic):\n    pass\n")),
     # outputs
+    Case("outputs that are a file", "cannot be written: File exists", ["outputs=WORLD/suite/tiny.yaml"]),
     Case("outputs below a file", "cannot be written: Not a directory", ["outputs=/dev/null/x"]),
     Case("outputs in a read-only place", "cannot be written", ["outputs=/proc/outputs"]),
     Case("outputs of nobody", "cannot be written", ["outputs=/sys/outputs"]),

@@ -12,7 +12,9 @@ from conftest import ROOT, command
 
 SOURCES = [path for folder in ("taskvec", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHOWN = [line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()]
+SHOWN = [
+    line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()
+]
 RUNS = [line for line in SHOWN if line.startswith("taskvec") and "my_" not in line]
 
 

@@ -132,7 +132,7 @@ def test_csv_has_full_precision():
 
 def test_csv_quotes_what_needs_it():
     text = table([made(0, 0.5, 'a,"b"')], ["method"], ["metric"], ["normalised"], "csv")
-    assert list(csv.reader(io.StringIO(text)))[1] == ['a,"b"', "50.0"]
+    assert list(csv.reader(io.StringIO(text)))[1] == ['a,"b"', "50.0", ""]
 
 
 UNESCAPED = re.compile(r"(?<!\\)[_%&#$]")

@@ -6,8 +6,6 @@ import logging
 
 from taskvec.cli import VERBS
 from taskvec.errors import UserError
-from taskvec.registry import did_you_mean
-from taskvec.runner import compose, sweep
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())), end="")
         return 0
+    from taskvec.registry import did_you_mean
+    from taskvec.runner import compose, sweep
+
     compose.register_all()
     if any(argument.split("=")[0] in HYDRA_FLAGS for argument in arguments):
         return sweep.hydra(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -81,7 +81,7 @@ class Clip(Backbone):
         try:
             by_tag = self.quick_gelu is None and self.pretrained and trained_with_quick_gelu(self.name, self.pretrained)
             return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, AttributeError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
 
     def identity(self) -> dict[str, Any]:
@@ -110,10 +110,15 @@ class Clip(Backbone):
         stored = {}
         if self.folder:
             stored = json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg") or {}
+        if not isinstance(stored, Mapping):
+            raise UserError(f"{self.folder / FOLDER_CONFIG}: preprocess_cfg must be a mapping, got {stored!r}")
         found = {key: stored.get(key, value) for key, value in defaults.items()}
         for key in found.keys() & {"mean", "std"}:
-            if not isinstance(found[key], list) or len(found[key]) != 3:
-                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} must be three numbers, got {found[key]!r}")
+            values = found[key] if isinstance(found[key], list) else []
+            numbers = [value for value in values if isinstance(value, int | float) and isfinite(value)]
+            if len(numbers) != 3 or len(values) != 3 or key == "std" and min(numbers) <= 0:
+                rule = "three positive numbers" if key == "std" else "three numbers"
+                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} must be {rule}, got {found[key]!r}")
         for key in found.keys() & {"interpolation", "resize_mode"}:
             if found[key] not in (known := get_args(type(self).model_fields[key].annotation)):
                 raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})")
@@ -151,7 +156,7 @@ class Clip(Backbone):
                 integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
             check_shapes(shapes, vision)
             check_text(shapes, open_clip_config(self.name))
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
         if integers:
             raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
@@ -238,6 +243,10 @@ def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]
         if tuple(shapes[prefix + name]) != shape:
             found = f"{prefix}{name} has shape {tuple(shapes[prefix + name])} in the checkpoint"
             raise ValueError(f"{found}, the architecture has {shape}")
+    start = f"{prefix}transformer.resblocks."
+    blocks = len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})
+    if blocks != (layers := text.get("layers", 12)):
+        raise ValueError(f"the text tower has {blocks} layers in the checkpoint, the architecture has {layers}")
 
 
 class ClipModel(Model):

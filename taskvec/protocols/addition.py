@@ -84,11 +84,8 @@ class Addition(Protocol):
         merged: list[Row] = []
         curves = {}
         for name, chosen in self.subsets(suite).items():
-            answer = answers[name]
+            answer, at_one = answers[name], name.replace("merged", "merged_alpha_1", 1)
             merged.append(row(name, answer, answer.alpha, chosen, denominators=own))
-            rows += [
-                merged[-1],
-                row(name.replace("merged", "merged_alpha_1", 1), answer, 1.0, chosen, denominators=own),
-            ]
+            rows += [merged[-1], row(at_one, answer, 1.0, chosen, denominators=own, searched=False)]
             curves[name] = curve(answer, chosen)
         return Report(rows=tuple(rows), curves=curves, primary=mean(r.normalised_mean for r in merged))

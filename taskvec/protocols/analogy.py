@@ -73,6 +73,6 @@ class Analogy(Protocol):
         ]
         for name in ("auxiliary", "analogy"):
             rows.append(row(name, answers[name], answers[name].alpha, targets, denominators=own))
-            rows.append(row(f"{name}_alpha_1", answers[name], 1.0, targets, denominators=own))
+            rows.append(row(f"{name}_alpha_1", answers[name], 1.0, targets, denominators=own, searched=False))
         curves = {name: curve(answers[name], targets) for name in ("auxiliary", "analogy")}
         return Report(rows=tuple(rows), curves=curves, primary=rows[4].mean)

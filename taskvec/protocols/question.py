@@ -146,12 +146,12 @@ def zero_shot(targets: tuple[str, ...], control: str | None = None) -> Cell:
 
 def row(
     name: str, answer: Answer, alpha: float | None, targets: Sequence[str], *,
-    control: str | None = None, denominators: Mapping[str, float] | None = None,
+    control: str | None = None, denominators: Mapping[str, float] | None = None, searched: bool = True,
 ) -> Row:  # fmt: skip
-    """Return an answer's line at ``alpha`` on the test split."""
+    """Return an answer's line at ``alpha`` on the test split; ``searched`` False says that alpha was given."""
     at = answer.report[alpha if alpha is not None else next(iter(answer.report))]
     accuracy = {task: at[task] for task in targets}
-    chosen = answer.rule is not None and alpha == answer.alpha
+    chosen = searched and answer.rule is not None
     normalised = {task: value / denominators[task] for task, value in accuracy.items()} if denominators else {}
     return Row(
         row=name, alpha=alpha, accuracy=accuracy, mean=mean(accuracy.values()),

@@ -83,12 +83,18 @@ def table(
         groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
             line["value"] if line["metric"] == "alpha" else PERCENT * line["value"]
         )
-    coefficient = {tuple(line.get(c) for c in columns) for line in lines if line["metric"] == "alpha"}
+    names = [" ".join(map(_text, head)) for head in heads]
+    if style == "csv":
+        names = [name for head in names for name in (head, f"{head} std")]
+        body = [
+            [*map(_text, key), *(n for h in heads for n in exact(cells.get(h, [])))] for key, cells in groups.items()
+        ]
+        return render([*rows, *names], body, style)
+    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"] == "alpha" else 1 for line in lines}
     body = [
-        [*map(_text, key), *(summarised(cells.get(head, []), style, 2 if head in coefficient else 1) for head in heads)]
-        for key, cells in groups.items()
+        [*map(_text, key), *(summarised(cells.get(h, []), digits[h]) for h in heads)] for key, cells in groups.items()
     ]
-    return render([*rows, *(" ".join(map(_text, head)) for head in heads)], body, style)
+    return render([*rows, *names], body, style)
 
 
 def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list[str]:
@@ -111,13 +117,17 @@ def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list
     return extra
 
 
-def summarised(values: Sequence[float], style: str, digits: int = 1) -> str:
-    """Return "mean ± deviation" (n > 1) or the value; CSV keeps full precision."""
+def exact(values: Sequence[float]) -> tuple[str, str]:
+    """Return mean and sample standard deviation in full precision, empty where there is none."""
+    centre = repr(statistics.fmean(values)) if values else ""
+    return centre, repr(statistics.stdev(values)) if len(values) > 1 else ""
+
+
+def summarised(values: Sequence[float], digits: int) -> str:
+    """Return "mean ± deviation" (n > 1), the value, or nothing."""
     if not values:
         return ""
     centre = statistics.fmean(values)
-    if style == "csv":
-        return repr(centre)
     if len(values) == 1:
         return f"{centre:.{digits}f}"
     return f"{centre:.{digits}f} ± {statistics.stdev(values):.{digits}f}"

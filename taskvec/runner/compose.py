@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +96,8 @@ def register_all() -> None:
     for path in included():
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")
+        if path.is_file() and path.suffix != ".py":
+            raise UserError(f"--include {path}: not a Python file (*.py)")
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             registry.load_file(file)
     store = ConfigStore.instance()
@@ -125,8 +131,22 @@ def hydra_context() -> Iterator[None]:
 
 def search_path_overrides() -> list[str]:
     """Return the override that adds the user's folders to Hydra's search path."""
-    folders = [f"'file://{path}'" for path in search_dirs()[:-1]]
+    folders = [f"'file://{_groups_of(path)}'" for path in search_dirs()[:-1]]
     return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+
+
+@cache
+def _groups_of(folder: Path) -> Path:
+    """Return a user's folder as Hydra may see it: it would take one named like a plain key (outputs) for a group."""
+    plain = {"outputs", "seed", "device", "precision", "sweep"}
+    if not any((folder / key).is_dir() for key in plain):
+        return folder
+    view = Path(tempfile.mkdtemp(prefix="taskvec-"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in plain:
+            (view / path.name).symlink_to(path)
+    return view
 
 
 def compose(overrides: Sequence[str]) -> Composed:
@@ -139,7 +159,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         try:
             node = hydra_compose("config", overrides=[*overrides, *search_path_overrides()], return_hydra_config=True)
         except Exception as error:
-            raise UserError(explain.composition(error, overrides, known_keys, options)) from error
+            raise UserError(explain.composition(error, overrides, known_keys, options, presets)) from error
     choices = dict(node.hydra.runtime.choices)
     OmegaConf.set_struct(node, False)
     del node["hydra"]
@@ -168,6 +188,13 @@ def options(group: str) -> list[str]:
     return sorted(names | nested | {entry.name for entry in registry.entries(group)})
 
 
+def presets(overrides: Sequence[str]) -> list[Path]:
+    """Return the files of the experiment and the method that the overrides choose."""
+    chosen = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    places = ((folder, group) for group in ("experiment", "method") if group in chosen for folder in search_dirs())
+    return [path for folder, group in places if (path := folder / group / f"{chosen[group]}.yaml").is_file()]
+
+
 def resolve(composed: Composed) -> RunConfig:
     """Turn a composed config into a typed run.
 
@@ -190,6 +217,11 @@ def resolve(composed: Composed) -> RunConfig:
         return from_data(data)
     except explain.InvalidError as error:
         raise UserError(error.explain(composed.overrides, sources(composed))) from error
+    except UserError as error:
+        key, _, message = str(error).partition(": ")
+        if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
+            raise
+        raise UserError(f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}") from error
 
 
 def sweep_config(composed: Composed) -> SweepConfig:
@@ -225,7 +257,7 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     """Return the typed component of one config node.
 
     Raises:
-        UserError: if it is not a component or its kind is not known.
+        UserError: if it is not a component, its kind is not known or its class not complete.
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{group}.{name}: must be a component with its settings, got {node!r}")
@@ -233,7 +265,10 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
         node["definitions"] = load_tasks(node, search_dirs())
-    return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
+    try:
+        return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
+    except TypeError as error:  # a user's class that lacks a method
+        raise UserError(f"{group}={entry.name} ({entry.source.name}): {error}") from error
 
 
 def missing_values(data: Any, path: str = "") -> Iterator[str]:

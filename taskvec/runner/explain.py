@@ -20,6 +20,7 @@ def composition(
     overrides: Sequence[str],
     known_keys: Callable[[str, Sequence[str]], list[str]],
     options: Callable[[str], list[str]],
+    presets: Callable[[Sequence[str]], list[Path]],
 ) -> str:
     """Return Hydra's composition error as one line that names key, place and nearest match."""
     cause = error.__cause__
@@ -30,7 +31,13 @@ def composition(
         while group and not options(group) and "/" in group:
             group, _, head = group.rpartition("/")
             option = f"{head}/{option}"
+        files = presets(overrides)
+        chosen = re.compile(rf"\b{re.escape(group)}\s*:.*\b{re.escape(option)}\b")
+        naming = [
+            f"{file.parent.name}/{file.name}" for file in files if chosen.search(file.read_text(encoding="utf-8"))
+        ]
         where = place(group, overrides, [])
+        where = naming[0] if naming and where == "default" else where
         return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
     if isinstance(error, OverrideParseException):
         word = getattr(error, "override", "")
@@ -82,8 +89,8 @@ def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
 def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
     """Return where a key was set: the command line, else the last config file that names it, else the defaults."""
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        inside = path.startswith(f"{key}.") and value.startswith("{")  # ``group=option`` only selects a file
+        key = override.split("=", 1)[0].lstrip("+~")
+        inside = "." in key and path.startswith(f"{key}.")  # ``group=option`` only selects a file
         if key == path or inside or key.startswith(f"{path}."):
             return "command line"
     for prefix, file in sources:

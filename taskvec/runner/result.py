@@ -87,5 +87,5 @@ def read_result(path: Path) -> Result:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UserError:
         raise
-    except (ValueError, KeyError) as error:  # pydantic's and json's errors are ValueErrors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's and json's errors are ValueErrors
         raise UserError(f"{path}: not a taskvec result: {' '.join(str(error).split())[:200]}") from error

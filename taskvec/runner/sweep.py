@@ -84,7 +84,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
             batches = BasicSweeper.split_arguments(parsed, None)
         except Exception as error:
-            raise UserError(explain.composition(error, overrides, compose.known_keys, compose.options)) from error
+            raise UserError(
+                explain.composition(error, overrides, compose.known_keys, compose.options, compose.presets)
+            ) from error
     return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in batches[0]]
 
 

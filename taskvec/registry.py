@@ -91,7 +91,7 @@ def load_file(path: Path) -> None:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--include {path}: cannot be imported: {type(error).__name__}: {error}") from error
 
 

@@ -78,8 +78,7 @@ def same(left: Any, right: Any) -> bool:
     """Return whether two results are the same but for settings that change nothing that is computed."""
 
     def plain(result: Any) -> Any:
-        config = {key: value for key, value in result.config.items() if key not in ("outputs", "device", "tracker")}
-        config["finetune"] = config["finetune"] | {"checkpoint_every": None}
+        config = result.config | {"finetune": result.config["finetune"] | {"checkpoint_every": None}}
         return result.model_copy(update={"config": config})
 
     return plain(left).same_as(plain(right))

@@ -1,4 +1,4 @@
-"""What a coefficient grid costs and means: nothing is decoded or read per alpha, and alpha means theta_0 + alpha tau."""
+"""What a coefficient grid costs and means: nothing is decoded or read per alpha."""
 
 from __future__ import annotations
 

@@ -43,6 +43,14 @@ class Task(Config):
                 raise ValueError(f"template {template!r} must contain {{}} exactly once")
         return templates
 
+    @field_validator("classes", "keep")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        repeated = sorted({name for name in names or () if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} named more than once")
+        return names
+
     @field_validator("splits")
     @classmethod
     def _train_and_test(cls, splits: dict[Split, str | None]) -> dict[Split, str | None]:

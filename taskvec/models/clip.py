@@ -81,8 +81,10 @@ class Clip(Backbone):
         try:
             by_tag = self.quick_gelu is None and self.pretrained and trained_with_quick_gelu(self.name, self.pretrained)
             return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
     def identity(self) -> dict[str, Any]:
         """Return architecture, tag and, for local weights, the file's checksum in place of its path."""
@@ -156,8 +158,10 @@ class Clip(Backbone):
                 integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
             check_shapes(shapes, vision)
             check_text(shapes, open_clip_config(self.name))
-        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
         if integers:
             raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +19,8 @@ from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.runner.artefact import fingerprint, read_json
 from taskvec.runner.compose import RunConfig
+from taskvec.runner.locking import held
 from taskvec.runner.result import SCHEMA_VERSION, Result, read_result
-
-log = logging.getLogger(__name__)
 
 State = Literal["done", "running", "failed", "stale", "missing"]
 NOT_IN_IDENTITY = {"device", "outputs", "tracker", "choices", "method", "experiment"}
@@ -97,27 +94,9 @@ class RunFolder:
             return None
         return result if expected in (None, result.fingerprint) else None
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Hold the run's lock; other processes that start the same run wait here.
-
-        Raises:
-            UserError: if the folder cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / "run.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                log.info("waiting for another process that works on %s", self.name)
-                lock.acquire()
-        except OSError as error:
-            raise UserError(f"outputs: {self.path} cannot be written: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run's lock; other processes that start the same run wait here."""
+        return held(self.path / "run.lock", f"works on {self.name}")
 
     def start(self, config: RunConfig, overrides: tuple[str, ...]) -> None:
         """Record the run as running, with its resolved config and command.

@@ -13,6 +13,7 @@ from taskvec.protocols.question import Row
 
 SCHEMA_VERSION = 1
 VOLATILE = ("timing", "environment")
+WHERE_AND_HOW = ("outputs", "device", "tracker")
 
 
 class Stage(Config):
@@ -26,7 +27,8 @@ class Stage(Config):
 class Result(Config):
     """Metrics, how they were chosen, what they stand on, what they cost.
 
-    Two results are the same if they are equal without their ``timing`` and ``environment`` blocks.
+    Two results are the same if they are equal without their ``timing`` and ``environment`` blocks, and without the
+    settings that say where a run works and where it is mirrored.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -43,8 +45,9 @@ class Result(Config):
     environment: dict[str, Any] = {}
 
     def same_as(self, other: Result) -> bool:
-        """Return whether two results agree in all but timing and environment."""
-        return self.model_dump(exclude=set(VOLATILE)) == other.model_dump(exclude=set(VOLATILE))
+        """Return whether two results agree in all that matters."""
+        excluded = dict.fromkeys(VOLATILE, True) | {"config": set(WHERE_AND_HOW)}
+        return self.model_dump(exclude=excluded) == other.model_dump(exclude=excluded)
 
 
 def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:

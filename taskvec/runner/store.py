@@ -8,15 +8,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.runner.artefact import Artefact, Content, fingerprint, read_json
+from taskvec.runner.locking import held
 from taskvec.runner.usage import measured
 
 log = logging.getLogger(__name__)
@@ -57,7 +55,7 @@ class Store:
         """
         stored = self._read_if_intact(artefact)
         if stored is None:
-            with self._lock(artefact):
+            with held(self.root / "locks" / f"{artefact.fingerprint}.lock", f"computes {artefact.label}"):
                 stored = self._read_if_intact(artefact, warn=True)  # another process may have been first
                 if stored is None:
                     shutil.rmtree(self.folder(artefact), ignore_errors=True)
@@ -154,24 +152,6 @@ class Store:
             if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
                 raise UserError(f"store {self.root}: cannot be written: {reason}") from error
             raise
-
-    @contextmanager
-    def _lock(self, artefact: Artefact) -> Iterator[None]:
-        path = self.root / "locks" / f"{artefact.fingerprint}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                log.info("waiting for another process that computes %s", artefact.label)
-                lock.acquire()
-        except OSError as error:
-            raise UserError(f"store {self.root}: cannot be written: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def remove(self, folder: Path) -> int:
         """Delete a stored artefact and return the bytes freed."""

@@ -54,11 +54,11 @@ def many(overrides: Sequence[str]) -> int:
     """
     jobs = expand(overrides)
     configs = [compose.resolve(compose.compose(job)) for job in jobs]
+    local = compose.sweep_config(compose.compose([o for o in overrides if o.startswith("sweep.")]))
     log.info("%d jobs", len(jobs))
     if any(o.startswith(("hydra/launcher=", "hydra/sweeper=")) for o in overrides):
         status = hydra(["--multirun", *overrides])
         return summary(configs) or status
-    local = compose.sweep_config(compose.compose([o for o in overrides if o.startswith("sweep.")]))
     if local == SweepConfig():
         for config, job_overrides in zip(configs, jobs, strict=True):
             execute(config, tuple(job_overrides), refuse=False)

@@ -70,8 +70,8 @@ def own_words(text: str) -> str:
 
 
 def readable(text: str) -> bool:
-    """Whether a text has twelve words, is mostly Latin letters and not about sex."""
-    if ADULT.search(text):
+    """Whether a text has twelve words of usual length, is mostly Latin letters and not about sex."""
+    if ADULT.search(text) or max(map(len, text.split()), default=0) > 25:
         return False
     letters = len(re.findall(r"[A-Za-z ,.]", text))
     return len(text.split()) >= 12 and letters > 0.8 * len(text)

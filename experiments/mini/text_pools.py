@@ -61,10 +61,15 @@ def passages(parts: Iterable[str], low: int, high: int) -> list[str]:
 
 def shingles(text: str) -> frozenset:
     """Runs of four words of a text, without case, figures and punctuation."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    if len(words) < 4:
-        return frozenset([tuple(words)])
-    return frozenset(tuple(words[i : i + 4]) for i in range(len(words) - 3))
+    found = re.findall(r"[^\W\d_]+", text.lower())
+    if len(found) < 4:
+        return frozenset([tuple(found)])
+    return frozenset(tuple(found[i : i + 4]) for i in range(len(found) - 3))
+
+
+def words(text: str) -> frozenset:
+    """The words of a text, without case and figures."""
+    return frozenset(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 class Seen:
@@ -73,6 +78,7 @@ class Seen:
     def __init__(self) -> None:
         """Start with no text."""
         self.sizes: list[int] = []
+        self.words: list[frozenset] = []
         self.where: dict[tuple, list[int]] = defaultdict(list)
 
     def add(self, text: str) -> None:
@@ -81,15 +87,19 @@ class Seen:
         for key in own:
             self.where[key].append(len(self.sizes))
         self.sizes.append(len(own))
+        self.words.append(words(text))
 
     def shared(self, text: str) -> Counter:
         """How many runs a text has in common with each of the texts taken, by their position."""
         return Counter(index for key in shingles(text) for index in self.where.get(key, ()))
 
     def near(self, text: str) -> bool:
-        """Whether half of the runs of the shorter text are shared with one taken before."""
-        own = len(shingles(text))
-        return any(n >= 0.5 * min(self.sizes[i], own) for i, n in self.shared(text).items())
+        """Whether a text shares half of the runs of the shorter one, or six of ten words, with one taken before."""
+        own, mine = len(shingles(text)), words(text)
+        return any(
+            n >= 0.5 * min(self.sizes[i], own) or len(mine & self.words[i]) > 0.6 * len(mine | self.words[i])
+            for i, n in self.shared(text).items()
+        )
 
 
 def split_groups(records: list[Record], shares: dict[str, float], seed: int) -> dict[str, list[Record]]:

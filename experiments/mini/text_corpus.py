@@ -143,7 +143,7 @@ def messages() -> Iterator[str]:
 
 SOURCES: dict[str, tuple[Callable[[], Iterator[str]], str]] = {
     "wordnet": (wordnet, "WordNet"),
-    "gcide": (dictionary("gcide"), "GPL-3"),
+    "gcide": (dictionary("gcide"), "GPL"),
     "foldoc": (dictionary("foldoc"), "GFDL-1.1"),
     "jargon": (dictionary("jargon"), "public domain"),
     "devil": (dictionary("devil"), "public domain"),

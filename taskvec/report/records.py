@@ -44,6 +44,7 @@ def records(result: Result) -> Iterator[dict[str, Any]]:
     labels["transform"] = "+".join(result.config["transform"]) or None
     for row in result.rows:
         values = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+        values |= {f"alpha/{task}": value for task, value in row.alphas.items()}
         values |= {f"accuracy/{task}": value for task, value in row.accuracy.items()}
         values |= {f"normalised/{task}": value for task, value in row.normalised.items()}
         yield {**config, **labels, "row": row.row, "run": result.run_id, "values": values}

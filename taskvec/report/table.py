@@ -29,7 +29,7 @@ def run_table(result: Result) -> str:
     lines = []
     for row in result.rows:
         cells = [row.accuracy.get(task) for task in tasks] + [row.mean] + [getattr(row, name) for name in shown]
-        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:g}", *map(percent, cells)])
+        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:.3g}", *map(percent, cells)])
     heads = ["", "alpha", *tasks, "mean", *(name.removesuffix("_mean") for name in shown)]
     return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, stralign="right")
 
@@ -81,7 +81,7 @@ def table(
     for line in lines:
         key = tuple(line.get(r) for r in rows)
         groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
-            line["value"] if line["metric"] == "alpha" else PERCENT * line["value"]
+            line["value"] if line["metric"].startswith("alpha") else PERCENT * line["value"]
         )
     names = [" ".join(map(_text, head)) for head in heads]
     if style == "csv":
@@ -90,7 +90,7 @@ def table(
             [*map(_text, key), *(n for h in heads for n in exact(cells.get(h, [])))] for key, cells in groups.items()
         ]
         return render([*rows, *names], body, style)
-    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"] == "alpha" else 1 for line in lines}
+    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"].startswith("alpha") else 1 for line in lines}
     body = [
         [*map(_text, key), *(summarised(cells.get(h, []), digits[h]) for h in heads)] for key, cells in groups.items()
     ]

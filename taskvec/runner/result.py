@@ -56,6 +56,7 @@ def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
     for row in rows:
         named = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
         flat |= {f"{row.row}/{name}": value for name, value in named.items() if value is not None}
+        flat |= {f"{row.row}/alpha/{task}": value for task, value in row.alphas.items()}
         flat |= {f"{row.row}/accuracy/{task}": value for task, value in row.accuracy.items()}
         flat |= {f"{row.row}/normalised/{task}": value for task, value in row.normalised.items()}
     return flat

@@ -26,6 +26,7 @@ PACKAGES = {
     "protocol": "taskvec.protocols",
     "tracker": "taskvec.runner",
 }
+MANY = 40
 STAGES = ("finetune", "transform", "merge", "protocol")
 
 T = TypeVar("T", bound=type[Component])
@@ -112,9 +113,11 @@ def lookup(group: str, name: str) -> Entry:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Return a hint that names the nearest known word and the allowed ones."""
+    """Return a hint that names the nearest known word and the allowed ones, of a long list those at its top level."""
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(known) > MANY:
+        known = [*(name for name in known if "." not in name), f"and {sum('.' in name for name in known)} dotted keys"]
     return f"{hint} (allowed: {', '.join(known)})" if known else " (it takes none)"
 
 

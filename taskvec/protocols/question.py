@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -120,8 +120,6 @@ class Protocol(Component):
     """Asks cells and sums up their answers; ``grid`` None takes the merge's own."""
 
     grid: tuple[float, ...] | None = Field(None, min_length=1)
-
-    roles: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def check(self, suite: ImageSuite) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from taskvec.data.files import class_names, describe, locate
 from taskvec.data.images import batches, decode_split, resize_and_crop
 from taskvec.data.splits import hold_out
-from taskvec.data.tasks import ASSETS, Task, load_tasks
+from taskvec.data.tasks import ASSETS, ImageTask, load_tasks
 from taskvec.errors import UserError
 from taskvec.models.clip import ClipModel
 from taskvec.runner.compose import conf_dir
@@ -104,7 +104,7 @@ def test_normalisation_is_open_clips_to_one_rounding(seed):
     image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
     theirs = image_transform_v2(PreprocessCfg(size=(32, 32), mean=mean, std=std), is_train=False)(image)
     model = ClipModel(torch.nn.Linear(1, 1), mean, std)
-    ours = model.prepare(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])[0]
+    ours = model.prepare(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])[0][0]
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -177,10 +177,10 @@ def test_every_task_is_large_enough_to_learn_select_and_report(task):
 
 @pytest.mark.parametrize("task", EMBEDDED)
 def test_no_image_is_in_two_splits(task):
-    definition = load_tasks({"tasks": [task]}, [conf_dir()])[task]
+    definition = load_tasks({"tasks": [task]}, ImageTask, [conf_dir()])[task]
     seen: dict[str, set[bytes]] = {}
     for split in SPLITS:
-        images = decode_split(task, definition, split, {"size": (32, 32)} | RAW)["images"]
+        images = decode_split(task, definition, split, {"size": (32, 32)} | RAW)["inputs"]
         seen[split] = {image.tobytes() for image in images.numpy()}
     shared = {f"{a} and {b}": len(seen[a] & seen[b]) for a, b in combinations(SPLITS, 2)}
     assert not any(shared.values()), shared
@@ -188,7 +188,7 @@ def test_no_image_is_in_two_splits(task):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml")))
 def test_every_shipped_task_definition_fits_its_files(name):
-    task = load_tasks({"tasks": [name]}, [conf_dir()])[name]
+    task = load_tasks({"tasks": [name]}, ImageTask, [conf_dir()])[name]
     assert task.folder.parent == MINI8
     names = class_names(name, task, locate(name, task, "test").path)
     assert len(set(names)) == len(names) == len(loaded(task.folder.name)["test"].features["label"].names)
@@ -202,7 +202,7 @@ def test_every_shipped_task_definition_fits_its_files(name):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_every_embedded_task_has_a_definition_of_its_name(name):
-    assert load_tasks({"tasks": [name]}, [conf_dir()])[name].path == f"pkg://mini8/{name}"
+    assert load_tasks({"tasks": [name]}, ImageTask, [conf_dir()])[name].path == f"pkg://mini8/{name}"
 
 
 # --- decoding a user's files ----------------------------------------------------------------------------------------
@@ -226,17 +226,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def task(folder: Path, **settings) -> Task:
-    return Task(**{"path": str(folder), "templates": ("a {}",)} | settings)
+def task(folder: Path, **settings) -> ImageTask:
+    return ImageTask(**{"path": str(folder), "templates": ("a {}",)} | settings)
 
 
 def decode(folder: Path, split: str, **settings) -> tuple[list[int], list[int]]:
     """Return the values of the constant images, and the labels."""
     found = decode_split("t", task(folder, **settings), split, {"size": (8, 8)} | RAW)
-    assert found["images"].dtype == torch.uint8 and found["images"].shape[1:] == (3, 8, 8)
+    assert found["inputs"].dtype == torch.uint8 and found["inputs"].shape[1:] == (3, 8, 8)
     assert found["labels"].dtype == torch.int64
-    assert (found["images"] == found["images"][:, :1, :1, :1]).all()
-    return found["images"][:, 0, 0, 0].tolist(), found["labels"].tolist()
+    assert (found["inputs"] == found["inputs"][:, :1, :1, :1]).all()
+    return found["inputs"][:, 0, 0, 0].tolist(), found["labels"].tolist()
 
 
 def test_rows_stay_in_order_with_their_labels(folder):
@@ -355,7 +355,7 @@ def test_a_wrong_definition_is_one_line_that_names_file_and_key(tmp_path, text, 
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "t.yaml").write_text(text if isinstance(text, str) else yaml.safe_dump(text))
     with pytest.raises(UserError, match=message) as caught:
-        load_tasks({"tasks": ["t"]}, [tmp_path, conf_dir()])
+        load_tasks({"tasks": ["t"]}, ImageTask, [tmp_path, conf_dir()])
     assert "\n" not in str(caught.value)
 
 
@@ -363,7 +363,7 @@ def test_a_definition_extends_another_and_the_users_folder_comes_first(tmp_path)
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "few.yaml").write_text("extends: mnist\nkeep: ['0', '1']\n")
     (tmp_path / "task" / "kana.yaml").write_text(yaml.safe_dump(GOOD))
-    found = load_tasks({"tasks": ["few"], "control": "kana", "held_out": ["mnist"]}, [tmp_path, conf_dir()])
+    found = load_tasks({"tasks": ["few"], "control": "kana", "held_out": ["mnist"]}, ImageTask, [tmp_path, conf_dir()])
     assert found["few"].path == found["mnist"].path == found["kana"].path == "pkg://mini8/mnist"
     assert found["few"].templates == found["mnist"].templates
     assert found["few"].keep == ("0", "1") and found["mnist"].keep is None
@@ -371,7 +371,7 @@ def test_a_definition_extends_another_and_the_users_folder_comes_first(tmp_path)
 
 def test_an_unknown_task_has_its_nearest_match():
     with pytest.raises(UserError, match=r"suite\.tasks: unknown task 'mnits'; did you mean 'mnist'\?"):
-        load_tasks({"tasks": ["mnits"]}, [conf_dir()])
+        load_tasks({"tasks": ["mnits"]}, ImageTask, [conf_dir()])
 
 
 def test_open_clip_is_the_version_the_transform_was_read_from():

@@ -16,7 +16,7 @@ from taskvec.data.views import TaskView
 from taskvec.models.base import Model
 from taskvec.training.batches import CROP_DRAWS, Batch, Batches, random_resized_crop
 from taskvec.training.checkpoint import Checkpoint
-from taskvec.training.fit import cross_entropy, fit
+from taskvec.training.fit import cross_entropy, fit, scores
 from taskvec.training.loop import train
 from taskvec.training.recipe import Recipe, learning_rate
 
@@ -412,9 +412,9 @@ class Tower(Model):
         super().__init__(torch.nn.Sequential(*layers).double())
 
     def prepare(self, inputs):
-        return inputs.double() / 255
+        return (inputs.double() / 255,)
 
-    def logits(self, features, head):
+    def logits(self, features, head, parameters=None):
         return 5 * F.normalize(features, dim=-1) @ head.to(features).T
 
 
@@ -433,12 +433,12 @@ def classification(seed: int, **sizes: int) -> dict[str, TaskView]:
 def test_the_joint_loss_is_the_mean_over_all_examples(seed):
     model, views = Tower(seed), classification(seed, a=17, b=5, c=2)
     (batch,) = Batches(views, batch_size=24, accumulation=1, seed=seed, crop=None).at(0)
-    joint = cross_entropy(model, model.features(model.parameters, batch.inputs), batch, views)
+    joint = cross_entropy(lambda task, x: scores(model, model.parameters, None, x, views[task].head), batch)
     total = 0.0
     for view in views.values():
         for image, label in zip(view.inputs, view.labels, strict=True):
-            scores = model.logits(model.features(model.parameters, image[None]), view.head)[0]
-            total += math.log(sum(math.exp(s) for s in scores.tolist())) - scores[label].item()
+            logits = model.logits(model.features(model.parameters, image[None]), view.head)[0]
+            total += math.log(sum(math.exp(s) for s in logits.tolist())) - logits[label].item()
     assert joint.item() == pytest.approx(total / 24, rel=1e-12)
 
 
@@ -450,8 +450,8 @@ def test_joint_training_is_training_on_the_union(seed):
     views = {task: TaskView(view.inputs, view.labels.clamp(max=2), head) for task, view in views.items()}
     union = {"u": TaskView(*(torch.cat([getattr(v, f) for v in views.values()]) for f in ("inputs", "labels")), head)}
     settings = recipe(steps=7, batch_size=8)
-    joint, curve = fit(model, views, settings, seed=seed)
-    single, single_curve = fit(model, union, settings, seed=seed)
+    joint, _, curve = fit(model, [], views, settings, seed=seed)
+    single, _, single_curve = fit(model, [], union, settings, seed=seed)
     for name in joint:
         torch.testing.assert_close(joint[name], single[name], rtol=1e-4, atol=1e-7)
     assert [p["loss"] for p in curve] == pytest.approx([p["loss"] for p in single_curve], rel=1e-5)
@@ -461,8 +461,8 @@ def test_joint_training_is_training_on_the_union(seed):
 def test_ascent_turns_the_gradient(seed):
     model, views = Tower(seed), classification(seed, a=16)
     settings = recipe(steps=1, warmup=0, batch_size=16, weight_decay=0.0)
-    down, down_curve = fit(model, views, settings, seed=seed)
-    up, up_curve = fit(model, views, settings, seed=seed, ascend=True)
+    down, _, down_curve = fit(model, [], views, settings, seed=seed)
+    up, _, up_curve = fit(model, [], views, settings, seed=seed, ascend=True)
     for name in down:
         torch.testing.assert_close(up[name], -down[name], rtol=1e-9, atol=1e-12)
     assert up_curve[0]["loss"] == -down_curve[0]["loss"]
@@ -479,19 +479,15 @@ def test_descent_lowers_the_loss_and_ascent_raises_it(seed):
         return F.cross_entropy(model.logits(features, view.head), view.labels).item()
 
     settings = recipe(steps=30, batch_size=32)
-    down, up = (fit(model, views, settings, seed=seed, ascend=ascend)[0] for ascend in (False, True))
+    down, up = (fit(model, [], views, settings, seed=seed, ascend=ascend).vector for ascend in (False, True))
     assert loss(down) < loss(0 * down) < loss(up)
 
 
 @SEEDS
 def test_only_selected_parameters_move_and_are_stored(seed):
-    class Heads(Recipe):
-        def selects(self, name: str) -> bool:
-            return name == "3.weight"
-
     model, views = Tower(seed), classification(seed, a=16)
     before = {name: tensor.clone() for name, tensor in model.parameters.items()}
-    vector, _ = fit(model, views, Heads(kind="heads", augment="none", steps=3, warmup=0, batch_size=8), seed=seed)
+    vector = fit(model, [], views, recipe(select=r"^3\.weight$", steps=3, warmup=0, batch_size=8), seed=seed).vector
     assert list(vector) == ["3.weight"]
     assert vector["3.weight"].abs().min() > 0
     assert all(torch.equal(model.parameters[name], before[name]) for name in before)
@@ -502,7 +498,7 @@ def test_only_selected_parameters_move_and_are_stored(seed):
 def test_fit_is_a_function_of_its_seed(seed):
     model, views = Tower(seed), classification(seed, a=20)
     settings = recipe(steps=5, augment="random_resized_crop", crop_scale=0.5)
-    first, again, other = (fit(model, views, settings, seed=s)[0] for s in (seed, seed, seed + 1))
+    first, again, other = (fit(model, [], views, settings, seed=s).vector for s in (seed, seed, seed + 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 

@@ -65,13 +65,12 @@ def class_names(name: str, task: Task, path: Path) -> tuple[str, ...]:
         schema = parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"task {name}: {path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-    for column in (task.image, task.label):
+    for column in (*task.columns, task.label):
         if column not in schema.names:
             raise UserError(f"task {name}: {path} has no column {column!r} (it has {', '.join(schema.names)})")
-    image, types = schema.field(task.image).type, pyarrow.types
-    encoded = image.field("bytes").type if types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
-    if not (types.is_binary(encoded) or types.is_large_binary(encoded)):
-        raise UserError(f"task {name}: {path}: column {task.image!r} holds {image}, not encoded images")
+    for column in task.columns:
+        if not task.takes(found := schema.field(column).type):
+            raise UserError(f"task {name}: {path}: column {column!r} holds {found}, not {task.holds}")
     names = _label_names(schema.metadata, task.label)
     if not names and not task.classes:
         raise UserError(f"task {name}: {path} has no class names; give them as 'classes' in task/{name}.yaml")
@@ -136,5 +135,5 @@ def describe(name: str, task: Task, split: str) -> dict[str, Any]:
         "split": split,
         "held_out_of_train": task.splits.get("val") is None and split != "test",
         "keep": task.keep and list(task.keep),
-        "columns": [task.image, task.label],
+        "columns": [*task.columns, task.label],
     }

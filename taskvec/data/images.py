@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from taskvec.data.files import class_names, locate
-from taskvec.data.splits import hold_out
+from taskvec.data.rows import read_rows
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def decode_split(name: str, task: Task, split: str, preprocessing: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return ``images`` [N, 3, H, W] uint8 (resized, cropped, not yet normalised) and ``labels`` [N] int64.
+    """Return ``inputs`` [N, 3, H, W] uint8 (resized, cropped, not yet normalised) and ``labels`` [N] int64.
 
     Raises:
         UserError: if a split is empty or an image cannot be decoded; the message names the row.
@@ -26,28 +25,22 @@ def decode_split(name: str, task: Task, split: str, preprocessing: Mapping[str, 
     import numpy as np
     import torch
 
-    encoded, labels, names = _rows(name, task, split)
-    keep = range(len(labels))
-    if task.splits.get("val") is None and split != "test":
-        keep = hold_out(len(labels))[split == "val"]
-    if task.keep:
-        kept = {names.index(c) for c in task.keep}
-        keep = [i for i in keep if labels[i] in kept]
-    if not len(keep):
-        raise UserError(f"task {name}: split {split!r} holds no examples")
+    (encoded,), labels, rows = read_rows(name, task, split)
+    if task.folder is not None:  # a path in place of bytes would escape the fingerprint
+        encoded = [cell["bytes"] if isinstance(cell, Mapping) else cell for cell in encoded]
 
-    def decode(row: int) -> np.ndarray:
+    def decode(position: int) -> np.ndarray:
         try:
-            return np.asarray(resize_and_crop(_open(encoded[row]), preprocessing))
+            return np.asarray(resize_and_crop(_open(encoded[position]), preprocessing))
         except Exception as error:
-            raise UserError(f"task {name}: {split} image {row} cannot be decoded: {error}") from error
+            raise UserError(f"task {name}: {split} image {rows[position]} cannot be decoded: {error}") from error
 
     height, width = preprocessing["size"]
-    images = torch.empty(len(keep), 3, height, width, dtype=torch.uint8)
+    images = torch.empty(len(labels), 3, height, width, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
-        for position, array in enumerate(pool.map(decode, keep)):
+        for position, array in enumerate(pool.map(decode, range(len(labels)))):
             images[position] = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    return {"images": images, "labels": torch.tensor([labels[i] for i in keep])}
+    return {"inputs": images, "labels": torch.tensor(labels)}
 
 
 def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
@@ -78,33 +71,6 @@ def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
     image = image if image.size == size else image.resize(size, method)
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     return image.crop((left, top, left + width, top + height)).convert("RGB")
-
-
-def _rows(name: str, task: Task, split: str) -> tuple[list[Any], list[int], tuple[str, ...]]:
-    if task.folder is not None:
-        import pyarrow.parquet as parquet
-        from pyarrow import ArrowException
-
-        path = locate(name, task, split).path
-        try:
-            table = parquet.read_table(path, columns=[task.image, task.label])
-        except (ArrowException, OSError) as error:
-            raise UserError(f"task {name}: {path} is damaged: {str(error).splitlines()[0]}") from error
-        cells = table[task.image].to_pylist()  # a path in place of bytes would escape the fingerprint
-        images = [cell["bytes"] if isinstance(cell, Mapping) else cell for cell in cells]
-        return images, table[task.label].to_pylist(), class_names(name, task, path)
-    import datasets
-
-    source = task.splits.get(split) or task.splits["train"]
-    try:
-        table = datasets.load_dataset(task.path, split=source)
-    except Exception as error:
-        raise UserError(
-            f"task {name}: data set {task.path!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    labels = table.features[task.label]
-    table = table.cast_column(task.image, datasets.Image(decode=False))
-    return table[task.image], list(table[task.label]), task.classes or tuple(labels.names)
 
 
 def _open(cell: Any) -> Image:

@@ -30,6 +30,9 @@ class Backbone(Component):
     recipe: Recipe = Recipe()
 
     unfingerprinted: ClassVar[frozenset[str]] = frozenset({"recipe"})
+    modality: ClassVar[str] = "images"
+    learns_heads: ClassVar[bool] = False
+    forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
 
     @abstractmethod
     def check(self) -> None:
@@ -53,14 +56,19 @@ class Backbone(Component):
 
     @abstractmethod
     def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return the frozen head [C, d] float32 of each task, given (class names, templates)."""
+        """Return each task's head before fine-tuning, given (class names, templates).
+
+        CLIP: the frozen zero-shot weights [C, d] float32. Text-to-text and causal language models: the vocabulary ids
+        [C] int64 of the label words. Encoders: the initial weights [C, d + 1] of a linear head, bias last.
+        """
 
 
 class Model:
     """A loaded backbone: the canonical module and its editable base weights, both frozen.
 
     ``parameters`` maps canonical names to theta_0; all functions take the weights to use, so one module serves every
-    composition.
+    composition. ``inputs`` are decoded examples: uint8 images [N, 3, H, W], or token ids [N, L] int32 padded on the
+    right with -1.
     """
 
     def __init__(self, module: nn.Module):
@@ -69,16 +77,28 @@ class Model:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
 
-    def prepare(self, inputs: Tensor) -> Tensor:
-        """Return the module's input for a batch of decoded examples."""
+    def prepare(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the module's arguments for a batch of decoded examples."""
         raise NotImplementedError
 
-    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Return f(x; theta) [N, d] for decoded examples; absent parameters keep their base value."""
+    def tokens(self, inputs: Tensor) -> Tensor | None:
+        """Return which positions of the layers' inputs hold real tokens, [N, L] bool; None if all of them do."""
+        return None
+
+    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+        """Return f(x; theta) [N, d], the features that drift and disentanglement are measured on.
+
+        CLIP: the image feature at unit length. Encoders: the pooled state before the head. Text-to-text: the logits of
+        the label words in ``head`` at the first decoding step. Causal language models: the final-normed state at the
+        last token of the prompt. Absent parameters keep their base value.
+        """
         from torch.func import functional_call
 
-        return functional_call(self.module, dict(parameters), (self.prepare(inputs),))
+        return functional_call(self.module, dict(parameters), self.prepare(inputs))
 
-    def logits(self, features: Tensor, head: Tensor) -> Tensor:
-        """Return the class scores [N, C] of features under a task's head."""
+    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the class scores [N, C] of features under a task's head.
+
+        Causal language models score with the output embedding of ``parameters`` (None: that of the base).
+        """
         raise NotImplementedError

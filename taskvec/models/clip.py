@@ -254,7 +254,7 @@ def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]
 
 
 class ClipModel(Model):
-    """A CLIP image tower on uint8 images [N, 3, H, W]; features are scaled to unit length before the head."""
+    """A CLIP image tower on uint8 images [N, 3, H, W]; its features have unit length."""
 
     def __init__(self, module: Any, mean: Sequence[float], std: Sequence[float]):
         import torch
@@ -264,11 +264,19 @@ class ClipModel(Model):
         self.mean = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self.std = 255 * torch.tensor(std, device=device).view(1, 3, 1, 1)
 
-    def prepare(self, inputs: Tensor) -> Tensor:
+    def prepare(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return (x / 255 - mean) / std in float32."""
-        return (inputs.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std
+        return ((inputs.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std,)
 
-    def logits(self, features: Tensor, head: Tensor) -> Tensor:
+    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+        """Return the image features at unit length [N, d]."""
+        import torch
+
+        features = super().features(parameters, inputs)
+        exact = features.to(torch.promote_types(features.dtype, torch.float32))
+        return torch.nn.functional.normalize(exact, dim=-1)
+
+    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return exp(logit scale) * cos(features, class texts) [N, C]."""
         from taskvec.models.zero_shot import classify
 

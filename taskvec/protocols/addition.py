@@ -28,7 +28,7 @@ from taskvec.protocols.selection import denominators
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from taskvec.data.tasks import ImageSuite
+    from taskvec.data.tasks import Suite
 
 
 @register("protocol", "addition", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 4")
@@ -43,7 +43,7 @@ class Addition(Protocol):
     subset_size: int | None = Field(None, ge=1)
     joint: bool = False
 
-    def check(self, suite: ImageSuite) -> None:
+    def check(self, suite: Suite) -> None:
         """Check the size of subsets.
 
         Raises:
@@ -52,13 +52,13 @@ class Addition(Protocol):
         if (self.subset_size or 0) > len(suite.tasks):
             raise UserError(f"protocol.subset_size: {self.subset_size}, but the suite has {len(suite.tasks)} tasks")
 
-    def subsets(self, suite: ImageSuite) -> dict[str, tuple[str, ...]]:
+    def subsets(self, suite: Suite) -> dict[str, tuple[str, ...]]:
         """Return the task subsets by cell name."""
         if self.subset_size is None:
             return {"merged": suite.tasks}
         return {f"merged/{'+'.join(chosen)}": chosen for chosen in combinations(suite.tasks, self.subset_size)}
 
-    def cells(self, suite: ImageSuite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
         """Return zero-shot, individual, (joint,) and merged cells."""
         singles = {f"individual/{task}": individual(task) for task in suite.tasks}
         cells = [zero_shot(suite.tasks), *singles.values()]
@@ -71,7 +71,7 @@ class Addition(Protocol):
             cells.append(Cell(name, vectors, chosen, grid=tuple(grid), rule=self.rule, needs=needs, fixed=(1.0,)))
         return cells
 
-    def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
+    def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, (joint,) merged and merged_alpha_1."""
         own = denominators(suite.tasks, answers, REPORT)
         singles = {t: row("individual", answers[f"individual/{t}"], 1.0, [t], denominators=own) for t in suite.tasks}

@@ -22,7 +22,7 @@ from taskvec.protocols.selection import denominators
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from taskvec.data.tasks import ImageSuite
+    from taskvec.data.tasks import Suite
 
 
 @register("protocol", "analogy", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 5")
@@ -41,7 +41,7 @@ class Analogy(Protocol):
     c: str
     target: str
 
-    def check(self, suite: ImageSuite) -> None:
+    def check(self, suite: Suite) -> None:
         """Check that a, b, c and target are four tasks of the suite.
 
         Raises:
@@ -54,7 +54,7 @@ class Analogy(Protocol):
         if len({self.a, self.b, self.c, self.target}) < 4:
             raise UserError("protocol: a, b, c and target must be four different tasks")
 
-    def cells(self, suite: ImageSuite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
         """Return zero-shot, target-tuned, auxiliary and analogy cells."""
         a, b, c = (VectorRef((task,)) for task in (self.a, self.b, self.c))
         parts = {"auxiliary": ((1.0, c),), "analogy": ((1.0, c), (1.0, b), (-1.0, a))}
@@ -63,7 +63,7 @@ class Analogy(Protocol):
         ]
         return [zero_shot((self.target,)), individual(self.target), *searched]
 
-    def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
+    def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual (tuned on the target), auxiliary and analogy."""
         targets = (self.target,)
         own = denominators(targets, answers, REPORT)

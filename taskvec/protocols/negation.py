@@ -24,7 +24,7 @@ from taskvec.protocols.question import (
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from taskvec.data.tasks import ImageSuite
+    from taskvec.data.tasks import Suite
 
 
 @register("protocol", "negation", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 3")
@@ -42,7 +42,7 @@ class Negation(Protocol):
     random: bool = True
     ascent: bool = False
 
-    def check(self, suite: ImageSuite) -> None:
+    def check(self, suite: Suite) -> None:
         """Check that there is a control.
 
         Raises:
@@ -51,7 +51,7 @@ class Negation(Protocol):
         if suite.control is None:
             raise UserError("protocol=negation: the suite has no control task; set suite.control=NAME")
 
-    def cells(self, suite: ImageSuite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
         """Return zero-shot, individual, and per task the negated, random and gradient-ascent models."""
         base = zero_shot(suite.tasks, suite.control)
         cells = [base]
@@ -71,7 +71,7 @@ class Negation(Protocol):
     def _searched(self) -> list[tuple[str, float, str]]:
         return [("negated", -1.0, "finetune"), *([("random", 1.0, "random")] if self.random else [])]
 
-    def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
+    def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, negated, (random, ascent): mean target and mean control accuracy."""
         rows = [row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control)]
         names = ["individual", *(name for name, _, _ in self._searched()), *(["ascent"] if self.ascent else [])]

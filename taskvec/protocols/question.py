@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from taskvec.config import Component, Config
 
 if TYPE_CHECKING:
-    from taskvec.data.tasks import ImageSuite
+    from taskvec.data.tasks import Suite
 
 Source = Literal["finetune", "ascent", "random"]
 SELECTION, REPORT = "val", "test"
@@ -117,20 +117,26 @@ class Report(Config):
 
 
 class Protocol(Component):
-    """Asks cells and sums up their answers; ``grid`` None takes the merge's own."""
+    """Asks cells and sums up their answers; ``grid`` None takes the merge's own.
+
+    ``post_hoc`` evaluates vectors of standard fine-tuning in the model linearised at theta_0, denominators too.
+    """
 
     grid: tuple[float, ...] | None = Field(None, min_length=1)
+    post_hoc: bool = False
+
+    forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
 
     @abstractmethod
-    def check(self, suite: ImageSuite) -> None:
+    def check(self, suite: Suite) -> None:
         """Raise UserError where the suite lacks what the protocol needs."""
 
     @abstractmethod
-    def cells(self, suite: ImageSuite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
         """Return the cells the protocol asks for."""
 
     @abstractmethod
-    def summarise(self, suite: ImageSuite, answers: Mapping[str, Answer]) -> Report:
+    def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return rows and curves from the answers by cell name."""
 
 

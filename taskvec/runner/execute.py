@@ -151,9 +151,9 @@ def data_seen(plan: Plan) -> dict[str, list[str]]:
     for node in plan.nodes:
         for name in node.inputs:
             kind, _, rest = name.partition("/")
-            if kind == "images" and node.kind == "vector":
+            if kind == "data" and node.kind == "vector":
                 seen["learning"].add(f"{rest}/train")
-            elif kind == "images" and node.kind == "cell":
+            elif kind == "data" and node.kind == "cell":
                 split, _, task = rest.partition("/")
                 seen[uses[split]].add(f"{task}/{split}")
     return {use: sorted(splits) for use, splits in seen.items()}

@@ -54,36 +54,50 @@ class Plan:
         spec, compute = component_spec("backbone", self.config.backbone), work.base(self.config.backbone)
         return self._once("base", lambda: Artefact("base", "base weights", spec, {}, compute))
 
-    def images(self, task: str, split: str) -> Artefact:
-        """A task's split, decoded at the backbone's resolution."""
-        definition, preprocessing = self.tasks[task], self.config.backbone.preprocessing()
+    def data(self, task: str, split: str) -> Artefact:
+        """A task's split as the backbone takes it: images decoded at its resolution, or texts as its tokens."""
+        definition, kind = self.tasks[task], self.config.suite.modality
 
         def build() -> Artefact:
+            preprocessing = self.config.backbone.preprocessing()
             spec = {"examples": describe(task, definition, split), "preprocessing": preprocessing}
-            compute = work.decoding(task, definition, split, preprocessing)
-            return Artefact("images", f"images {task}/{split}", spec, {}, compute)
+            if kind == "texts":
+                spec["frame"] = definition.frame
+            compute = work.decoding(task, definition, split, self.config.backbone)
+            return Artefact(kind, f"{kind} {task}/{split}", spec, {}, compute)
 
-        return self._once(("images", task, split), build)
+        return self._once((kind, task, split), build)
 
     def head(self, task: str) -> Artefact:
-        """A task's frozen zero-shot head."""
+        """A task's head: frozen, or for backbones that learn heads the one trained with the task's own vector."""
 
         def build() -> Artefact:
-            names, templates = self.prompts(task)
-            spec = {"classes": names, "templates": templates}
-            compute = work.head(self.config.backbone, task, names, templates)
-            return Artefact("head", f"head {task}", spec, {"base": self.base()}, compute)
+            if not self.config.backbone.learns_heads:
+                return self.initial_head(task)
+            vector = self.vector(VectorRef((task,), transformed=False))
+            return Artefact("head", f"head {task}", {"learned": task}, {"vector": vector}, work.learned_head(task))
 
         return self._once(("head", task), build)
 
+    def initial_head(self, task: str) -> Artefact:
+        """A task's head before fine-tuning."""
+
+        def build() -> Artefact:
+            names, prompts = self.prompts(task)
+            spec = {"classes": names, "templates": prompts}
+            compute = work.head(self.config.backbone, task, names, prompts)
+            return Artefact("head", f"head {task}", spec, {"base": self.base()}, compute)
+
+        return self._once(("initial head", task), build)
+
     def prompts(self, task: str) -> tuple[list[str], list[str]]:
-        """Return the class names and the prompt templates of a task."""
+        """Return the class names of a task and what else its head is made from: templates, or label words."""
         definition = self.tasks[task]
         if definition.folder is not None:
             names = class_names(task, definition, locate(task, definition, "test").path)
         else:
             names = definition.classes or work.hub_class_names(task, definition)
-        return list(names), list(definition.templates)
+        return list(names), list(definition.prompts)
 
     def vector(self, ref: VectorRef) -> Artefact:
         """The vector a protocol refers to, after the run's transforms unless it asks for the vector as fine-tuned."""
@@ -103,7 +117,7 @@ class Plan:
         }
         inputs = {"base": self.base()}
         for task in ref.tasks:
-            inputs |= {f"images/{task}": self.images(task, "train"), f"head/{task}": self.head(task)}
+            inputs |= {f"data/{task}": self.data(task, "train"), f"head/{task}": self.initial_head(task)}
         recipe = config.finetune
         if len(ref.tasks) > 1:  # as many steps as the individual runs have together
             spec["steps_times"] = len(ref.tasks)
@@ -133,9 +147,12 @@ class Plan:
             splits = ([SELECTION] if cell.grid or cell.on_selection else []) + [REPORT]
             for task in cell.tasks:
                 inputs |= {f"head/{task}": self.head(task)}
-                inputs |= {f"images/{split}/{task}": self.images(task, split) for split in splits}
+                inputs |= {f"data/{split}/{task}": self.data(task, split) for split in splits}
             inputs |= {f"needs/{name}": self.cell(needed) for name, needed in cell.needs.items()}
-            compute = work.answering(cell, self.config.merge if cell.merge else None)
+            if self.config.protocol.post_hoc:
+                spec["post_hoc"] = True
+            tangent = self.config.protocol.post_hoc or self.config.finetune.forward_mode == "tangent"
+            compute = work.answering(cell, self.config.merge if cell.merge else None, tangent=tangent)
             return Artefact("cell", f"cell {cell.name}", spec, inputs, compute)
 
         return self._once(("cell", cell.name), build)

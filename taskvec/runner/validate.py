@@ -38,12 +38,28 @@ def compatible(config: RunConfig) -> None:
     Raises:
         UserError: naming the two components that do not go together.
     """
-    modes = config.finetune.forward_modes
+    if config.backbone.modality != config.suite.modality:
+        raise UserError(
+            f"suite={config.choices.get('suite') or config.suite.kind} holds {config.suite.modality}, "
+            f"backbone={config.choices.get('backbone') or config.backbone.kind} reads {config.backbone.modality}"
+        )
+    mode = config.finetune.forward_mode
     for group, component in (*config.transform.items(), ("merge", config.merge), ("protocol", config.protocol)):
-        if not modes & component.forward_modes:
-            has, takes = "/".join(sorted(modes)), "/".join(sorted(component.forward_modes))
-            kinds = f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {has}"
-            raise UserError(kinds)
+        if mode not in component.forward_modes:
+            takes = "/".join(sorted(component.forward_modes))
+            raise UserError(
+                f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {mode}"
+            )
+    if config.protocol.post_hoc and mode == "tangent":
+        raise UserError(f"protocol.post_hoc: finetune={config.finetune.kind} is linear already; leave post_hoc out")
+    if (
+        mode not in config.backbone.forward_modes
+        or config.protocol.post_hoc
+        and "tangent" not in config.backbone.forward_modes
+    ):
+        raise UserError(
+            f"backbone={config.backbone.kind} has no forward-mode derivative; use finetune.forward_mode=standard"
+        )
 
 
 def writable(root: Path) -> None:

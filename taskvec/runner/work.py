@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
@@ -31,13 +31,17 @@ def base(backbone: Backbone) -> Compute:
     return compute
 
 
-def decoding(name: str, task: Task, split: str, preprocessing: Mapping[str, Any]) -> Compute:
-    """Compute a split's decoded images."""
+def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
+    """Compute a split's decoded images or tokenised texts."""
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.data.images import decode_split
+        from taskvec.data.texts import tokenise_split
 
-        tensors = decode_split(name, task, split, preprocessing)
+        if node.kind == "images":
+            tensors = decode_split(name, task, split, backbone.preprocessing())
+        else:
+            tensors = tokenise_split(name, task, split, backbone)
         return Content(tensors, {"examples": len(tensors["labels"])})
 
     return compute
@@ -73,23 +77,28 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.training.checkpoint import Checkpoint
-        from taskvec.training.fit import fit
+        from taskvec.training.fit import HEAD, fit
 
         model = work.model(node.inputs["base"])
-        views = {task: work.view(node.inputs[f"images/{task}"], node.inputs[f"head/{task}"]) for task in tasks}
-        vector, curve = fit(
+        views = {task: work.view(node.inputs[f"data/{task}"], node.inputs[f"head/{task}"]) for task in tasks}
+        base = node.inputs["base"]
+        backbone = work.backbone(base)
+        fitted = fit(
             model,
+            backbone.linear_layers(),
             views,
             recipe,
             seed=seed,
             bf16=work.bf16,
             ascend=ascend,
+            learn_heads=backbone.learns_heads,
             checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),
             observe=lambda step, total, metrics: work.observe(node, step, total, metrics),
         )
-        base = node.inputs["base"]
         made_on = {"base_hash": work.base_hash(base), "backbone": dict(base.spec)}
-        return Content(dict(vector.to("cpu")), made_on | {"curve": curve})
+        heads = {HEAD + task: head.cpu() for task, head in fitted.heads.items()}
+        meta = made_on | {"forward_mode": recipe.forward_mode, "curve": fitted.curve}
+        return Content(dict(fitted.vector.to("cpu")) | heads, meta)
 
     return compute
 
@@ -119,8 +128,19 @@ def transforming(transform: Transform) -> Compute:
     return compute
 
 
-def answering(cell: Cell, merge: Merge | None) -> Compute:
-    """Answer a cell; without a merge the vectors are summed as they are."""
+def learned_head(task: str) -> Compute:
+    """Take the head that was trained with a task's vector."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        from taskvec.training.fit import HEAD
+
+        return Content({"head": work.get(node.inputs["vector"]).tensors[HEAD + task]})
+
+    return compute
+
+
+def answering(cell: Cell, merge: Merge | None, *, tangent: bool) -> Compute:
+    """Answer a cell; without a merge the vectors are summed as they are, ``tangent`` linearises the model."""
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.merge.composition import Scaled
@@ -143,9 +163,9 @@ def answering(cell: Cell, merge: Merge | None) -> Compute:
         }
 
         def views(split: str) -> dict[str, Any]:
-            return {t: work.view(node.inputs[f"images/{split}/{t}"], node.inputs[f"head/{t}"]) for t in cell.tasks}
+            return {t: work.view(node.inputs[f"data/{split}/{t}"], node.inputs[f"head/{t}"]) for t in cell.tasks}
 
-        result, masks = answer(cell, model, composition, views, needs, bf16=work.bf16)
+        result, masks = answer(cell, model, composition, views, needs, tangent=tangent, bf16=work.bf16)
         return Content(masks, {"answer": result.model_dump(mode="json")})
 
     return compute

@@ -11,10 +11,10 @@ from taskvec.runner.store import Store
 
 if TYPE_CHECKING:
     from taskvec.data.views import TaskView
-    from taskvec.models.base import Model
+    from taskvec.models.base import Backbone, Model
     from taskvec.vectors import TaskVector
 
-KEPT = {"images", "head"}
+KEPT = {"images", "texts", "head"}
 Observe = Callable[[Artefact, int, int, Mapping[str, float]], None]
 
 
@@ -53,6 +53,10 @@ class Workspace:
         """Return the loaded backbone of a base, one at a time."""
         return self._base(base)[0]
 
+    def backbone(self, base: Artefact) -> Backbone:
+        """Return the component that describes a base."""
+        return base.compute(self, base).meta["backbone"]
+
     def base_hash(self, base: Artefact) -> str:
         """Return the hash of a base's editable weights."""
         return self._base(base)[1]
@@ -61,7 +65,7 @@ class Workspace:
         if base.fingerprint not in self._kept:
             from taskvec.vectors import weights_hash
 
-            model = base.compute(self, base).meta["backbone"].load(self.device)
+            model = self.backbone(base).load(self.device)
             self._kept[base.fingerprint] = (model, weights_hash(model.parameters))
         return self._kept[base.fingerprint]
 
@@ -70,16 +74,17 @@ class Workspace:
         from taskvec.vectors import TaskVector
 
         content = self.get(node)
-        return TaskVector(content.tensors, {key: content.meta[key] for key in ("base_hash", "backbone")})
+        deltas = {name: delta for name, delta in content.tensors.items() if not name.startswith("head/")}
+        return TaskVector(deltas, {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")})
 
-    def view(self, images: Artefact, head: Artefact) -> TaskView:
+    def view(self, data: Artefact, head: Artefact) -> TaskView:
         """Return a task's split with its head, on the device."""
         from taskvec.data.views import TaskView
 
-        key = f"{images.fingerprint}/{head.fingerprint}"
+        key = f"{data.fingerprint}/{head.fingerprint}"
         if key not in self._kept:
-            data = self.get(images).tensors
-            view = TaskView(data["images"], data["labels"], self.get(head).tensors["head"])
+            split = self.get(data).tensors
+            view = TaskView(split["inputs"], split["labels"], self.get(head).tensors["head"])
             self._kept[key] = view.to(self.device)
         return self._kept[key]
 

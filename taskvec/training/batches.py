@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,13 +66,20 @@ class Batches:
                 labels[task] = view.labels[local]
                 drawn.append(draws[own])
                 rows[task] = slice(start, start := start + len(local))
-        stacked = torch.cat(inputs)
-        return Batch(random_resized_crop(stacked, self.crop, torch.cat(drawn)) if self.crop else stacked, rows, labels)
+        stacked = torch.cat(_same_length(inputs))
+        crop = self.crop and stacked.ndim == 4  # texts are not augmented
+        return Batch(random_resized_crop(stacked, self.crop, torch.cat(drawn)) if crop else stacked, rows, labels)
 
     def _generator(self, stream: int) -> torch.Generator:
         # torch's CPU generator uses 32 bits of its seed, so seed and stream are mixed instead of put side by side
         digest = hashlib.blake2b(f"{self.seed}/{stream}".encode(), digest_size=4).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _same_length(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return token ids [N, L] padded with -1 to the longest L; images are returned as they are."""
+    longest = max(part.shape[1] for part in inputs)
+    return [F.pad(part, (0, longest - part.shape[1]), value=-1) if part.ndim == 2 else part for part in inputs]
 
 
 def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tensor:

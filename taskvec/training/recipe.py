@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from taskvec.config import Component
+from taskvec.training.selectors import check_selector
 
 
 class Recipe(Component):
     """AdamW on all selected parameters, linear warm-up and cosine decay per step, gradient-norm clipping (spec 1.4).
 
-    ``batch_size`` images make one step, cut into ``accumulation`` micro-batches whose gradients are averaged.
-    ``epochs``, where given, replaces ``steps``. ``checkpoint_every`` is in seconds and does not change results.
+    ``select`` names the parameters that move (:mod:`taskvec.training.selectors`), ``lora`` with ``rank`` and
+    ``lora_alpha``. ``forward_mode`` ``tangent`` trains, and later evaluates, the model linearised at theta_0.
+    ``decay_towards`` says what weight decay pulls to: weights to zero (the papers), or deltas to zero (``base``, TAK).
+    ``batch_size`` examples make one step, cut into ``accumulation`` micro-batches whose gradients are averaged.
+    ``epochs``, where given, replaces ``steps``. ``augment`` concerns images. ``checkpoint_every`` is in seconds and
+    does not change results.
     """
+
+    select: str = "full"
+    forward_mode: Literal["standard", "tangent"] = "standard"
+    decay_towards: Literal["zero", "base"] = "zero"
+    rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(16.0, gt=0)
 
     lr: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -37,9 +48,10 @@ class Recipe(Component):
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
         return self
 
-    def selects(self, name: str) -> bool:
-        """Return whether a parameter is trained; the others stay at theta_0 and are not stored."""
-        return True
+    @field_validator("select")
+    @classmethod
+    def _known(cls, select: str) -> str:
+        return check_selector(select)
 
     def total_steps(self, examples: int) -> int:
         """Return the number of optimiser steps for a training set of this size."""

@@ -1,0 +1,84 @@
+"""Predicted classes of a composition along its coefficients: a forward pass for each, or one jvp for them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from taskvec.data.images import batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskvec.data.views import TaskView
+    from taskvec.merge.composition import Composition
+    from taskvec.models.base import Model
+
+BATCH = 500
+Predictions = dict[float, dict[str, "Tensor"]]
+
+
+def predict(
+    model: Model,
+    composition: Composition,
+    views: Mapping[str, TaskView],
+    alphas: Sequence[float],
+    *,
+    tangent: bool = False,
+    bf16: bool = False,
+) -> Predictions:
+    """Return the predicted class of every example per coefficient and task, [N] int64 on the CPU.
+
+    ``tangent`` predicts with the model linearised at theta_0: g(x; theta_0 + alpha tau) = f(x) + alpha J(x) tau is
+    affine in alpha, so wherever the composition has a direction each example costs one jvp, however long the grid.
+    """
+    import torch
+
+    device = next(iter(model.parameters.values())).device.type
+    parts: dict[tuple[float, str], list[Tensor]] = {}
+    walk = _linearised if tangent else _standard
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        for alpha, task, logits in walk(model, composition, views, alphas):
+            parts.setdefault((alpha, task), []).append(logits.argmax(1))
+    return {alpha: {task: torch.cat(parts[alpha, task]).cpu() for task in views} for alpha in alphas}
+
+
+Step = tuple[float, str, "Tensor"]
+
+
+def _standard(
+    model: Model, composition: Composition, views: Mapping[str, TaskView], alphas: Sequence[float]
+) -> Iterator[Step]:
+    for alpha in alphas:  # outermost, so that one set of weights is held at a time
+        shared = None if composition.per_task else composition.parameters(alpha)
+        for task, view in views.items():
+            parameters = composition.parameters(alpha, task) if shared is None else shared
+            for rows in batches(len(view), BATCH):
+                features = model.features(parameters, view.inputs[rows], view.head)
+                yield alpha, task, model.logits(_exact(features), view.head, parameters)
+
+
+def _linearised(
+    model: Model, composition: Composition, views: Mapping[str, TaskView], alphas: Sequence[float]
+) -> Iterator[Step]:
+    from taskvec.training.linearise import jvp_features
+
+    for task, view in views.items():
+        direction = composition.direction(task)
+        for rows in batches(len(view), BATCH):
+            inputs = view.inputs[rows]
+            if direction is not None:
+                features, derivative = map(_exact, jvp_features(model, direction, inputs, view.head))
+                for alpha in alphas:
+                    yield alpha, task, model.logits(features + alpha * derivative, view.head)
+                continue
+            for alpha in alphas:  # weights that are not affine in alpha
+                moved = {n: p - model.parameters[n] for n, p in composition.parameters(alpha, task).items()}
+                yield alpha, task, model.logits(_exact(sum(jvp_features(model, moved, inputs, view.head))), view.head)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Return bfloat16 features in float32, for the head."""
+    import torch
+
+    return x.to(torch.promote_types(x.dtype, torch.float32))

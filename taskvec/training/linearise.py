@@ -1,0 +1,32 @@
+"""The model linearised at theta_0: one forward-mode product per batch gives features and their derivative along tau.
+
+Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827 (spec 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+if TYPE_CHECKING:
+    from taskvec.models.base import Model
+
+
+def jvp_features(
+    model: Model, direction: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return f(x; theta_0) and J(x) tau, both [N, d], for tau = ``direction`` (absent parameters: zero).
+
+    The linearised features are g(x; theta_0 + alpha tau) = f + alpha J tau for every alpha. The derivative is of the
+    family's features, CLIP's at unit length.
+    """
+    if not direction:
+        features = model.features(model.parameters, inputs, head)
+        return features, torch.zeros_like(features)
+    base = {name: model.parameters[name] for name in direction}
+    tangents = {name: delta.to(base[name]) for name, delta in direction.items()}
+    return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))

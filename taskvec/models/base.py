@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from taskvec.config import Component, Config
+from taskvec.errors import UserError
 from taskvec.models.layers import LinearLayer
 
 if TYPE_CHECKING:
@@ -95,6 +96,14 @@ class Model:
         from torch.func import functional_call
 
         return functional_call(self.module, dict(parameters), self.prepare(inputs))
+
+    def token_log_probs(self, parameters: Mapping[str, Tensor], inputs: Tensor, *, linearised: bool = False) -> Tensor:
+        """Return log p(token i + 1 | tokens up to i) [N, L - 1], 0 at padding; ``linearised`` at theta_0.
+
+        Raises:
+            UserError: if the model gives no probability of a text.
+        """
+        raise UserError("this backbone gives no probability of a text; perplexity needs a causal language model")
 
     def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the class scores [N, C] of features under a task's head.

@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from taskvec.models.clip_config import VisionConfig, key_map
+from taskvec.models.layers_torch import LayerNorm, attend
 
 
 class QuickGELU(nn.Module):
@@ -22,23 +21,6 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply it elementwise."""
         return x * torch.sigmoid(1.702 * x)
-
-
-class LayerNorm(nn.LayerNorm):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, differentiable to any order.
-
-    Inside transforms the formula is computed as written: the second derivative of PyTorch's own operator is wrong
-    there, as if the mean and the variance were constants (pytorch/pytorch#196700).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [..., width] in float32 or better."""
-        if not _transformed():
-            return super().forward(x)
-        y = x.to(torch.promote_types(x.dtype, torch.float32))
-        y = y - y.mean(dim=-1, keepdim=True)
-        y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (y * self.weight + self.bias).to(x.dtype)
 
 
 class LayerScale(nn.Module):
@@ -70,17 +52,6 @@ class Attention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for layer in (self.q, self.k, self.v)
         )  # [N, heads, L, width / heads]
         return self.out(attend(q, k, v).transpose(-3, -2).flatten(-2))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v [..., L, d], by a fused kernel where its derivatives suffice.
-
-    Inside ``torch.func`` transforms and dual levels the formula is computed as written, because the fused kernels have
-    no forward-mode derivative and no batching rule.
-    """
-    if _transformed():
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class MLP(nn.Module):
@@ -212,14 +183,6 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             packed[f"visual.{theirs}"] = _transposed(state[ours[0]]) if theirs == "proj" else state[ours[0]]
     return packed
-
-
-def _transformed() -> bool:
-    """Return whether a ``torch.func`` transform or a dual level is active.
-
-    The tensors cannot be asked: a tangent is invisible below a nested grad, and ``unpack_dual`` has no batching rule.
-    """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _depth(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -10,7 +10,7 @@ from taskvec.errors import UserError
 from taskvec.runner.folder import run_folders
 from taskvec.runner.result import Result, read_result
 
-METRICS = ("accuracy", "normalised", "control", "alpha")
+METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")
 LABELS = ("backbone", "suite", "finetune", "merge", "protocol")
 
 
@@ -44,6 +44,7 @@ def records(result: Result) -> Iterator[dict[str, Any]]:
     labels["transform"] = "+".join(result.config["transform"]) or None
     for row in result.rows:
         values = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+        values["perplexity"] = row.perplexity
         values |= {f"alpha/{task}": value for task, value in row.alphas.items()}
         values |= {f"accuracy/{task}": value for task, value in row.accuracy.items()}
         values |= {f"normalised/{task}": value for task, value in row.normalised.items()}

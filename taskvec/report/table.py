@@ -18,18 +18,19 @@ from taskvec.runner.result import Result
 FORMATS = {"md": "github", "latex": "latex_booktabs", "csv": "csv"}
 NOT_SPLIT = {"seed", "device", "outputs", "run", "row", "experiment"}
 PERCENT = 100
+NOT_PERCENT = ("alpha", "perplexity")
 
 
 def run_table(result: Result) -> str:
     """Return one run's rows: accuracy per task in percent, mean, normalised mean, control, coefficient."""
     tasks = list(dict.fromkeys(task for row in result.rows for task in row.accuracy))
-    shown = [
-        name for name in ("normalised_mean", "control") if any(getattr(row, name) is not None for row in result.rows)
-    ]
+    known = ("normalised_mean", "control", "perplexity")
+    shown = [name for name in known if any(getattr(row, name) is not None for row in result.rows)]
     lines = []
     for row in result.rows:
-        cells = [row.accuracy.get(task) for task in tasks] + [row.mean] + [getattr(row, name) for name in shown]
-        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:.3g}", *map(percent, cells)])
+        cells = [row.accuracy.get(task) for task in tasks] + [row.mean]
+        extra = [number(getattr(row, name)) if name == "perplexity" else percent(getattr(row, name)) for name in shown]
+        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:.3g}", *map(percent, cells), *extra])
     heads = ["", "alpha", *tasks, "mean", *(name.removesuffix("_mean") for name in shown)]
     return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, stralign="right")
 
@@ -37,6 +38,11 @@ def run_table(result: Result) -> str:
 def percent(value: float | None) -> str:
     """Return a fraction as percent with one decimal, empty for None."""
     return "" if value is None else f"{PERCENT * value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """Return a number with two decimals, empty for None."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def table(
@@ -81,7 +87,7 @@ def table(
     for line in lines:
         key = tuple(line.get(r) for r in rows)
         groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
-            line["value"] if line["metric"].startswith("alpha") else PERCENT * line["value"]
+            line["value"] if line["metric"].startswith(NOT_PERCENT) else PERCENT * line["value"]
         )
     names = [" ".join(map(_text, head)) for head in heads]
     if style == "csv":
@@ -90,7 +96,7 @@ def table(
             [*map(_text, key), *(n for h in heads for n in exact(cells.get(h, [])))] for key, cells in groups.items()
         ]
         return render([*rows, *names], body, style)
-    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"].startswith("alpha") else 1 for line in lines}
+    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"].startswith(NOT_PERCENT) else 1 for line in lines}
     body = [
         [*map(_text, key), *(summarised(cells.get(h, []), digits[h]) for h in heads)] for key, cells in groups.items()
     ]

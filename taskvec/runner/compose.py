@@ -264,7 +264,7 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     entry = registry.lookup(group, str(node.get("kind")))
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
-        node["definitions"] = load_tasks(node, entry.schema.task_schema, search_dirs())
+        node["definitions"] = load_tasks(node, entry.schema, search_dirs())
     try:
         return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
     except TypeError as error:  # a user's class that lacks a method

@@ -137,6 +137,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
         metrics=flat_metrics(report.rows),
         rows=report.rows,
         curves=report.curves,
+        maps=report.maps,
         data_seen=data_seen(plan),
         stages=tuple(Stage(kind=n.kind, label=n.label, fingerprint=n.fingerprint) for n in plan.nodes),
         timing=timing(plan, work) | {"wall_s": round(time.perf_counter() - start, 3)},
@@ -151,7 +152,7 @@ def data_seen(plan: Plan) -> dict[str, list[str]]:
     for node in plan.nodes:
         for name in node.inputs:
             kind, _, rest = name.partition("/")
-            if kind == "data" and node.kind == "vector":
+            if kind in ("data", "other") and node.kind in ("vector", "curvature"):
                 seen["learning"].add(f"{rest}/train")
             elif kind == "data" and node.kind == "cell":
                 split, _, task = rest.partition("/")

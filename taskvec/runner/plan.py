@@ -9,7 +9,9 @@ from typing import Any
 
 from taskvec import registry
 from taskvec.config import Component
-from taskvec.data.files import class_names, describe, locate
+from taskvec.data.files import class_names, describe, locate, sha256
+from taskvec.data.rows import hub_class_names
+from taskvec.data.tasks import Corpus, TextTask
 from taskvec.protocols.question import REPORT, SELECTION, Cell, VectorRef
 from taskvec.runner import stages, work
 from taskvec.runner.artefact import Artefact, fingerprint
@@ -60,8 +62,12 @@ class Plan:
 
         def build() -> Artefact:
             preprocessing = self.config.backbone.preprocessing()
-            spec = {"examples": describe(task, definition, split), "preprocessing": preprocessing}
-            if kind == "texts":
+            if isinstance(definition, Corpus):
+                examples = {"sha256": sha256(definition.location), "split": split, "column": definition.text}
+            else:
+                examples = describe(task, definition, split)
+            spec = {"examples": examples, "preprocessing": preprocessing}
+            if isinstance(definition, TextTask):
                 spec["frame"] = definition.frame
             compute = work.decoding(task, definition, split, self.config.backbone)
             return Artefact(kind, f"{kind} {task}/{split}", spec, {}, compute)
@@ -91,13 +97,13 @@ class Plan:
         return self._once(("initial head", task), build)
 
     def prompts(self, task: str) -> tuple[list[str], list[str]]:
-        """Return the class names of a task and what else its head is made from: templates, or label words."""
+        """Return the words for a task's classes and the templates that its head is made from."""
         definition = self.tasks[task]
         if definition.folder is not None:
             names = class_names(task, definition, locate(task, definition, "test").path)
         else:
-            names = definition.classes or work.hub_class_names(task, definition)
-        return list(names), list(definition.prompts)
+            names = definition.classes or hub_class_names(task, definition)
+        return definition.prompts(names, learned=self.config.backbone.learns_heads)
 
     def vector(self, ref: VectorRef) -> Artefact:
         """The vector a protocol refers to, after the run's transforms unless it asks for the vector as fine-tuned."""
@@ -119,11 +125,29 @@ class Plan:
         for task in ref.tasks:
             inputs |= {f"data/{task}": self.data(task, "train"), f"head/{task}": self.initial_head(task)}
         recipe = config.finetune
+        others = [task for task in config.suite.tasks if task not in ref.tasks]
+        if recipe.reference == "curvature":
+            inputs |= {f"curvature/{task}": self.curvature(task) for task in others}
+        elif recipe.reference == "data":
+            for task in others:
+                inputs |= {f"other/{task}": self.data(task, "train"), f"other_head/{task}": self.initial_head(task)}
         if len(ref.tasks) > 1:  # as many steps as the individual runs have together
             spec["steps_times"] = len(ref.tasks)
             recipe = recipe.model_copy(update={"steps": recipe.steps * len(ref.tasks)})
         compute = work.training(recipe, ref.tasks, seed=config.seed, ascend=ascend)
         return Artefact("vector", f"vector {ref.label}", spec, inputs, compute)
+
+    def curvature(self, task: str) -> Artefact:
+        """The curvature of the features on a task's training examples at theta_0."""
+
+        def build() -> Artefact:
+            settings = self.config.finetune.curvature
+            inputs = {"base": self.base(), f"data/{task}": self.data(task, "train")}
+            inputs |= {f"head/{task}": self.initial_head(task)}
+            compute = work.curvature(task, settings)
+            return Artefact("curvature", f"curvature {task}", {"settings": settings.record()}, inputs, compute)
+
+        return self._once(("curvature", task), build)
 
     def _random(self, ref: VectorRef) -> Artefact:
         tuned = self.vector(VectorRef(ref.tasks, transformed=False))
@@ -142,11 +166,15 @@ class Plan:
         def build() -> Artefact:
             merge = component_spec("merge", self.config.merge) if cell.merge else "sum"
             spec = cell.settings() | {"merge": merge, "precision": self.config.precision}
+            named = {task: getattr(self.tasks[task], "metric", "accuracy") for task in cell.tasks}
+            metrics = {task: metric for task, metric in named.items() if metric != "accuracy"}
+            spec |= {"metrics": metrics} if metrics else {}
             inputs = {"base": self.base()}
             inputs |= {f"vector/{i}": self.vector(ref) for i, (_, ref) in enumerate(cell.vectors)}
             splits = ([SELECTION] if cell.grid or cell.on_selection else []) + [REPORT]
             for task in cell.tasks:
-                inputs |= {f"head/{task}": self.head(task)}
+                if not isinstance(self.tasks[task], Corpus):
+                    inputs |= {f"head/{task}": self.head(task)}
                 inputs |= {f"data/{split}/{task}": self.data(task, split) for split in splits}
             inputs |= {f"needs/{name}": self.cell(needed) for name, needed in cell.needs.items()}
             if self.config.protocol.post_hoc:

@@ -39,6 +39,7 @@ class Result(Config):
     metrics: dict[str, float]
     rows: tuple[Row, ...]
     curves: dict[str, list[dict[str, Any]]]
+    maps: dict[str, dict[str, Any]] = {}
     data_seen: dict[str, list[str]]
     stages: tuple[Stage, ...]
     timing: dict[str, Any] = {}
@@ -55,6 +56,7 @@ def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
     flat: dict[str, float] = {}
     for row in rows:
         named = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+        named["perplexity"] = row.perplexity
         flat |= {f"{row.row}/{name}": value for name, value in named.items() if value is not None}
         flat |= {f"{row.row}/alpha/{task}": value for task, value in row.alphas.items()}
         flat |= {f"{row.row}/accuracy/{task}": value for task, value in row.accuracy.items()}

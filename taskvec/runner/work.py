@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from taskvec.models.base import Backbone
     from taskvec.protocols.question import Cell
     from taskvec.runner.workspace import Workspace
-    from taskvec.training.recipe import Recipe
+    from taskvec.statistics.settings import CurvatureSettings
+    from taskvec.training.recipe import Recipe, Reference
     from taskvec.transform.base import Transform
 
     Compute = Callable[["Workspace", Artefact], Content]
@@ -36,13 +37,16 @@ def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.data.images import decode_split
-        from taskvec.data.texts import tokenise_split
+        from taskvec.data.tasks import Corpus
+        from taskvec.data.texts import tokenise_corpus, tokenise_split
 
         if node.kind == "images":
             tensors = decode_split(name, task, split, backbone.preprocessing())
+        elif isinstance(task, Corpus):
+            tensors = tokenise_corpus(name, task, split, backbone.tokenize)
         else:
-            tensors = tokenise_split(name, task, split, backbone)
-        return Content(tensors, {"examples": len(tensors["labels"])})
+            tensors = tokenise_split(name, task, split, backbone.tokenize, framed=backbone.style != "encoder")
+        return Content(tensors, {"examples": len(tensors["inputs"])})
 
     return compute
 
@@ -54,22 +58,6 @@ def head(backbone: Backbone, task: str, names: Sequence[str], templates: Sequenc
         return Content({"head": backbone.heads({task: (names, templates)})[task]}, {"classes": list(names)})
 
     return compute
-
-
-def hub_class_names(name: str, task: Task) -> tuple[str, ...]:
-    """Return the class names of a data set of the hub.
-
-    Raises:
-        UserError: if it cannot be reached or has no class names.
-    """
-    import datasets
-
-    try:
-        features = datasets.load_dataset_builder(task.path).info.features or {}
-        return tuple(features[task.label].names)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"task {name}: data set {task.path!r} cannot be read: {reason}") from error
 
 
 def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -> Compute:
@@ -92,6 +80,7 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
             bf16=work.bf16,
             ascend=ascend,
             learn_heads=backbone.learns_heads,
+            penalties=recipe.penalties(_references(work, node, recipe), seed),
             checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),
             observe=lambda step, total, metrics: work.observe(node, step, total, metrics),
         )
@@ -128,6 +117,42 @@ def transforming(transform: Transform) -> Compute:
     return compute
 
 
+def curvature(task: str, settings: CurvatureSettings) -> Compute:
+    """Estimate the curvature of the features on a task at theta_0."""
+
+    def compute(work: Workspace, node: Artefact) -> Content:
+        from taskvec.data.images import batches
+        from taskvec.statistics.collect import curvature as collect
+
+        base = node.inputs["base"]
+        view = work.view(node.inputs[f"data/{task}"], node.inputs[f"head/{task}"])
+        chosen = view.inputs[settings.choose(len(view)).to(view.inputs.device)]
+        pieces = [chosen[rows] for rows in batches(len(chosen), 64)]
+        layers = work.backbone(base).linear_layers()
+        found = collect(work.model(base), pieces, layers, settings, head=view.head)
+        tensors, header = found.to("cpu").pack()
+        return Content(tensors, {"header": header, "base_hash": work.base_hash(base)})
+
+    return compute
+
+
+def _references(work: Workspace, node: Artefact, recipe: Recipe) -> dict[str, Reference]:
+    """Return what a recipe asks to see of the other tasks."""
+    from taskvec.statistics.curvature import Curvature
+    from taskvec.training.recipe import Reference
+
+    model, found = work.model(node.inputs["base"]), {}
+    for name, child in node.inputs.items():
+        kind, _, task = name.partition("/")
+        if kind == "curvature":
+            content = work.get(child)
+            curvature = Curvature.unpack(content.tensors, content.meta["header"], recipe.curvature.record())
+            found[task] = Reference(model, curvature=curvature.to(work.device))
+        elif kind == "other":
+            found[task] = Reference(model, view=work.view(child, node.inputs[f"other_head/{task}"]))
+    return found
+
+
 def learned_head(task: str) -> Compute:
     """Take the head that was trained with a task's vector."""
 
@@ -156,6 +181,8 @@ def answering(cell: Cell, merge: Merge | None, *, tangent: bool) -> Compute:
             if vector.metadata["base_hash"] != work.base_hash(base):
                 raise UserError(f"vector {ref.label} was made from other base weights than the backbone's")
             vectors[ref.label] = (vector * sign).to(work.device)
+        if cell.measure:
+            return _measured(cell, model, vectors, work, node, tangent=tangent)
         plain = Scaled(model.parameters, sum(vectors.values(), TaskVector({})))
         composition = merge.compose(model.parameters, vectors) if merge and vectors else plain
         needs = {
@@ -163,9 +190,30 @@ def answering(cell: Cell, merge: Merge | None, *, tangent: bool) -> Compute:
         }
 
         def views(split: str) -> dict[str, Any]:
-            return {t: work.view(node.inputs[f"data/{split}/{t}"], node.inputs[f"head/{t}"]) for t in cell.tasks}
+            return _views(cell, work, node, split)
 
-        result, masks = answer(cell, model, composition, views, needs, tangent=tangent, bf16=work.bf16)
-        return Content(masks, {"answer": result.model_dump(mode="json")})
+        metrics = node.spec.get("metrics")
+        result, outcomes = answer(
+            cell, model, composition, views, needs, tangent=tangent, bf16=work.bf16, metrics=metrics
+        )
+        return Content(outcomes, {"answer": result.model_dump(mode="json")})
 
     return compute
+
+
+def _views(cell: Cell, work: Workspace, node: Artefact, split: str) -> dict[str, Any]:
+    return {t: work.view(node.inputs[f"data/{split}/{t}"], node.inputs.get(f"head/{t}")) for t in cell.tasks}
+
+
+def _measured(
+    cell: Cell, model: Any, vectors: Mapping[str, Any], work: Workspace, node: Artefact, *, tangent: bool
+) -> Content:
+    import torch
+
+    from taskvec.protocols.measures import MEASURES, Subject
+    from taskvec.protocols.question import REPORT, Answer
+
+    subject = Subject(model, vectors, _views(cell, work, node, REPORT), cell.measure_settings, tangent)
+    with torch.no_grad():
+        values = MEASURES[cell.measure](subject)
+    return Content({}, {"answer": Answer(values=values).model_dump(mode="json")})

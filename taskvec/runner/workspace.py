@@ -77,14 +77,14 @@ class Workspace:
         deltas = {name: delta for name, delta in content.tensors.items() if not name.startswith("head/")}
         return TaskVector(deltas, {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")})
 
-    def view(self, data: Artefact, head: Artefact) -> TaskView:
-        """Return a task's split with its head, on the device."""
+    def view(self, data: Artefact, head: Artefact | None) -> TaskView:
+        """Return a task's split with its head, on the device; a corpus has neither labels nor head."""
         from taskvec.data.views import TaskView
 
-        key = f"{data.fingerprint}/{head.fingerprint}"
+        key = f"{data.fingerprint}/{head.fingerprint if head else ''}"
         if key not in self._kept:
             split = self.get(data).tensors
-            view = TaskView(split["inputs"], split["labels"], self.get(head).tensors["head"])
+            view = TaskView(split["inputs"], split.get("labels"), self.get(head).tensors["head"] if head else None)
             self._kept[key] = view.to(self.device)
         return self._kept[key]
 

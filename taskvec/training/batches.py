@@ -49,10 +49,10 @@ class Batches:
         """Return the micro-batches of a step."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._order = torch.randperm(len(self), generator=self._generator(2 * epoch))
+            self._order = torch.randperm(len(self), generator=generator(self.seed, 2 * epoch))
             self._epoch = epoch
         chosen = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(len(chosen), CROP_DRAWS, generator=self._generator(2 * step + 1))
+        draws = torch.rand(len(chosen), CROP_DRAWS, generator=generator(self.seed, 2 * step + 1))
         parts = zip(chosen.tensor_split(self.accumulation), draws.tensor_split(self.accumulation), strict=True)
         return [self._batch(part, drawn) for part, drawn in parts if len(part)]
 
@@ -70,10 +70,12 @@ class Batches:
         crop = self.crop and stacked.ndim == 4  # texts are not augmented
         return Batch(random_resized_crop(stacked, self.crop, torch.cat(drawn)) if crop else stacked, rows, labels)
 
-    def _generator(self, stream: int) -> torch.Generator:
-        # torch's CPU generator uses 32 bits of its seed, so seed and stream are mixed instead of put side by side
-        digest = hashlib.blake2b(f"{self.seed}/{stream}".encode(), digest_size=4).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+def generator(seed: int, stream: int) -> torch.Generator:
+    """Return the generator of one stream of random numbers: an epoch's, or a step's."""
+    # torch's CPU generator uses 32 bits of its seed, so seed and stream are mixed instead of put side by side
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def _same_length(inputs: Sequence[Tensor]) -> list[Tensor]:

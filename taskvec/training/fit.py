@@ -88,14 +88,21 @@ def fit(  # noqa: PLR0913 (the settings of one run)
 
 
 def cross_entropy(score: Callable[[str, Tensor], Tensor], batch: Batch) -> Tensor:
-    """Return the mean cross-entropy over a batch's examples, each under the scores (task, inputs) of its own task."""
+    """Return the mean cross-entropy over a batch's examples, each under the scores (task, inputs) of its own task.
+
+    A head of one output learns the labels of a regression by squared error instead.
+    """
     parts = []
     for task, rows in batch.rows.items():
         logits = score(task, batch.inputs[rows])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = batch.labels[task].to(logits.device)
-        parts.append(
-            F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
-        )
+        if labels.is_floating_point() and logits.shape[1] == 1:
+            parts.append(F.mse_loss(logits[:, 0], labels, reduction="sum"))
+        else:
+            if labels.is_floating_point():
+                labels = labels.round().long()  # the nearest of the words that stand for 0, 1, ...
+            parts.append(F.cross_entropy(logits, labels, reduction="sum"))
     return torch.stack(parts).sum() / len(batch.inputs)
 
 

@@ -5,12 +5,12 @@ Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827 (spec 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vmap
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
@@ -30,3 +30,21 @@ def jvp_features(
     base = {name: model.parameters[name] for name in direction}
     tangents = {name: delta.to(base[name]) for name, delta in direction.items()}
     return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
+
+
+def jvp_many(
+    model: Model, directions: Sequence[Mapping[str, Tensor]], inputs: Tensor, head: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return f(x; theta_0) [N, d] and J(x) tau_t [T, N, d] for T directions.
+
+    The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all.
+    """
+    names = list(dict.fromkeys(name for direction in directions for name in direction))
+    base = {name: model.parameters[name] for name in names}
+    zero = {name: torch.zeros_like(parameter) for name, parameter in base.items()}
+    stacked = {n: torch.stack([d[n].to(zero[n]) if n in d else zero[n] for d in directions]) for n in names}
+
+    def along(tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
+
+    return vmap(along, out_dims=(None, 0))(stacked)

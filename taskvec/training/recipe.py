@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from taskvec.config import Component
 from taskvec.training.selectors import check_selector
+
+if TYPE_CHECKING:
+    from taskvec.data.views import TaskView
+    from taskvec.models.base import Model
+    from taskvec.statistics.curvature import Curvature
+    from taskvec.training.fit import Penalty
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What fine-tuning may see of a task other than its own: its curvature at theta_0, or its training examples."""
+
+    model: Model
+    curvature: Curvature | None = None
+    view: TaskView | None = None
 
 
 class Recipe(Component):
@@ -41,6 +58,7 @@ class Recipe(Component):
     checkpoint_every: float = Field(30.0, ge=0)
 
     unfingerprinted: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    reference: ClassVar[Literal["nothing", "curvature", "data"]] = "nothing"
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Recipe:
@@ -52,6 +70,12 @@ class Recipe(Component):
     @classmethod
     def _known(cls, select: str) -> str:
         return check_selector(select)
+
+    def penalties(self, others: Mapping[str, Reference], seed: int) -> list[Penalty]:
+        """Return what is added to the loss, functions of (step, deltas), given what ``reference`` asks of the other
+        tasks of the suite.
+        """
+        return []
 
     def total_steps(self, examples: int) -> int:
         """Return the number of optimiser steps for a training set of this size."""

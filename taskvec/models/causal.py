@@ -1,0 +1,55 @@
+"""Causal language models: GPT-2, and Llama, Qwen, SmolLM2, Gemma and Mistral, which share one layout.
+
+A task's label words compete as the next token after its frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from taskvec.models.language import LanguageModel
+from taskvec.models.lm_layouts import Style
+from taskvec.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskvec.models.lm_modules import CausalModel
+
+
+@register("backbone", "causal", paper="Radford et al., 2019; Touvron et al., arXiv 2302.13971")
+class Causal(LanguageModel):
+    """A causal language model whose label words compete as the token after the prompt."""
+
+    kind: Literal["causal"] = "causal"
+
+    style: ClassVar[Style] = "causal"
+
+    def load(self, device: str) -> CausalModel:
+        """Return the model with its base weights.
+
+        Raises:
+            UserError: if weights cannot be read, are missing or not finite.
+        """
+        from taskvec.models.lm_modules import CausalModel
+
+        return CausalModel(self._network(device))
+
+    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
+        """Return the vocabulary ids [C] int64 of the first token of each task's label words, after a space.
+
+        Raises:
+            UserError: if two label words share their first token.
+        """
+        import torch
+
+        from taskvec.models.lm_tokens import first_tokens
+
+        tokenizer = self.text_tokenizer
+        return {task: torch.tensor(first_tokens(tokenizer, task, words, ":")) for task, (words, _) in tasks.items()}
+
+    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+        from taskvec.models.lm_tokens import encode_framed
+
+        return encode_framed(self.text_tokenizer, examples, room, None)

@@ -1,0 +1,52 @@
+"""Text-to-text models: T5, T5 v1.1 and Flan-T5, which answer with a label word at the first decoding step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from taskvec.models.language import LanguageModel
+from taskvec.models.lm_layouts import Style
+from taskvec.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskvec.models.lm_modules import TextToTextModel
+
+
+@register("backbone", "text_to_text", paper="Raffel et al., JMLR 2020, arXiv 1910.10683")
+class TextToText(LanguageModel):
+    """An encoder-decoder whose label words compete at the first decoding step."""
+
+    kind: Literal["text_to_text"] = "text_to_text"
+
+    style: ClassVar[Style] = "text_to_text"
+
+    def load(self, device: str) -> TextToTextModel:
+        """Return the model with its base weights.
+
+        Raises:
+            UserError: if weights cannot be read, are missing or not finite.
+        """
+        from taskvec.models.lm_modules import TextToTextModel
+
+        return TextToTextModel(self._network(device))
+
+    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
+        """Return the vocabulary ids [C] int64 of the first token of each task's label words.
+
+        Raises:
+            UserError: if two label words share their first token.
+        """
+        import torch
+
+        from taskvec.models.lm_tokens import first_tokens
+
+        tokenizer = self.text_tokenizer
+        return {task: torch.tensor(first_tokens(tokenizer, task, words, "")) for task, (words, _) in tasks.items()}
+
+    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+        from taskvec.models.lm_tokens import encode_framed
+
+        return encode_framed(self.text_tokenizer, examples, room, self.text_tokenizer.eos_token_id)

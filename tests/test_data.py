@@ -22,7 +22,7 @@ from PIL import Image
 from taskvec.data.files import class_names, describe, locate
 from taskvec.data.images import batches, decode_split, resize_and_crop
 from taskvec.data.splits import hold_out
-from taskvec.data.tasks import ASSETS, ImageTask, load_tasks
+from taskvec.data.tasks import ASSETS, ImageSuite, ImageTask, load_tasks
 from taskvec.errors import UserError
 from taskvec.models.clip import ClipModel
 from taskvec.runner.compose import conf_dir
@@ -177,7 +177,7 @@ def test_every_task_is_large_enough_to_learn_select_and_report(task):
 
 @pytest.mark.parametrize("task", EMBEDDED)
 def test_no_image_is_in_two_splits(task):
-    definition = load_tasks({"tasks": [task]}, ImageTask, [conf_dir()])[task]
+    definition = load_tasks({"tasks": [task]}, ImageSuite, [conf_dir()])[task]
     seen: dict[str, set[bytes]] = {}
     for split in SPLITS:
         images = decode_split(task, definition, split, {"size": (32, 32)} | RAW)["inputs"]
@@ -186,9 +186,15 @@ def test_no_image_is_in_two_splits(task):
     assert not any(shared.values()), shared
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml")))
+def tasks_of_images() -> list[str]:
+    """The shipped tasks that have, or inherit, prompt templates."""
+    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((conf_dir() / "task").glob("*.yaml"))}
+    return [name for name, node in nodes.items() if "templates" in nodes.get(node.get("extends"), node)]
+
+
+@pytest.mark.parametrize("name", tasks_of_images())
 def test_every_shipped_task_definition_fits_its_files(name):
-    task = load_tasks({"tasks": [name]}, ImageTask, [conf_dir()])[name]
+    task = load_tasks({"tasks": [name]}, ImageSuite, [conf_dir()])[name]
     assert task.folder.parent == MINI8
     names = class_names(name, task, locate(name, task, "test").path)
     assert len(set(names)) == len(names) == len(loaded(task.folder.name)["test"].features["label"].names)
@@ -202,7 +208,7 @@ def test_every_shipped_task_definition_fits_its_files(name):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_every_embedded_task_has_a_definition_of_its_name(name):
-    assert load_tasks({"tasks": [name]}, ImageTask, [conf_dir()])[name].path == f"pkg://mini8/{name}"
+    assert load_tasks({"tasks": [name]}, ImageSuite, [conf_dir()])[name].path == f"pkg://mini8/{name}"
 
 
 # --- decoding a user's files ----------------------------------------------------------------------------------------
@@ -355,7 +361,7 @@ def test_a_wrong_definition_is_one_line_that_names_file_and_key(tmp_path, text, 
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "t.yaml").write_text(text if isinstance(text, str) else yaml.safe_dump(text))
     with pytest.raises(UserError, match=message) as caught:
-        load_tasks({"tasks": ["t"]}, ImageTask, [tmp_path, conf_dir()])
+        load_tasks({"tasks": ["t"]}, ImageSuite, [tmp_path, conf_dir()])
     assert "\n" not in str(caught.value)
 
 
@@ -363,7 +369,7 @@ def test_a_definition_extends_another_and_the_users_folder_comes_first(tmp_path)
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "few.yaml").write_text("extends: mnist\nkeep: ['0', '1']\n")
     (tmp_path / "task" / "kana.yaml").write_text(yaml.safe_dump(GOOD))
-    found = load_tasks({"tasks": ["few"], "control": "kana", "held_out": ["mnist"]}, ImageTask, [tmp_path, conf_dir()])
+    found = load_tasks({"tasks": ["few"], "control": "kana", "held_out": ["mnist"]}, ImageSuite, [tmp_path, conf_dir()])
     assert found["few"].path == found["mnist"].path == found["kana"].path == "pkg://mini8/mnist"
     assert found["few"].templates == found["mnist"].templates
     assert found["few"].keep == ("0", "1") and found["mnist"].keep is None
@@ -371,7 +377,7 @@ def test_a_definition_extends_another_and_the_users_folder_comes_first(tmp_path)
 
 def test_an_unknown_task_has_its_nearest_match():
     with pytest.raises(UserError, match=r"suite\.tasks: unknown task 'mnits'; did you mean 'mnist'\?"):
-        load_tasks({"tasks": ["mnits"]}, ImageTask, [conf_dir()])
+        load_tasks({"tasks": ["mnits"]}, ImageSuite, [conf_dir()])
 
 
 def test_open_clip_is_the_version_the_transform_was_read_from():

@@ -16,7 +16,14 @@ from taskvec.protocols.analogy import Analogy
 from taskvec.protocols.evaluate import answer
 from taskvec.protocols.negation import Negation
 from taskvec.protocols.question import Answer, Cell, VectorRef, individual, zero_shot
-from taskvec.protocols.selection import choose, highest_accuracy, highest_normalised, largest_feasible, lowest_target
+from taskvec.protocols.selection import (
+    Keeps,
+    choose,
+    highest_accuracy,
+    highest_normalised,
+    largest_feasible,
+    lowest_target,
+)
 from taskvec.vectors import TaskVector
 
 
@@ -77,21 +84,21 @@ CONTROL = {  # alpha: (target, control)
 )
 def test_negation_rules_keep_the_control(floor, lowest, largest):
     table = {alpha: {"t": target, "c": control} for alpha, (target, control) in reversed(CONTROL.items())}
-    assert lowest_target(table, "t", "c", floor) == lowest
-    assert largest_feasible(table, "t", "c", floor) == largest
+    assert lowest_target(table, "t", Keeps("c", floor)) == lowest
+    assert largest_feasible(table, "t", Keeps("c", floor)) == largest
 
 
 def test_the_two_negation_rules_differ_where_the_target_recovers():
     table = {0.0: {"t": 0.9, "c": 1.0}, 0.5: {"t": 0.1, "c": 1.0}, 1.0: {"t": 0.4, "c": 1.0}}
-    assert lowest_target(table, "t", "c", 0.95) == 0.5
-    assert largest_feasible(table, "t", "c", 0.95) == 1.0
+    assert lowest_target(table, "t", Keeps("c", 0.95)) == 0.5
+    assert largest_feasible(table, "t", Keeps("c", 0.95)) == 1.0
 
 
 @pytest.mark.parametrize("rule", [lowest_target, largest_feasible])
 def test_no_feasible_coefficient_is_an_error_with_the_numbers_and_the_remedy(rule):
     table = {0.5: {"t": 0.3, "c": 0.41}, 1.0: {"t": 0.1, "c": 0.2}}
     with pytest.raises(NoFeasibleCoefficientError, match=r"control accuracy on c at 0\.4200 .*best 0\.4100.*add 0 to"):
-        rule(table, "t", "c", 0.42)
+        rule(table, "t", Keeps("c", 0.42))
 
 
 @pytest.mark.parametrize(
@@ -380,9 +387,9 @@ class Identity(Model):
         super().__init__(module)
 
     def prepare(self, inputs):
-        return inputs
+        return (inputs,)
 
-    def logits(self, features, head):
+    def logits(self, features, head, parameters=None):
         return features.to(head) @ head.T
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "show": "print the resolved config of a command, without running it",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
+    "figure": "draw a run's maps, matrices and coefficient curves",
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",

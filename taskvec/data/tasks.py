@@ -18,23 +18,39 @@ if TYPE_CHECKING:
     from pyarrow import DataType
 
 Split = Literal["train", "val", "test"]
+Metric = Literal[
+    "accuracy", "f1", "f1_macro", "matthews", "accuracy_f1", "pearson", "spearman", "pearson_spearman"
+]  # :mod:`taskvec.protocols.metrics` computes them
+REGRESSION = ("pearson", "spearman", "pearson_spearman")
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 class Task(Config):
-    """One classification task: where its examples are and how they are split.
+    """One task: where its examples are, how they are split, and by which metric it is judged.
 
     ``path`` is ``pkg://NAME`` (shipped with the package), a local folder with one Parquet file per split, or a data set
-    name of the Hugging Face hub. ``classes`` replaces the data set's label names in the prompts. ``keep`` restricts the
-    examples, not the head, to some of the classes (a sub-population). A missing ``val`` split is held out of ``train``
-    by the rule of :func:`taskvec.data.splits.hold_out`.
+    name of the Hugging Face hub, with ``config`` and ``revision`` where it has several. Labels are class indices, or
+    strings, which ``classes`` then lists; over indices ``classes`` replaces the data set's label names in the prompts.
+    Rows labelled ``no_label`` are left out. ``keep`` restricts the examples, not the head, to some of the classes (a
+    sub-population). A missing ``val`` split is held out of ``train`` by the rule of
+    :func:`taskvec.data.splits.hold_out`. A metric of :data:`REGRESSION` makes the labels numbers.
     """
 
     path: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
     classes: tuple[str, ...] | None = None
     keep: tuple[str, ...] | None = None
     label: str = "label"
+    no_label: int | None = None
+    metric: Metric = "accuracy"
     splits: dict[Split, str | None] = {"train": "train", "val": "val", "test": "test"}
+
+    @model_validator(mode="after")
+    def _classes_or_scores(self) -> Task:
+        if self.regression and (self.classes or self.keep):
+            raise ValueError(f"metric {self.metric} judges numbers; leave 'classes' and 'keep' out")
+        return self
 
     @field_validator("classes", "keep")
     @classmethod
@@ -53,6 +69,11 @@ class Task(Config):
         return splits
 
     @property
+    def regression(self) -> bool:
+        """Whether the labels are numbers."""
+        return self.metric in REGRESSION
+
+    @property
     def folder(self) -> Path | None:
         """The local folder of the task's files; None for a data set of the hub."""
         if self.path.startswith("pkg://"):
@@ -65,10 +86,12 @@ class Task(Config):
         """The columns of the examples' inputs."""
         raise NotImplementedError
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What, besides the class names, shapes the head before fine-tuning."""
-        return ()
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
+        """Return what the head is made from, given the class names: the words for each class, and templates.
+
+        ``learned`` says that the backbone learns its heads.
+        """
+        return list(names), []
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type can hold the inputs."""
@@ -83,6 +106,12 @@ class ImageTask(Task):
 
     holds: ClassVar[str] = "encoded images"
 
+    @model_validator(mode="after")
+    def _classifies(self) -> ImageTask:
+        if self.regression:
+            raise ValueError(f"metric: {self.metric} is for texts; images are classified")
+        return self
+
     @field_validator("templates")
     @classmethod
     def _has_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,10 +125,9 @@ class ImageTask(Task):
         """The image column."""
         return (self.image,)
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The templates."""
-        return self.templates
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
+        """Return class names and templates."""
+        return list(names), list(self.templates)
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type holds bytes, bare or as the ``bytes`` field of a struct."""
@@ -115,7 +143,9 @@ class TextTask(Task):
     """Texts, one or two per example, the frame that a language model reads them in, and the words it answers with.
 
     ``frame`` holds ``{text}`` once, and ``{pair}`` once where ``pair`` names a second column; encoders read the texts
-    without it. ``words`` replaces the class names as label words.
+    without it, ``text`` first. ``words`` replaces the class names as label words. In a regression word k stands for the
+    score k: a model that answers in words learns the nearest one and predicts the mean score under its softmax, an
+    encoder learns one output by squared error.
     """
 
     text: str = "text"
@@ -132,15 +162,28 @@ class TextTask(Task):
                 raise ValueError(f"frame {self.frame!r} must contain {slot} {('not at all', 'exactly once')[wanted]}")
         return self
 
+    @model_validator(mode="after")
+    def _words_for_scores(self) -> TextTask:
+        if self.regression and len(self.words or ()) < 2:
+            raise ValueError("words: a regression needs a word for each score 0, 1, ...")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The text columns."""
         return (self.text, *([self.pair] if self.pair else []))
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The label words, where they are not the class names."""
-        return self.words or ()
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
+        """Return the label words; a learned head has one output for a regression.
+
+        Raises:
+            UserError: if there is not one for each class.
+        """
+        if self.regression:
+            return list(names if learned else self.words), []
+        if self.words and len(self.words) != len(names):
+            raise UserError(f"task {self.path}: {len(self.words)} words for {len(names)} classes")
+        return list(self.words or names), []
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type is a string."""
@@ -149,16 +192,47 @@ class TextTask(Task):
         return types.is_string(column) or types.is_large_string(column)
 
 
-class Suite(Component):
-    """A list of tasks, and a control task on which an edit must do no harm."""
+class Corpus(Config):
+    """A held-out text whose perplexity must survive an edit: column ``text`` of one Parquet file, a document a row.
 
+    Coefficients are chosen on its even rows (``val``) and reported on the odd ones (``test``).
+    """
+
+    path: str = Field(min_length=1)
+    file: str = Field(min_length=1)
+    text: str = "text"
+
+    @property
+    def location(self) -> Path:
+        """The Parquet file."""
+        folder = ASSETS / self.path.removeprefix("pkg://") if self.path.startswith("pkg://") else Path(self.path)
+        return folder.expanduser() / f"{self.file}.parquet"
+
+
+class Suite(Component):
+    """A list of tasks, and a control task on which an edit must do no harm.
+
+    ``data_dir`` is a local mirror of the hub: a task's files are then ``DATA_DIR/PATH/SPLIT.parquet``, or
+    ``DATA_DIR/PATH/CONFIG/SPLIT.parquet`` where the task names a ``config``.
+    """
+
+    data_dir: str | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
     control: str | None = None
     held_out: tuple[str, ...] = ()
     definitions: dict[str, Any] = Field(default_factory=dict)
 
     modality: ClassVar[str]
-    task_schema: ClassVar[type[Task]]
+
+    @classmethod
+    def schema(cls, node: Mapping[str, Any]) -> type[Config]:
+        """Return the schema of a task's settings."""
+        raise NotImplementedError
+
+    @property
+    def control_metric(self) -> Literal["accuracy", "perplexity"]:
+        """What is measured on the control."""
+        return "perplexity" if isinstance(self.definitions.get(self.control), Corpus) else "accuracy"
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
@@ -182,37 +256,65 @@ class ImageSuite(Suite):
     definitions: dict[str, ImageTask] = Field(default_factory=dict)
 
     modality: ClassVar[str] = "images"
-    task_schema: ClassVar[type[Task]] = ImageTask
+
+    @classmethod
+    def schema(cls, node: Mapping[str, Any]) -> type[Config]:
+        """Return the schema of image tasks."""
+        return ImageTask
 
 
 @register("suite", "texts")
 class TextSuite(Suite):
-    """Text-classification tasks."""
+    """Text-classification tasks; the control may be a corpus, on which perplexity is measured."""
 
     kind: Literal["texts"] = "texts"
-    definitions: dict[str, TextTask] = Field(default_factory=dict)
+    definitions: dict[str, Corpus | TextTask] = Field(default_factory=dict)
 
     modality: ClassVar[str] = "texts"
-    task_schema: ClassVar[type[Task]] = TextTask
+
+    @classmethod
+    def schema(cls, node: Mapping[str, Any]) -> type[Config]:
+        """Return the schema of a corpus, which names its file, or of a text task."""
+        return Corpus if "file" in node else TextTask
+
+    @model_validator(mode="after")
+    def _corpora_are_controls(self) -> TextSuite:
+        for name in (*self.tasks, *self.held_out):
+            if isinstance(self.definitions.get(name), Corpus):
+                raise ValueError(f"tasks: {name!r} is a corpus without labels; it can only be the control")
+        return self
 
 
-def load_tasks(suite: Mapping[str, Any], schema: type[Task], folders: Sequence[Path]) -> dict[str, Task]:
+def load_tasks(suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]) -> dict[str, Config]:
     """Return the definition of every task a suite names, from ``task/NAME.yaml`` of the first folder that has it.
 
     A file may start from another with ``extends: NAME``.
 
     Raises:
-        UserError: for a list of another type, a task without a file, or a file that does not fit the schema.
+        UserError: for a list of another type, a task without a file, a file that does not fit the schema, or a mirror
+            that lacks a task.
     """
     for key in ("tasks", "held_out"):
         if not isinstance(suite.get(key), list | None):
             raise UserError(f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]")
     names = [*(suite.get("tasks") or []), *filter(None, [suite.get("control")]), *(suite.get("held_out") or [])]
-    return {str(name): _task(str(name), schema, folders) for name in names}
+    mirror = suite.get("data_dir")
+    return {str(name): _mirrored(str(name), _task(str(name), kind, folders), mirror) for name in names}
 
 
-def _task(name: str, schema: type[Task], folders: Sequence[Path]) -> Task:
+def _mirrored(name: str, task: Config, mirror: str | None) -> Config:
+    if not mirror or not isinstance(task, Task) or task.folder is not None:
+        return task
+    folder = Path(os.path.expanduser(mirror), task.path, task.config or "").resolve()
+    if not folder.is_dir():
+        files = ", ".join(f"{file}.parquet" for file in task.splits.values() if file)
+        raise UserError(f"suite.data_dir: task {name} needs the folder {folder} with {files}")
+    return task.model_copy(update={"path": str(folder), "config": None, "revision": None})
+
+
+def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
     node = _read(name, folders)
+    schema = kind.schema(node)
     try:
         return schema.model_validate(node)
     except ValidationError as error:

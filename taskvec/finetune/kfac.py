@@ -33,7 +33,7 @@ class Kfac(Recipe):
     def penalties(self, others: Mapping[str, Reference], seed: int) -> list[Penalty]:
         """Return the penalty under the other tasks' curvature, merged into one unless ``per_task``."""
         from taskvec.statistics.curvature import exact_sum, merge
-        from taskvec.training.regularisers import penalty
+        from taskvec.training.regularisers import penalty, regulariser
 
         if not others:
             return []
@@ -41,11 +41,7 @@ class Kfac(Recipe):
         apart = self.per_task or self.curvature.structure == "ekfac"
         curvature = exact_sum(found) if apart else merge(found)
         settings = self.penalty
-
-        def drift(step: int, deltas: Mapping) -> object:
-            value = penalty(
-                curvature, deltas, full_scale=settings.full_scale, projection_scale=settings.projection_scale
-            )
-            return settings.strength(step) * value
-
-        return [drift]
+        scales = {"full_scale": settings.full_scale, "projection_scale": settings.projection_scale}
+        return [
+            lambda step, deltas: regulariser(lambda _: penalty(curvature, deltas, **scales), settings)(step),
+        ]

@@ -32,7 +32,7 @@ class TauJp(Recipe):
         import torch
 
         from taskvec.training.batches import generator
-        from taskvec.training.regularisers import drift
+        from taskvec.training.regularisers import drift, regulariser
 
         if not others:
             return []
@@ -41,7 +41,6 @@ class TauJp(Recipe):
         def measured(step: int, deltas: Mapping) -> torch.Tensor:
             other = references[step % len(references)]
             chosen = torch.randint(len(other.view), (self.examples,), generator=generator(seed, -1 - step))
-            value = drift(other.model, deltas, other.view.inputs[chosen], other.view.head)
-            return self.penalty.strength(step) * value
+            return drift(other.model, deltas, other.view.inputs[chosen], other.view.head)
 
-        return [measured]
+        return [lambda step, deltas: regulariser(lambda s: measured(s, deltas), self.penalty)(step)]

@@ -42,6 +42,7 @@ class Scaled(Composition):
 
     def direction(self, task: str | None = None) -> TaskVector:
         """Return tau; the task makes no difference."""
+        self.merged = self.merged.materialised()  # it is looked at with every batch
         return self.merged
 
 

@@ -51,6 +51,10 @@ class Backbone(Component):
     def linear_layers(self) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass."""
 
+    def parameter_names(self) -> list[str] | None:
+        """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
+        return None
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Return the model with its base weights."""

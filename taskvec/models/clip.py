@@ -18,6 +18,7 @@ from taskvec.models.clip_config import (
     VisionConfig,
     check_shapes,
     expected_shapes,
+    key_map,
     linear_layers,
     local_folder,
     open_clip_config,
@@ -129,6 +130,13 @@ class Clip(Backbone):
     def linear_layers(self) -> list[LinearLayer]:
         """Return the image tower's linear layers in the order of the forward pass."""
         return linear_layers(self.vision)
+
+    def parameter_names(self) -> list[str]:
+        """Return the names of the image tower's trainable parameters."""
+        shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
+        names = [name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours]
+        fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
+        return [name for name in names if name not in fixed]
 
     def weight_bytes(self) -> int:
         """Return the size of the image tower in float32."""

@@ -118,6 +118,15 @@ class LanguageModel(Backbone):
         files = self.source.weights() if config else []
         return 4 * Header(find_layout(config, self.style), config, tuple(files)).parameters() if files else 0
 
+    def parameter_names(self) -> list[str] | None:
+        """Return the stored tensors' names; None for GPT-2, whose names differ, and for a model not cached yet."""
+        config = self.source.config()
+        files = self.source.weights() if config else []
+        layout = find_layout(config, self.style) if files else None
+        if layout is None or layout.package == "gpt2":
+            return None
+        return list(Header(layout, config, tuple(files)).tensors)
+
     def linear_layers(self) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass."""
         return self.layout.linear_layers(self.architecture)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from taskvec.errors import UserError
 from taskvec.protocols.question import (
@@ -40,6 +40,8 @@ class Analogy(Protocol):
     b: str
     c: str
     target: str
+
+    unseen_targets: ClassVar[bool] = True
 
     def check(self, suite: Suite) -> None:
         """Check that a, b, c and target are four tasks of the suite.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,14 +33,18 @@ class Negation(Protocol):
 
     ``rule`` is ``lowest_target`` (tangent-space paper and aTLAS: the lowest target accuracy on validation among
     coefficients whose control accuracy is at least ``control_threshold`` of zero-shot) or ``largest_feasible``
-    (Ilharco et al.: the largest such coefficient).
+    (Ilharco et al.: the largest such coefficient). Where the control is a corpus, its perplexity may rise by
+    ``perplexity_tolerance`` instead.
     """
 
     kind: Literal["negation"] = "negation"
     rule: Literal["lowest_target", "largest_feasible"] = "lowest_target"
     control_threshold: float = Field(0.95, ge=0, le=1)
+    perplexity_tolerance: float = Field(0.5, ge=0)
     random: bool = True
     ascent: bool = False
+
+    uses_control: ClassVar[bool] = True
 
     def check(self, suite: Suite) -> None:
         """Check that there is a control.
@@ -56,6 +60,8 @@ class Negation(Protocol):
         base = zero_shot(suite.tasks, suite.control)
         cells = [base]
         settings = {"control_threshold": self.control_threshold}
+        if suite.control_metric == "perplexity":
+            settings = {"perplexity_tolerance": self.perplexity_tolerance}
         for task in suite.tasks:
             cells.append(individual(task, suite.control))
             for name, sign, source in self._searched():
@@ -73,6 +79,7 @@ class Negation(Protocol):
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, negated, (random, ascent): mean target and mean control accuracy."""
+        perplexity = suite.control_metric == "perplexity"
         rows = [row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control)]
         names = ["individual", *(name for name, _, _ in self._searched()), *(["ascent"] if self.ascent else [])]
         for name in names:
@@ -82,5 +89,7 @@ class Negation(Protocol):
                 alpha = answer.alpha if answer.rule else 1.0
                 parts[task] = row(name, answer, alpha, [task], control=suite.control)
             rows.append(joined(name, parts))
+        if perplexity:
+            rows = [r.model_copy(update={"control": None, "perplexity": r.control}) for r in rows]
         curves = {f"negated/{t}": curve(answers[f"negated/{t}"], [t], suite.control) for t in suite.tasks}
         return Report(rows=tuple(rows), curves=curves, primary=-mean(rows[2].accuracy.values()))

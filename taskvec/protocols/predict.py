@@ -1,4 +1,4 @@
-"""Predicted classes of a composition along its coefficients: a forward pass for each, or one jvp for them all."""
+"""Predictions of a composition along its coefficients: a forward pass for each, or one jvp for them all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from taskvec.merge.composition import Composition
     from taskvec.models.base import Model
 
-BATCH = 500
+BATCH, TEXTS = 500, 64
 Predictions = dict[float, dict[str, "Tensor"]]
 
 
@@ -27,7 +27,7 @@ def predict(
     tangent: bool = False,
     bf16: bool = False,
 ) -> Predictions:
-    """Return the predicted class of every example per coefficient and task, [N] int64 on the CPU.
+    """Return the prediction for every example per coefficient and task, [N] on the CPU: classes int64, or scores.
 
     ``tangent`` predicts with the model linearised at theta_0: g(x; theta_0 + alpha tau) = f(x) + alpha J(x) tau is
     affine in alpha, so wherever the composition has a direction each example costs one jvp, however long the grid.
@@ -39,8 +39,33 @@ def predict(
     walk = _linearised if tangent else _standard
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
         for alpha, task, logits in walk(model, composition, views, alphas):
-            parts.setdefault((alpha, task), []).append(logits.argmax(1))
-    return {alpha: {task: torch.cat(parts[alpha, task]).cpu() for task in views} for alpha in alphas}
+            parts.setdefault((alpha, task), []).append(decide(logits, scores=views[task].regression))
+    places = {
+        task: torch.cat([torch.arange(len(view))[rows] for rows in cuts(view)]).argsort()
+        for task, view in views.items()
+    }
+    return {alpha: {task: torch.cat(parts[alpha, task]).cpu()[places[task]] for task in views} for alpha in alphas}
+
+
+def cuts(view: TaskView) -> list[Tensor | slice]:
+    """Return the rows of each batch: images in their order, texts by length, so that little padding is computed."""
+    if view.inputs.ndim != 2:
+        return list(batches(len(view), BATCH))
+    return list((view.inputs >= 0).sum(1).cpu().argsort(stable=True).split(TEXTS))
+
+
+def decide(logits: Tensor, *, scores: bool) -> Tensor:
+    """Return the class [N] of highest logit, or with ``scores`` the score [N]: that of the one output, or the mean of
+    0, 1, ... under the softmax over words that stand for them.
+    """
+    import torch
+
+    if not scores:
+        return logits.argmax(1)
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    weights = _exact(logits).softmax(1)  # weighted in float32: a matrix product would be bfloat16 under autocast
+    return (weights * torch.arange(logits.shape[1], device=logits.device)).sum(1)
 
 
 Step = tuple[float, str, "Tensor"]
@@ -53,7 +78,7 @@ def _standard(
         shared = None if composition.per_task else composition.parameters(alpha)
         for task, view in views.items():
             parameters = composition.parameters(alpha, task) if shared is None else shared
-            for rows in batches(len(view), BATCH):
+            for rows in cuts(view):
                 features = model.features(parameters, view.inputs[rows], view.head)
                 yield alpha, task, model.logits(_exact(features), view.head, parameters)
 
@@ -65,7 +90,7 @@ def _linearised(
 
     for task, view in views.items():
         direction = composition.direction(task)
-        for rows in batches(len(view), BATCH):
+        for rows in cuts(view):
             inputs = view.inputs[rows]
             if direction is not None:
                 features, derivative = map(_exact, jvp_features(model, direction, inputs, view.head))

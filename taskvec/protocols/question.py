@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from taskvec.config import Component, Config
+from taskvec.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec.data.tasks import Suite
@@ -43,6 +44,9 @@ class Cell:
 
     The coefficients of ``grid`` are evaluated on the validation split of ``targets`` and ``control``; ``rule`` picks
     one of them with the help of the cells in ``needs``; it and those of ``fixed`` are evaluated on the test split.
+    A ``measure`` asks for another quantity of the vectors on the test split, by its name in
+    :data:`taskvec.protocols.measures.MEASURES`, with ``measure_settings``; those of ``COMPOSED`` there look at the
+    merged model at the first of ``fixed``. ``places`` are paths that a measure needs but that do not shape its answer.
     ``merge`` False means the plain sum, whatever the run's merge is. Fixed coefficients are evaluated on validation
     too where ``on_selection`` asks for it (denominators and zero-shot controls of selection rules).
     """
@@ -58,6 +62,9 @@ class Cell:
     fixed: tuple[float, ...] = ()
     on_selection: bool = False
     merge: bool = True
+    measure: str | None = None
+    measure_settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -66,7 +73,8 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Return all that shapes the answer besides inputs, as JSON values."""
-        return {
+        measured = {"measure": self.measure, "measure_settings": dict(self.measure_settings)} if self.measure else {}
+        return measured | {
             "vectors": [[sign, list(ref.tasks), ref.source, ref.transformed] for sign, ref in self.vectors],
             "targets": list(self.targets),
             "control": self.control,
@@ -79,20 +87,24 @@ class Cell:
 
 
 class Answer(Config):
-    """A cell's result: accuracies as ``{alpha: {task: accuracy}}`` per split, and the coefficient chosen."""
+    """A cell's result: metrics as ``{alpha: {task: value}}`` per split and the coefficient chosen, or a measure's
+    ``values``.
+    """
 
-    alpha: float | None
-    rule: str | None
-    selection: dict[float, dict[str, float]]
-    report: dict[float, dict[str, float]]
+    alpha: float | None = None
+    rule: str | None = None
+    selection: dict[float, dict[str, float]] = {}
+    report: dict[float, dict[str, float]] = {}
+    values: dict[str, Any] = {}
 
 
 class Row(Config):
     """One line of a result: a named model, its coefficient, its accuracy per task and on average.
 
+    ``accuracy`` holds the metric of each task: accuracy where its definition names no other.
     ``alphas`` holds each task's coefficient where tasks have models of their own (individual models, negations);
     ``alpha`` is their mean. ``normalised`` divides by ``denominators``, the individually fine-tuned model's accuracy on
-    the same split.
+    the same split. ``control`` is the accuracy on the control task, ``perplexity`` stands in its place for a corpus.
     """
 
     row: str
@@ -106,25 +118,34 @@ class Row(Config):
     normalised_mean: float | None = None
     denominators: dict[str, float] = {}
     control: float | None = None
+    perplexity: float | None = None
 
 
 class Report(Config):
-    """What a protocol makes of its answers: rows, coefficient curves, and the one number that sweeps optimise."""
+    """What a protocol makes of its answers: rows, coefficient curves, matrices and maps by name, and the one number
+    that sweeps optimise.
+    """
 
     rows: tuple[Row, ...]
     curves: dict[str, list[dict[str, Any]]] = {}
+    maps: dict[str, dict[str, Any]] = {}
     primary: float
 
 
 class Protocol(Component):
     """Asks cells and sums up their answers; ``grid`` None takes the merge's own.
 
-    ``post_hoc`` evaluates vectors of standard fine-tuning in the model linearised at theta_0, denominators too.
+    ``uses_control`` says whether the suite's control is measured, ``unseen_targets`` whether the labels of targets must
+    not be learned from, not even by a head, ``generates`` whether the model writes texts. ``post_hoc`` evaluates
+    vectors of standard fine-tuning in the model linearised at theta_0, denominators too.
     """
 
     grid: tuple[float, ...] | None = Field(None, min_length=1)
     post_hoc: bool = False
 
+    uses_control: ClassVar[bool] = False
+    unseen_targets: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
 
     @abstractmethod
@@ -138,6 +159,17 @@ class Protocol(Component):
     @abstractmethod
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return rows and curves from the answers by cell name."""
+
+
+def only_classes(suite: Suite, what: str) -> None:
+    """Check that every task is a classification.
+
+    Raises:
+        UserError: naming the tasks whose labels are scores; ``what`` compares predicted classes.
+    """
+    scored = [task for task in suite.tasks if getattr(suite.definitions.get(task), "regression", False)]
+    if scored:
+        raise UserError(f"{what} compares predicted classes; leave {', '.join(scored)} out of suite.tasks")
 
 
 def individual(task: str, control: str | None = None) -> Cell:

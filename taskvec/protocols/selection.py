@@ -1,8 +1,12 @@
-"""The rules by which papers choose the scaling coefficient, as pure functions of validation accuracies (spec 2.2)."""
+"""The rules by which papers choose the scaling coefficient, as pure functions of validation metrics (spec 2.2).
+
+An accuracy stands for the metric of its task, whichever that is; higher is better.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from taskvec.errors import NoFeasibleCoefficientError
@@ -15,7 +19,7 @@ def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> 
     """Return argmax_alpha mean_t acc_t(alpha) / acc_t(individual); ties go to the smallest alpha.
 
     Raises:
-        NoFeasibleCoefficientError: if an individual model has accuracy zero, which leaves the ratio undefined.
+        NoFeasibleCoefficientError: if an individual model is at zero or below, which leaves the ratio without meaning.
     """
     _positive(denominators)
 
@@ -25,24 +29,37 @@ def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> 
     return max(sorted(curve), key=score)  # max keeps the first of equals
 
 
-def lowest_target(curve: Accuracies, target: str, control: str, floor: float) -> float:
-    """Return the alpha of lowest target accuracy among those with control >= floor; ties go to the smallest alpha.
+@dataclass(frozen=True)
+class Keeps:
+    """When an edit keeps the control: accuracy at ``bound`` or more, or perplexity (``below``) at ``bound`` or less."""
+
+    control: str
+    bound: float
+    below: bool = False
+
+    def admits(self, value: float) -> bool:
+        """Return whether a control value is within the bound, which counts as within."""
+        return value <= self.bound if self.below else value >= self.bound
+
+
+def lowest_target(curve: Accuracies, target: str, keeps: Keeps) -> float:
+    """Return the alpha of lowest target accuracy among those that keep the control; ties go to the smallest alpha.
 
     The rule of the tangent-space paper's code and of aTLAS.
 
     Raises:
         NoFeasibleCoefficientError: if no coefficient keeps the control.
     """
-    return min(_feasible(curve, control, floor), key=lambda alpha: curve[alpha][target])
+    return min(_feasible(curve, keeps), key=lambda alpha: curve[alpha][target])
 
 
-def largest_feasible(curve: Accuracies, target: str, control: str, floor: float) -> float:
-    """Return the largest alpha with control >= floor, the rule of Ilharco et al. (2023).
+def largest_feasible(curve: Accuracies, target: str, keeps: Keeps) -> float:
+    """Return the largest alpha that keeps the control, the rule of Ilharco et al. (2023).
 
     Raises:
         NoFeasibleCoefficientError: if no coefficient keeps the control.
     """
-    return max(_feasible(curve, control, floor))
+    return max(_feasible(curve, keeps))
 
 
 def highest_accuracy(curve: Accuracies, target: str) -> float:
@@ -50,13 +67,18 @@ def highest_accuracy(curve: Accuracies, target: str) -> float:
     return max(sorted(curve), key=lambda alpha: curve[alpha][target])
 
 
-def _feasible(curve: Accuracies, control: str, floor: float) -> list[float]:
-    feasible = [alpha for alpha in sorted(curve) if curve[alpha][control] >= floor]
+def _feasible(curve: Accuracies, keeps: Keeps) -> list[float]:
+    feasible = [alpha for alpha in sorted(curve) if keeps.admits(curve[alpha][keeps.control])]
     if not feasible:
-        best = max(at[control] for at in curve.values())
+        best = (min if keeps.below else max)(at[keeps.control] for at in curve.values())
+        metric, side, remedy = (
+            ("perplexity", "less", "raise protocol.perplexity_tolerance")
+            if keeps.below
+            else ("accuracy", "more", "lower protocol.control_threshold")
+        )
         raise NoFeasibleCoefficientError(
-            f"no coefficient keeps the control accuracy on {control} at {floor:.4f} or more (best {best:.4f}); "
-            "add 0 to protocol.grid or lower protocol.control_threshold"
+            f"no coefficient keeps the control {metric} on {keeps.control} at {keeps.bound:.4f} or {side} "
+            f"(best {best:.4f}); add 0 to protocol.grid or {remedy}"
         )
     return feasible
 
@@ -74,9 +96,13 @@ def choose(cell: Cell, curve: Accuracies, needs: Mapping[str, Answer]) -> float:
     if cell.rule == "highest_accuracy":
         return highest_accuracy(curve, cell.targets[0])
     if cell.rule in ("lowest_target", "largest_feasible"):
-        floor = settings["control_threshold"] * needs["zero_shot"].selection[0.0][cell.control]
+        start = needs["zero_shot"].selection[0.0][cell.control]
+        if "perplexity_tolerance" in settings:
+            keeps = Keeps(cell.control, start + settings["perplexity_tolerance"], below=True)
+        else:
+            keeps = Keeps(cell.control, settings["control_threshold"] * start)
         rule = lowest_target if cell.rule == "lowest_target" else largest_feasible
-        return rule(curve, cell.targets[0], cell.control, floor)
+        return rule(curve, cell.targets[0], keeps)
     raise ValueError(f"unknown selection rule {cell.rule!r}")
 
 
@@ -84,7 +110,7 @@ def denominators(targets: tuple[str, ...], answers: Mapping[str, Answer], split:
     """Return each target's individually fine-tuned accuracy on a split.
 
     Raises:
-        NoFeasibleCoefficientError: if one is zero, which leaves normalised accuracy undefined.
+        NoFeasibleCoefficientError: if one is zero or below, which leaves normalised accuracy without meaning.
     """
     which = "selection" if split == SELECTION else "report"
     own = {task: getattr(answers[f"individual/{task}"], which)[1.0][task] for task in targets}
@@ -93,8 +119,9 @@ def denominators(targets: tuple[str, ...], answers: Mapping[str, Answer], split:
 
 
 def _positive(denominators: Mapping[str, float]) -> None:
-    zero = [task for task, accuracy in denominators.items() if accuracy == 0]
-    if zero:
-        raise NoFeasibleCoefficientError(
-            f"normalised accuracy is undefined: {', '.join(zero)} has individual accuracy 0"
-        )
+    for task, accuracy in denominators.items():
+        if accuracy <= 0:  # correlations can be negative
+            raise NoFeasibleCoefficientError(
+                f"normalised accuracy is undefined: {task} has individual accuracy {accuracy:.3g}; "
+                "fine-tune it better, or leave it out of suite.tasks"
+            )

@@ -22,7 +22,7 @@ NOT_PERCENT = ("alpha", "perplexity")
 
 
 def run_table(result: Result) -> str:
-    """Return one run's rows: accuracy per task in percent, mean, normalised mean, control, coefficient."""
+    """Return one run's rows: each task's accuracy, or the metric its heading names, in percent, then what sums up."""
     tasks = list(dict.fromkeys(task for row in result.rows for task in row.accuracy))
     known = ("normalised_mean", "control", "perplexity")
     shown = [name for name in known if any(getattr(row, name) is not None for row in result.rows)]
@@ -31,7 +31,10 @@ def run_table(result: Result) -> str:
         cells = [row.accuracy.get(task) for task in tasks] + [row.mean]
         extra = [number(getattr(row, name)) if name == "perplexity" else percent(getattr(row, name)) for name in shown]
         lines.append([row.row, "" if row.alpha is None else f"{row.alpha:.3g}", *map(percent, cells), *extra])
-    heads = ["", "alpha", *tasks, "mean", *(name.removesuffix("_mean") for name in shown)]
+    definitions = result.config.get("suite", {}).get("definitions") or {}
+    metrics = {task: (definitions.get(task) or {}).get("metric", "accuracy") for task in tasks}
+    named = [task if metrics[task] == "accuracy" else f"{task} ({metrics[task]})" for task in tasks]
+    heads = ["", "alpha", *named, "mean", *(name.removesuffix("_mean") for name in shown)]
     return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, stralign="right")
 
 

@@ -169,6 +169,8 @@ class Plan:
             named = {task: getattr(self.tasks[task], "metric", "accuracy") for task in cell.tasks}
             metrics = {task: metric for task, metric in named.items() if metric != "accuracy"}
             spec |= {"metrics": metrics} if metrics else {}
+            if self.config.protocol.generates:
+                spec["code"] = component_spec("protocol", self.config.protocol)["code"]
             inputs = {"base": self.base()}
             inputs |= {f"vector/{i}": self.vector(ref) for i, (_, ref) in enumerate(cell.vectors)}
             splits = ([SELECTION] if cell.grid or cell.on_selection else []) + [REPORT]

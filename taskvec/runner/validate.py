@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 from taskvec.runner.compose import RunConfig
 from taskvec.runner.store import Store
@@ -27,7 +28,9 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     compatible(config)
     config.protocol.check(config.suite)
     config.backbone.check()
+    selection(config)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
+    label_words(config, plan)
     writable(config.root)
     enough_disk(config, plan)
 
@@ -43,6 +46,7 @@ def compatible(config: RunConfig) -> None:
             f"suite={config.choices.get('suite') or config.suite.kind} holds {config.suite.modality}, "
             f"backbone={config.choices.get('backbone') or config.backbone.kind} reads {config.backbone.modality}"
         )
+    readable(config)
     mode = config.finetune.forward_mode
     for group, component in (*config.transform.items(), ("merge", config.merge), ("protocol", config.protocol)):
         if mode not in component.forward_modes:
@@ -60,6 +64,58 @@ def compatible(config: RunConfig) -> None:
         raise UserError(
             f"backbone={config.backbone.kind} has no forward-mode derivative; use finetune.forward_mode=standard"
         )
+
+
+def readable(config: RunConfig) -> None:
+    """Check that the backbone can answer what the protocol asks: perplexity of a corpus, heads without target labels.
+
+    Raises:
+        UserError: naming the two components that do not go together.
+    """
+    protocol, suite, backbone = config.protocol, config.suite, config.backbone
+    chosen = f"backbone={config.choices.get('backbone') or backbone.kind}"
+    if protocol.uses_control and suite.control_metric == "perplexity" and getattr(backbone, "style", "") != "causal":
+        raise UserError(
+            f"suite.control: {suite.control} is a corpus, and {chosen} gives no probability of a text; take a causal "
+            "language model, or a task as suite.control"
+        )
+    if protocol.generates and getattr(backbone, "style", "") != "causal":
+        raise UserError(f"protocol={protocol.kind} lets the model write, and {chosen} is no causal language model")
+    if protocol.unseen_targets and backbone.learns_heads:
+        raise UserError(
+            f"protocol={protocol.kind} must not see the target's labels, from which {chosen} would learn a head; "
+            "take a causal or text-to-text model"
+        )
+
+
+def label_words(config: RunConfig, plan: Plan) -> None:
+    """Check that a language model can tell the label words of every task apart, unless an earlier run has.
+
+    Raises:
+        UserError: if the tokenizer cannot be loaded, or two words share their first token.
+    """
+    if config.suite.modality != "texts" or config.backbone.learns_heads:
+        return
+    store = Store(config.root / "store")
+    for task in dict.fromkeys(task for cell in plan.questions for task in cell.tasks):
+        if isinstance(plan.tasks[task], Task) and not store.has(plan.initial_head(task)):
+            config.backbone.heads({task: plan.prompts(task)})
+
+
+def selection(config: RunConfig) -> None:
+    """Check that fine-tuning trains something, where the backbone's header says what there is.
+
+    Raises:
+        UserError: if ``finetune.select`` selects no parameter.
+    """
+    from taskvec.training.selectors import selected
+
+    names = config.backbone.parameter_names()
+    if names and config.finetune.select != "full":
+        try:
+            selected(config.finetune.select, names, config.backbone.linear_layers())
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def writable(root: Path) -> None:

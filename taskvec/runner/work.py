@@ -138,6 +138,8 @@ def curvature(task: str, settings: CurvatureSettings) -> Compute:
 
 def _references(work: Workspace, node: Artefact, recipe: Recipe) -> dict[str, Reference]:
     """Return what a recipe asks to see of the other tasks."""
+    import torch
+
     from taskvec.statistics.curvature import Curvature
     from taskvec.training.recipe import Reference
 
@@ -147,7 +149,7 @@ def _references(work: Workspace, node: Artefact, recipe: Recipe) -> dict[str, Re
         if kind == "curvature":
             content = work.get(child)
             curvature = Curvature.unpack(content.tensors, content.meta["header"], recipe.curvature.record())
-            found[task] = Reference(model, curvature=curvature.to(work.device))
+            found[task] = Reference(model, curvature=curvature.to(work.device, torch.float32))
         elif kind == "other":
             found[task] = Reference(model, view=work.view(child, node.inputs[f"other_head/{task}"]))
     return found
@@ -170,6 +172,7 @@ def answering(cell: Cell, merge: Merge | None, *, tangent: bool) -> Compute:
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.merge.composition import Scaled
         from taskvec.protocols.evaluate import answer
+        from taskvec.protocols.measures import COMPOSED, Merged
         from taskvec.protocols.question import Answer
         from taskvec.vectors import TaskVector
 
@@ -181,10 +184,14 @@ def answering(cell: Cell, merge: Merge | None, *, tangent: bool) -> Compute:
             if vector.metadata["base_hash"] != work.base_hash(base):
                 raise UserError(f"vector {ref.label} was made from other base weights than the backbone's")
             vectors[ref.label] = (vector * sign).to(work.device)
-        if cell.measure:
+        if cell.measure and cell.measure not in COMPOSED:
             return _measured(cell, model, vectors, work, node, tangent=tangent)
         plain = Scaled(model.parameters, sum(vectors.values(), TaskVector({})))
         composition = merge.compose(model.parameters, vectors) if merge and vectors else plain
+        if cell.measure:
+            merged = Merged(model, work.backbone(base), composition, cell, work.bf16)
+            values, tensors = COMPOSED[cell.measure](merged)
+            return Content(tensors, {"answer": Answer(values=values).model_dump(mode="json")})
         needs = {
             name: Answer.model_validate(work.get(node.inputs[f"needs/{name}"]).meta["answer"]) for name in cell.needs
         }

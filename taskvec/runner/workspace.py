@@ -71,11 +71,13 @@ class Workspace:
 
     def vector(self, node: Artefact) -> TaskVector:
         """Return a stored task vector, on the CPU."""
-        from taskvec.vectors import TaskVector
+        from taskvec.vectors import Deferred, TaskVector
 
         content = self.get(node)
         deltas = {name: delta for name, delta in content.tensors.items() if not name.startswith("head/")}
-        return TaskVector(deltas, {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")})
+        return TaskVector(
+            Deferred.of(deltas), {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")}
+        )
 
     def view(self, data: Artefact, head: Artefact | None) -> TaskView:
         """Return a task's split with its head, on the device; a corpus has neither labels nor head."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from taskvec.training.linearise import jvp_features
 from taskvec.training.loop import Observe, train
 from taskvec.training.parameterisation import Deltas, LowRank, Weights
 from taskvec.training.recipe import Recipe
+from taskvec.training.recompute import recomputed
 from taskvec.training.selectors import selected
 from taskvec.vectors import TaskVector
 
@@ -80,9 +82,10 @@ def fit(  # noqa: PLR0913 (the settings of one run)
     leaves = trained.leaves | ({HEAD + task: head for task, head in heads.items()} if learn_heads else {})
     regularisers = [lambda step, p=p: p(step, trained.deltas()) for p in penalties]
     total = recipe.total_steps(len(batches))
-    curve = train(
-        leaves, loss, batches, recipe, total, regularisers=regularisers, checkpoint=checkpoint, observe=observe
-    )
+    with recomputed(model.module) if recipe.gradient_checkpointing else nullcontext():
+        curve = train(
+            leaves, loss, batches, recipe, total, regularisers=regularisers, checkpoint=checkpoint, observe=observe
+        )
     vector = TaskVector({name: delta.detach() for name, delta in trained.deltas().items()})
     return Fitted(vector, {t: h.detach() for t, h in heads.items()} if learn_heads else {}, curve)
 

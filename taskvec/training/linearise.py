@@ -5,7 +5,7 @@ Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827 (spec 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,12 +39,26 @@ def jvp_many(
 
     The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all.
     """
+    return along(model, directions)(inputs, head)
+
+
+def along(
+    model: Model, directions: Sequence[Mapping[str, Tensor]]
+) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """Return :func:`jvp_many` as a function of (inputs, head): the directions are stacked once for all batches."""
     names = list(dict.fromkeys(name for direction in directions for name in direction))
     base = {name: model.parameters[name] for name in names}
     zero = {name: torch.zeros_like(parameter) for name, parameter in base.items()}
     stacked = {n: torch.stack([d[n].to(zero[n]) if n in d else zero[n] for d in directions]) for n in names}
 
-    def along(tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
+    def product(inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not names:
+            features = model.features(model.parameters, inputs, head)
+            return features, features.new_zeros(len(directions), *features.shape)
 
-    return vmap(along, out_dims=(None, 0))(stacked)
+        def tangent(tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
+
+        return vmap(tangent, out_dims=(None, 0))(stacked)
+
+    return product

@@ -35,8 +35,8 @@ class Recipe(Component):
     ``lora_alpha``. ``forward_mode`` ``tangent`` trains, and later evaluates, the model linearised at theta_0.
     ``decay_towards`` says what weight decay pulls to: weights to zero (the papers), or deltas to zero (``base``, TAK).
     ``batch_size`` examples make one step, cut into ``accumulation`` micro-batches whose gradients are averaged.
-    ``epochs``, where given, replaces ``steps``. ``augment`` concerns images. ``checkpoint_every`` is in seconds and
-    does not change results.
+    ``epochs``, where given, replaces ``steps``. ``augment`` concerns images. ``checkpoint_every`` is in seconds.
+    ``gradient_checkpointing`` computes every block twice to save memory. Neither changes results.
     """
 
     select: str = "full"
@@ -56,14 +56,24 @@ class Recipe(Component):
     augment: Literal["none", "random_resized_crop"] = "random_resized_crop"
     crop_scale: float = Field(0.9, gt=0, le=1)
     checkpoint_every: float = Field(30.0, ge=0)
+    gradient_checkpointing: bool = False
 
-    unfingerprinted: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    unfingerprinted: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "gradient_checkpointing"})
     reference: ClassVar[Literal["nothing", "curvature", "data"]] = "nothing"
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Recipe:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+        return self
+
+    @model_validator(mode="after")
+    def _recomputable(self) -> Recipe:
+        if self.gradient_checkpointing and self.forward_mode == "tangent":
+            raise ValueError(
+                "gradient_checkpointing cannot go through the forward-mode derivative of forward_mode=tangent; "
+                "raise accumulation instead"
+            )
         return self
 
     @field_validator("select")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from taskvec.vectors.deferred import Deferred, like, save_tensors
 
 BASE_HASH = "base_hash"
 
@@ -21,30 +23,44 @@ class TaskVector(Mapping[str, Tensor]):
 
     An editable parameter that is absent has delta zero. ``metadata`` says what the vector was made from; the entry
     ``base_hash`` (see :func:`weights_hash`) ties it to its base weights. (Ilharco et al. 2023, section 2.)
+
+    A vector opened from a file is deferred: its deltas stay in the file, and sums and multiples of it are computed,
+    tensor by tensor, at every look. :meth:`materialised` keeps them in memory for those who look often.
     """
 
     __array_ufunc__ = None  # so that a NumPy scalar on the left leaves the product to __rmul__
 
     def __init__(self, deltas: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None):
-        self._deltas = dict(deltas)
+        self._deltas = deltas if isinstance(deltas, Deferred) else dict(deltas)
         self.metadata = dict(metadata or {})
 
     @classmethod
     def between(
-        cls, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+        cls,
+        base: Mapping[str, Tensor],
+        tuned: Mapping[str, Tensor],
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        deferred: bool = False,
     ) -> TaskVector:
         """Return tau = tuned - base over the floating-point entries of ``tuned``; integer entries are not weights.
+
+        A ``deferred`` vector subtracts at every look; the weights must not change meanwhile.
 
         Raises:
             KeyError: if ``base`` lacks an entry.
             ValueError: if the shapes of an entry differ.
         """
         _check(base, tuned)
-        floating = (name for name, tensor in tuned.items() if tensor.is_floating_point())
-        return cls({name: tuned[name].detach() - base[name].detach() for name in floating}, metadata)
+        floating = {name: shape for name in tuned if (shape := like(tuned, name)).is_floating_point()}
+        deltas = Deferred(floating, lambda name: tuned[name].detach() - base[name].detach())
+        return cls(deltas if deferred else dict(deltas), metadata)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._deltas[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._deltas
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._deltas)
@@ -62,12 +78,17 @@ class TaskVector(Mapping[str, Tensor]):
             return NotImplemented
         shared = _same_base(self, other)
         for name in self.keys() & other.keys():
-            _same_shape(name, self[name], other[name])
+            _same_shape(name, like(self._deltas, name), like(other._deltas, name))
         names = [*self, *(name for name in other if name not in self)]
-        zero = 0
-        return TaskVector(
-            {name: self._deltas.get(name, zero) + other._deltas.get(name, zero) for name in names}, shared
-        )
+
+        def total(name: str, look: Callable[[Mapping[str, Tensor], str], Tensor] = getitem) -> Tensor:
+            parts = [look(vector._deltas, name) for vector in (self, other) if name in vector]
+            return parts[0] + (parts[1] if len(parts) > 1 else 0)
+
+        if self.deferred or other.deferred:
+            shapes = {name: total(name, like) for name in names}
+            return TaskVector(Deferred(shapes, total), shared)
+        return TaskVector({name: total(name) for name in names}, shared)
 
     __radd__ = __add__
 
@@ -75,12 +96,14 @@ class TaskVector(Mapping[str, Tensor]):
         return self + (-other)
 
     def __neg__(self) -> TaskVector:
-        return TaskVector({name: -delta for name, delta in self.items()}, self.metadata)
+        return self._each(torch.neg)
 
     def __mul__(self, factor: float) -> TaskVector:
         if isinstance(factor, TaskVector):
             return NotImplemented
-        return TaskVector({name: delta * factor for name, delta in self.items()}, self.metadata)
+        if self.deferred and isinstance(factor, int | float) and factor == 1:
+            return self
+        return self._each(lambda delta: delta * factor)
 
     __rmul__ = __mul__
 
@@ -105,7 +128,28 @@ class TaskVector(Mapping[str, Tensor]):
 
     def to(self, *args: Any, **kwargs: Any) -> TaskVector:
         """Return the vector with every delta moved or cast as by ``Tensor.to``."""
-        return TaskVector({name: delta.to(*args, **kwargs) for name, delta in self.items()}, self.metadata)
+        if not self.deferred or torch.empty(0).to(*args, **kwargs).device.type != "cpu":
+            # Every look at a deferred vector would copy to the other device.
+            return TaskVector({name: delta.to(*args, **kwargs) for name, delta in self.items()}, self.metadata)
+        shapes = {}
+        for name, shape in self._deltas.like.items():
+            shapes[name] = shape.to(torch.empty(0, dtype=shape.dtype).to(*args, **kwargs).dtype)
+        return TaskVector(Deferred(shapes, lambda name: self[name].to(*args, **kwargs)), self.metadata)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the deltas are computed at every look."""
+        return isinstance(self._deltas, Deferred)
+
+    def materialised(self) -> TaskVector:
+        """Return the vector with its deltas in memory; itself if they are."""
+        return TaskVector(dict(self), self.metadata) if self.deferred else self
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TaskVector:
+        if not self.deferred:
+            return TaskVector({name: change(delta) for name, delta in self.items()}, self.metadata)
+        shapes = {name: change(shape) for name, shape in self._deltas.like.items()}
+        return TaskVector(Deferred(shapes, lambda name: change(self[name])), self.metadata)
 
     def apply_to(self, base: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
         """Return theta_0 + scale * tau; parameters without a delta are the base's own tensors.
@@ -123,9 +167,9 @@ class TaskVector(Mapping[str, Tensor]):
         }
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file that keeps names, order and metadata."""
+        """Write a safetensors file that keeps names, order and metadata, one tensor at a time."""
         text = {"taskvec": json.dumps({"metadata": self.metadata, "order": list(self)}, sort_keys=True)}
-        save_file({name: delta.contiguous() for name, delta in self.items()}, str(path), metadata=text)
+        save_tensors(path, self._deltas, text)
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu") -> TaskVector:
@@ -137,7 +181,8 @@ class TaskVector(Mapping[str, Tensor]):
         try:
             with safe_open(str(path), "pt", device=device) as file:
                 header = json.loads((file.metadata() or {})["taskvec"])
-                return cls({name: file.get_tensor(name) for name in header["order"]}, header["metadata"])
+                deltas = {name: file.get_tensor(name) for name in header["order"]}
+                return cls(Deferred.of(deltas) if device == "cpu" else deltas, header["metadata"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)") from error
         except (OSError, RuntimeError) as error:
@@ -180,8 +225,9 @@ def _same_shape(name: str, left: Tensor, right: Tensor) -> None:
 
 
 def _check(base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    other = other._deltas if isinstance(other, TaskVector) else other
     unknown: Iterable[str] = [name for name in other if name not in base]
     if unknown:
         raise KeyError(f"the base has no parameter {', '.join(list(unknown)[:5])}")
     for name in other:
-        _same_shape(name, base[name], other[name])
+        _same_shape(name, like(base, name), like(other, name))

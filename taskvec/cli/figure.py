@@ -1,0 +1,34 @@
+"""``taskvec figure``: a run's maps, matrices and coefficient curves as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from taskvec.cli.options import Parser, write
+
+EXAMPLES = """\
+  taskvec figure outputs/runs/RUN              writes figure.svg into the run's folder
+  taskvec figure outputs/runs/RUN -o map.png   svg, pdf or png, by the file's name
+  taskvec figure RUN --only mnist+emoji        one map, matrix or curve; the name is looked up in outputs/runs"""
+
+
+def main(arguments: list[str]) -> int:
+    """Draw what a run measured over coefficients or pairs of tasks."""
+    from taskvec.report.figures import draw
+    from taskvec.report.records import find_results
+
+    parser = Parser("figure", "Draw a run's maps, matrices and coefficient curves.", EXAMPLES)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's name or folder, or its result.json")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: figure.svg in the run's folder")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these maps, matrices and curves only")
+    parser.outputs()
+    options = parser.read(arguments)
+    named = options.outputs / "runs" / options.run
+    place = named if not options.run.exists() and named.is_dir() else options.run
+    if place.is_dir() and not (place / "result.json").is_file():
+        parser.error(f"{place} holds no result.json; give one finished run")
+    (result,) = find_results([place])
+    target = options.output or (place if place.is_dir() else place.parent) / "figure.svg"
+    draw(result, target, options.only)
+    write(str(target))
+    return 0

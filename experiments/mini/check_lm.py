@@ -128,7 +128,7 @@ def main() -> None:
     for name in parser.parse_args().names:
         causal = (json.loads((ASSETS / name / "config.json").read_text()))["model_type"] == "llama"
         loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-        tokenizer = AutoTokenizer.from_pretrained(ASSETS / name, model_max_length=10**9)
+        tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**9)
         print(name, json.dumps(checks(loader.from_pretrained(ASSETS / name).float(), tokenizer), indent=1))
 
 

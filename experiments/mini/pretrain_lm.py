@@ -371,9 +371,7 @@ def export(run: Run) -> Path:
     texts = {"config.json": config | {"dtype": "float32"}, "provenance.json": provenance(run)}
     for name, content in texts.items():
         (staging / name).write_text(json.dumps(content, indent=2) + "\n")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, staging / name)
-    for name in ("model.safetensors", *texts, "tokenizer.json", "tokenizer_config.json"):
+    for name in ("model.safetensors", *texts):
         shutil.copyfile(staging / name, folder / ".copy.tmp")
         os.replace(folder / ".copy.tmp", folder / name)
     return folder

@@ -23,10 +23,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["md", "latex", "csv"], default="md")
     parser.outputs()
     options = parser.read(arguments)
-    for condition in options.where:
-        if "=" not in condition:
-            parser.error(f"--where {condition!r} is not of the form key=value")
-    where = dict(condition.split("=", 1) for condition in options.where)
+    where = parser.conditions(options.where)
     from taskvec.report.compare import compare
     from taskvec.report.records import find_results
 

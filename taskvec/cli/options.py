@@ -33,6 +33,13 @@ class Parser(argparse.ArgumentParser):
         """Parse arguments; options may stand before, between and after the other words."""
         return self.parse_intermixed_args(arguments)
 
+    def conditions(self, words: list[str]) -> dict[str, str]:
+        """Return the conditions of ``--where``, each of the form key=value."""
+        for word in words:
+            if "=" not in word:
+                self.error(f"--where {word!r} is not of the form key=value")
+        return dict(word.split("=", 1) for word in words)
+
     def outputs(self) -> None:
         """Add the option for the outputs folder."""
         self.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")

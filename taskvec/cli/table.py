@@ -29,10 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="write to a file instead")
     parser.outputs()
     options = parser.read(arguments)
-    for condition in options.where:
-        if "=" not in condition:
-            parser.error(f"--where {condition!r} is not of the form key=value")
-    where = dict(condition.split("=", 1) for condition in options.where)
+    where = parser.conditions(options.where)
     results = find_results(options.places or [options.outputs])
     text = table(results, options.rows, options.columns, options.metrics, options.format, where)
     if options.output:

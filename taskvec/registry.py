@@ -113,11 +113,13 @@ def lookup(group: str, name: str) -> Entry:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Return a hint that names the nearest known word and the allowed ones, of a long list those at its top level."""
+    """Return a hint that names the nearest known word and the allowed ones, of a long list a part of them."""
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if len(known) > MANY:
-        known = [*(name for name in known if "." not in name), f"and {sum('.' in name for name in known)} dotted keys"]
+        top = [name for name in known if "." not in name]
+        shown = top if len(top) < len(known) else get_close_matches(word, known, n=8, cutoff=0.2)
+        known = [*shown, f"and {len(known) - len(shown)} more"]
     return f"{hint} (allowed: {', '.join(known)})" if known else " (it takes none)"
 
 

@@ -258,7 +258,7 @@ def test_every_component_says_what_it_is_and_where_it_comes_from(entry):
     assert len(first) > 10 and first.endswith((".", ","))
     assert entry.schema.model_fields["kind"].default == entry.name
     if entry.group in registry.STAGES:
-        assert "arXiv" in entry.paper
+        assert any(source in entry.paper for source in ("arXiv", "openreview", "zenodo"))
     versioned = ("backbone", "finetune", "transform", "merge", "protocol")
     if entry.group in versioned:
         record = stages.record()[f"{entry.group}/{entry.name}"]

@@ -263,6 +263,6 @@ def test_records_are_flat():
     (record,) = records(made(accuracy=0.5))
     assert record["finetune.lr"] == 1e-4 and record["backbone"] == "mini_clip_s" and record["row"] == "merged"
     assert record["values"] == {
-        "accuracy": 0.375, "normalised": 0.5, "control": None, "alpha": 0.3, "accuracy/mnist": 0.5,
+        "accuracy": 0.375, "normalised": 0.5, "control": None, "perplexity": None, "alpha": 0.3, "accuracy/mnist": 0.5,
         "accuracy/emoji": 0.25, "normalised/mnist": 0.5, "normalised/emoji": 0.5,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -82,9 +83,9 @@ class Task(Config):
         return path if path.is_absolute() or path.exists() or self.path.startswith((".", "~")) else None
 
     @property
+    @abstractmethod
     def columns(self) -> tuple[str, ...]:
         """The columns of the examples' inputs."""
-        raise NotImplementedError
 
     def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
         """Return what the head is made from, given the class names: the words for each class, and templates.
@@ -93,9 +94,9 @@ class Task(Config):
         """
         return list(names), []
 
+    @abstractmethod
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type can hold the inputs."""
-        raise NotImplementedError
 
 
 class ImageTask(Task):
@@ -225,9 +226,9 @@ class Suite(Component):
     modality: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def schema(cls, node: Mapping[str, Any]) -> type[Config]:
         """Return the schema of a task's settings."""
-        raise NotImplementedError
 
     @property
     def control_metric(self) -> Literal["accuracy", "perplexity"]:

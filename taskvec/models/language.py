@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -162,9 +163,9 @@ class LanguageModel(Backbone):
         rows = self._encode(examples, self.max_length - len(start))
         return padded([[*start, *row] for row in rows])
 
+    @abstractmethod
     def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
         """Return the ids of examples, at most ``room`` each."""
-        raise NotImplementedError
 
     @cached_property
     def text_tokenizer(self) -> Any:

@@ -71,10 +71,11 @@ class Workspace:
 
     def vector(self, node: Artefact) -> TaskVector:
         """Return a stored task vector, on the CPU."""
+        from taskvec.training.fit import HEAD
         from taskvec.vectors import Deferred, TaskVector
 
         content = self.get(node)
-        deltas = {name: delta for name, delta in content.tensors.items() if not name.startswith("head/")}
+        deltas = {name: delta for name, delta in content.tensors.items() if not name.startswith(HEAD)}
         return TaskVector(
             Deferred.of(deltas), {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")}
         )

@@ -126,7 +126,7 @@ GRID = (-1.5, 0.0, 0.4, 1.0)
 @MODES
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied head"])
 def test_maps_equal_brute_force(seed: int, tangent: bool, tied: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "BATCH", 4)
+    monkeypatch.setattr(measures, "ROWS", 12)
     pairs = [["a", "b"], ["c", "a"]]
     looked = subject(seed, tangent=tangent, sizes=(6, 5, 3), tied=tied, grid=GRID, pairs=pairs)
     found = measures.disentanglement(looked)
@@ -215,7 +215,7 @@ def test_divergence_ignores_a_shift_and_survives_large_features(large: bool):
 @SEEDS
 @MODES
 def test_matrix_equals_brute_force(seed: int, tangent: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "BATCH", 3)
+    monkeypatch.setattr(measures, "ROWS", 9)
     looked = subject(seed, tangent=tangent, sizes=(7, 5, 8), alpha=0.8)
     found = measures.disentanglement_matrix(looked)
     assert found["rows"] == found["columns"] == list(TASKS) and found["alpha"] == 0.8
@@ -259,7 +259,7 @@ def test_printed_matrices_have_their_printed_means(mean: float):
 
 @SEEDS
 def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "BATCH", 4)
+    monkeypatch.setattr(measures, "ROWS", 12)
     looked = subject(seed, tangent=True, sizes=(6, 3, 5))
     found = measures.drift(looked)
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
@@ -324,7 +324,7 @@ def test_orthogonality_is_the_matrix_of_cosines(seed: int):
 
 def test_tangent_measures_cost_one_pass_whatever_pairs_and_grid(monkeypatch: pytest.MonkeyPatch):
     images = []
-    monkeypatch.setattr(measures, "BATCH", 4)
+    monkeypatch.setattr(measures, "ROWS", 12)
     for pairs, grid in (([["a", "b"]], (0, 1)), ([list(p) for p in combinations(TASKS, 2)], tuple(range(9)))):
         looked = subject(1, tangent=True, sizes=(9, 6, 5), grid=grid, pairs=pairs)
         seen = []

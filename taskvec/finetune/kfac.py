@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from taskvec.registry import register
@@ -18,7 +18,9 @@ class Kfac(Recipe):
     """L = CE + weight * tau^T G tau, G the curvature of the features on the suite's other tasks at theta_0 (spec 3.1).
 
     ``curvature.structure`` is ``kfac``, ``ekfac`` or ``diag_ggn``. ``per_task`` keeps the other tasks' curvatures apart
-    (exact, cost O(T)); EKFAC always does. Works with either forward mode and any selection of parameters.
+    (exact, cost O(T)); EKFAC always does. Works with either forward mode and any selection of parameters. Embeddings of
+    tokens, positions and patches have no block: with ``regularised_only`` they stay at theta_0 (spec 3.4), because what
+    they change no penalty sees.
     """
 
     kind: Literal["kfac"] = "kfac"
@@ -27,6 +29,7 @@ class Kfac(Recipe):
     curvature: CurvatureSettings = CurvatureSettings()
     penalty: PenaltySettings = PenaltySettings()
     per_task: bool = False
+    regularised_only: bool = True
 
     reference: ClassVar[Literal["nothing", "curvature", "data"]] = "curvature"
 
@@ -45,3 +48,7 @@ class Kfac(Recipe):
         return [
             lambda step, deltas: regulariser(lambda _: penalty(curvature, deltas, **scales), settings)(step),
         ]
+
+    def frozen(self, others: Mapping[str, Reference]) -> Collection[str]:
+        """Return the parameters without a block."""
+        return next(iter(others.values())).curvature.untracked if self.regularised_only and others else ()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskvec.protocols.question import Cell
     from taskvec.vectors import TaskVector
 
-BATCH = 100
+ROWS = 200  # of a batch, counted once per direction: the derivatives take that many times the memory
 EXPONENTS = 600.0  # sums of exponentials in float64 keep their terms below this range
 Point = Mapping[str, float]
 Look = Callable[[Sequence[Point]], tuple["Tensor", "Tensor"]]
@@ -38,10 +38,10 @@ class Subject:
     settings: Mapping[str, Any]
     tangent: bool
 
-    def batches(self, task: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs, labels and head of one task, batch by batch."""
+    def batches(self, task: str, directions: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield inputs, labels and head of one task in batches that bound the derivatives along all directions."""
         view = self.views[task]
-        for rows in batches(len(view), BATCH):
+        for rows in batches(len(view), max(1, ROWS // (directions or len(self.vectors)))):
             yield view.inputs[rows], view.labels[rows], view.head
 
     @cached_property
@@ -111,7 +111,7 @@ def kernel_regime(subject: Subject) -> dict[str, Any]:
     for task, vector in subject.vectors.items():
         parameters = vector.apply_to(model.parameters)
         sums = dict.fromkeys(("non_linear", "post_hoc", "error", "moved"), 0.0)
-        for inputs, labels, head in subject.batches(task):
+        for inputs, labels, head in subject.batches(task, directions=1):
             f = model.features(parameters, inputs, head)
             f0, derivative = jvp_features(model, vector, inputs, head)
             g = f0 + derivative

@@ -71,6 +71,7 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
         views = {task: work.view(node.inputs[f"data/{task}"], node.inputs[f"head/{task}"]) for task in tasks}
         base = node.inputs["base"]
         backbone = work.backbone(base)
+        others = _references(work, node, recipe)
         fitted = fit(
             model,
             backbone.linear_layers(),
@@ -80,7 +81,8 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
             bf16=work.bf16,
             ascend=ascend,
             learn_heads=backbone.learns_heads,
-            penalties=recipe.penalties(_references(work, node, recipe), seed),
+            penalties=recipe.penalties(others, seed),
+            frozen=recipe.frozen(others),
             checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),
             observe=lambda step, total, metrics: work.observe(node, step, total, metrics),
         )

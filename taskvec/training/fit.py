@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,10 +48,11 @@ def fit(  # noqa: PLR0913 (the settings of one run)
     ascend: bool = False,
     learn_heads: bool = False,
     penalties: Sequence[Penalty] = (),
+    frozen: Collection[str] = (),
     checkpoint: Checkpoint | None = None,
     observe: Observe | None = None,
 ) -> Fitted:
-    """Return the task vector of the selected parameters.
+    """Return the task vector of the selected parameters but ``frozen``.
 
     The loss is the mean cross-entropy over the examples of all tasks (one task: individual fine-tuning, several: joint
     multi-task training), of the model itself or of its linearisation, plus ``penalties`` of (step, deltas). ``ascend``
@@ -60,7 +61,7 @@ def fit(  # noqa: PLR0913 (the settings of one run)
     Raises:
         ValueError: if the recipe selects no parameter.
     """
-    trained = parameterise(recipe, model, layers, seed)
+    trained = parameterise(recipe, model, layers, seed, frozen)
     heads = {task: view.head.clone() for task, view in views.items()}
     if learn_heads:
         heads = {task: head.requires_grad_() for task, head in heads.items()}
@@ -109,13 +110,15 @@ def cross_entropy(score: Callable[[str, Tensor], Tensor], batch: Batch) -> Tenso
     return torch.stack(parts).sum() / len(batch.inputs)
 
 
-def parameterise(recipe: Recipe, model: Model, layers: Sequence[LinearLayer], seed: int) -> Weights:
-    """Return the leaves that a recipe trains, and how they make weights and deltas.
+def parameterise(
+    recipe: Recipe, model: Model, layers: Sequence[LinearLayer], seed: int, frozen: Collection[str] = ()
+) -> Weights:
+    """Return the leaves that a recipe trains, all it selects but ``frozen``, and how they make weights and deltas.
 
     Raises:
         ValueError: if the recipe selects no parameter.
     """
-    names = selected(recipe.select, model.parameters, layers)
+    names = selected(recipe.select, [n for n in model.parameters if n not in frozen], layers)
     if recipe.select == "lora":
         return LowRank(model.parameters, names, recipe.rank, recipe.lora_alpha, seed)
     return (Deltas if recipe.decay_towards == "base" else Weights)(model.parameters, names)

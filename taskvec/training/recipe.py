@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -86,6 +86,10 @@ class Recipe(Component):
         tasks of the suite.
         """
         return []
+
+    def frozen(self, others: Mapping[str, Reference]) -> Collection[str]:
+        """Return the names that stay at theta_0 although ``select`` takes them, given the same."""
+        return ()
 
     def total_steps(self, examples: int) -> int:
         """Return the number of optimiser steps for a training set of this size."""

@@ -11,7 +11,7 @@ import torch
 import world_text
 from pydantic import ValidationError
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +21,7 @@ from taskvec.models.clip_config import VisionConfig
 from taskvec.models.clip_vit import VisionTransformer
 from taskvec.training.fit import fit
 from taskvec.training.recipe import Recipe
-from taskvec.training.recompute import recomputed
+from taskvec.training.recompute import offload, recomputed
 
 FAMILIES = [*world_text.MODELS, "clip"]
 
@@ -52,7 +52,12 @@ def problem(folder: Path, name: str, layers: int = 3) -> tuple[nn.Module, Callab
         module, inputs = model.module.double(), torch.randint(3, 500, (4, 24), dtype=torch.int32)
         arguments = model.prepare(inputs)
     moved = {n: (p.detach() + 0.02 * torch.randn_like(p)).requires_grad_() for n, p in module.named_parameters()}
-    return module, lambda: functional_call(module, moved, arguments).square().mean(), moved
+
+    def loss() -> torch.Tensor:
+        return functional_call(module, moved, arguments).square().mean()
+
+    loss.arguments = arguments
+    return module, loss, moved
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,6 +71,47 @@ def test_gradients_are_those_without_it(folder, name):
         assert (a is None) == (b is None), parameter
         assert a is None or torch.allclose(a, b, rtol=1e-12, atol=0), parameter
     assert not any("forward" in vars(part) for part in module.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_offloaded_blocks_give_the_same_values_gradients_and_derivatives(folder, name):
+    module, loss, moved = problem(folder, name)
+    names, weights = list(moved), list(moved.values())
+
+    def along(*leaves: torch.Tensor) -> torch.Tensor:
+        return functional_call(module, dict(zip(names, leaves, strict=True)), loss.arguments)
+
+    def values() -> list:
+        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+        with torch.no_grad():
+            plain = [w.detach() for w in weights]
+            return [*gradients, loss(), *jvp(along, tuple(plain), tuple(torch.ones_like(w) for w in plain))]
+
+    expected = values()
+    offload(module, "cpu")
+    with recomputed(module):  # adds nothing to what offloading recomputes
+        found = values()
+    for a, b in zip(expected, found, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
+def test_offloaded_blocks_compute_on_the_device(folder):
+    module, loss, _ = problem(folder, "clip")
+    offload(module, "meta")
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="meta tensor"):  # no data to bring back
+        loss()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_device_holds_one_block_at_a_time(folder):
+    module, loss, moved = problem(folder, "clip", layers=12)
+    expected = torch.autograd.grad(loss(), list(moved.values()))
+    offload(module, "cuda")
+    torch.cuda.reset_peak_memory_stats()
+    found = torch.autograd.grad(loss(), list(moved.values()))
+    assert torch.cuda.max_memory_allocated() < 0.5 * sum(w.nbytes for w in moved.values())
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(expected, found, strict=True))
 
 
 class LiveBytes(TorchDispatchMode):

@@ -98,7 +98,7 @@ def test_every_damaged_file_is_detected_named_and_computed_again(config, done, c
             assert names(str(found.value), file)
             if damage != DAMAGES[(number + number // 3) % 3]:  # each kind for each of an artefact's three files
                 continue
-            work = Workspace(store, "cpu", "fp32", lambda *_: None, lambda *_: None)
+            work = Workspace(store, "cpu", "fp32", False, lambda *_: None, lambda *_: None)
             work.get(node)
             assert work.usage[node.fingerprint]["computed"], (file, damage)
             (said,) = [record.getMessage() for record in caplog.records]

@@ -40,6 +40,7 @@ class RunConfig(Config):
     seed: int = Field(ge=0, lt=2**31)
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["fp32", "tf32", "bf16"]
+    offload: bool = False
     outputs: str = Field(min_length=1)
     backbone: SerializeAsAny[Component]
     suite: SerializeAsAny[Component]
@@ -138,7 +139,7 @@ def search_path_overrides() -> list[str]:
 @cache
 def _groups_of(folder: Path) -> Path:
     """Return a user's folder as Hydra may see it: it would take one named like a plain key (outputs) for a group."""
-    plain = {"outputs", "seed", "device", "precision", "sweep"}
+    plain = {"outputs", "seed", "device", "precision", "offload", "sweep"}
     if not any((folder / key).is_dir() for key in plain):
         return folder
     view = Path(tempfile.mkdtemp(prefix="taskvec-"))

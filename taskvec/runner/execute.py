@@ -123,7 +123,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
 
     start = time.perf_counter()
     store = Store(config.root / "store")
-    work = Workspace(store, config.device, config.precision, progress.observe, progress.done)
+    work = Workspace(store, config.device, config.precision, config.offload, progress.observe, progress.done)
     answers: dict[str, Answer] = {}
     for name, node in plan.cells.items():
         answers[name] = Answer.model_validate(work.get(node).meta["answer"])

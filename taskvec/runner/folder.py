@@ -23,7 +23,7 @@ from taskvec.runner.locking import held
 from taskvec.runner.result import SCHEMA_VERSION, Result, read_result
 
 State = Literal["done", "running", "failed", "stale", "missing"]
-NOT_IN_IDENTITY = {"device", "outputs", "tracker", "choices", "method", "experiment"}
+NOT_IN_IDENTITY = {"device", "offload", "outputs", "tracker", "choices", "method", "experiment"}
 
 
 def run_id(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ from taskvec.protocols.question import Row
 
 SCHEMA_VERSION = 1
 VOLATILE = ("timing", "environment")
-WHERE_AND_HOW = ("outputs", "device", "tracker")
+WHERE_AND_HOW = ("outputs", "device", "offload", "tracker")
 
 
 class Stage(Config):

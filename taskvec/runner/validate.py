@@ -54,6 +54,11 @@ def compatible(config: RunConfig) -> None:
             raise UserError(
                 f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {mode}"
             )
+    if config.offload and mode == "tangent":
+        raise UserError(
+            "offload: forward_mode=tangent keeps every block's weights on the device for the way back; "
+            "use offload=false or finetune.forward_mode=standard"
+        )
     if config.protocol.post_hoc and mode == "tangent":
         raise UserError(f"protocol.post_hoc: finetune={config.finetune.kind} is linear already; leave post_hoc out")
     if (

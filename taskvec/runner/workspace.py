@@ -21,8 +21,12 @@ Observe = Callable[[Artefact, int, int, Mapping[str, float]], None]
 class Workspace:
     """Computes artefacts in order, each at most once per store, and keeps models, images and heads in memory."""
 
-    def __init__(self, store: Store, device: str, precision: str, observe: Observe, done: Callable[..., None]):
-        self.store, self.device, self.bf16 = store, resolve_device(device), precision == "bf16"
+    def __init__(  # noqa: PLR0913 (where and how to compute)
+        self, store: Store, device: str, precision: str, offload: bool, observe: Observe, done: Callable[..., None]
+    ):
+        self.store, self.bf16 = store, precision == "bf16"
+        self.blocks_device = resolve_device(device)
+        self.offload, self.device = offload, "cpu" if offload else self.blocks_device
         self.observe, self.done = observe, done
         self._kept: dict[str, Any] = {}
         self.usage: dict[str, dict[str, Any]] = {}
@@ -66,6 +70,10 @@ class Workspace:
             from taskvec.vectors import weights_hash
 
             model = self.backbone(base).load(self.device)
+            if self.offload:
+                from taskvec.training.recompute import offload
+
+                offload(model.module, self.blocks_device)
             self._kept[base.fingerprint] = (model, weights_hash(model.parameters))
         return self._kept[base.fingerprint]
 

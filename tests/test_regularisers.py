@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -10,13 +12,16 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from test_curvature import EXACT, Text, Tower, gram, jacobian, joined, same, texts
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from taskvec.finetune.kfac import Kfac
 from taskvec.models.base import Model
 from taskvec.models.layers import LinearLayer
 from taskvec.statistics.blocks import Diagonal, Eigen, Full, Kronecker
 from taskvec.statistics.collect import curvature
 from taskvec.statistics.curvature import Curvature, exact_sum, merge
 from taskvec.statistics.settings import CurvatureSettings, PenaltySettings
+from taskvec.training.recipe import Reference
 from taskvec.training.regularisers import drift, penalty, quadratic, regulariser
 
 
@@ -292,3 +297,27 @@ def test_budget():
     assert chosen.equal(settings.choose(40)) and not chosen.equal(CurvatureSettings(examples=10).choose(40))
     assert len(settings.choose(7)) == 7
     assert len(CurvatureSettings(fraction=0.3).choose(40)) == 12
+
+
+def test_cost_does_not_grow_with_the_number_of_tasks(tower, images):
+    """The merged penalty of 9 tasks takes the products and bytes of one; merging holds two tasks' factors at a time."""
+    alive, most, costs = weakref.WeakSet(), 0, []
+
+    def read(number: int) -> Curvature:
+        nonlocal most
+        part = curvature(tower, [images + number], tower.layers, EXACT)
+        alive.add(part)
+        most = max(most, len(alive))
+        return part
+
+    for tasks in (2, 9):
+        others = {str(n): Reference(tower, curvature=partial(read, n)) for n in range(tasks)}
+        recipe = Kfac(curvature=EXACT.model_dump(), penalty={"weight": 3.0})
+        deltas = {name: torch.ones_like(w).requires_grad_() for name, w in tower.parameters.items()}
+        assert set(recipe.frozen(others)) == set(read(0).untracked)
+        (term,) = recipe.penalties(others, seed=0)
+        with FlopCounterMode(display=False) as counter:
+            term(0, deltas).backward()
+        costs.append(counter.get_total_flops())
+    assert most <= 3
+    assert costs[0] == costs[1] > 0

@@ -40,9 +40,9 @@ class Kfac(Recipe):
 
         if not others:
             return []
-        found = [reference.curvature for reference in others.values()]
         apart = self.per_task or self.curvature.structure == "ekfac"
-        curvature = exact_sum(found) if apart else merge(found)
+        found = (reference.curvature() for reference in others.values())
+        curvature = exact_sum(list(found)) if apart else merge(found)
         settings = self.penalty
         scales = {"full_scale": settings.full_scale, "projection_scale": settings.projection_scale}
         return [
@@ -51,4 +51,4 @@ class Kfac(Recipe):
 
     def frozen(self, others: Mapping[str, Reference]) -> Collection[str]:
         """Return the parameters without a block."""
-        return next(iter(others.values())).curvature.untracked if self.regularised_only and others else ()
+        return next(iter(others.values())).curvature().untracked if self.regularised_only and others else ()

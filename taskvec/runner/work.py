@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from taskvec.models.base import Backbone
     from taskvec.protocols.question import Cell
     from taskvec.runner.workspace import Workspace
+    from taskvec.statistics.curvature import Curvature
     from taskvec.statistics.settings import CurvatureSettings
     from taskvec.training.recipe import Recipe, Reference
     from taskvec.transform.base import Transform
@@ -140,21 +142,27 @@ def curvature(task: str, settings: CurvatureSettings) -> Compute:
 
 def _references(work: Workspace, node: Artefact, recipe: Recipe) -> dict[str, Reference]:
     """Return what a recipe asks to see of the other tasks."""
-    import torch
-
-    from taskvec.statistics.curvature import Curvature
     from taskvec.training.recipe import Reference
 
     model, found = work.model(node.inputs["base"]), {}
     for name, child in node.inputs.items():
         kind, _, task = name.partition("/")
         if kind == "curvature":
-            content = work.get(child)
-            curvature = Curvature.unpack(content.tensors, content.meta["header"], recipe.curvature.record())
-            found[task] = Reference(model, curvature=curvature.to(work.device, torch.float32))
+            work.ensure(child)
+            found[task] = Reference(model, curvature=partial(_curvature, work, child, recipe))
         elif kind == "other":
             found[task] = Reference(model, view=work.view(child, node.inputs[f"other_head/{task}"]))
     return found
+
+
+def _curvature(work: Workspace, node: Artefact, recipe: Recipe) -> Curvature:
+    import torch
+
+    from taskvec.statistics.curvature import Curvature
+
+    content = work.get(node)
+    curvature = Curvature.unpack(content.tensors, content.meta["header"], recipe.curvature.record())
+    return curvature.to(work.device, torch.float32)
 
 
 def learned_head(task: str) -> Compute:

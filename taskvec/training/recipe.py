@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """What fine-tuning may see of a task other than its own: its curvature at theta_0, or its training examples."""
+    """What fine-tuning may see of a task other than its own: its curvature at theta_0, or its training examples.
+
+    ``curvature`` reads it anew at every call, so that merging over many tasks holds few at a time.
+    """
 
     model: Model
-    curvature: Curvature | None = None
+    curvature: Callable[[], Curvature] | None = None
     view: TaskView | None = None
 
 

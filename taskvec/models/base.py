@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 
 class Recipe(Config):
-    """Fine-tuning settings that suit a backbone; configs refer to them as ``${backbone.recipe.lr}`` and so on."""
+    """Fine-tuning settings that suit a backbone; configs refer to them as ``${backbone.recipe.lr}`` and so on.
+
+    ``drift_weight`` is that of a penalty on drift: the square of what the backbone's features measure, so smaller where
+    they have no unit length (experiments/kfac).
+    """
 
     lr: float = Field(1e-5, gt=0)
     steps: int = Field(2000, ge=1)
     warmup: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
+    drift_weight: float = Field(100.0, ge=0)
 
 
 class Backbone(Component):

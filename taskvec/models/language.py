@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.models.base import Backbone
+from taskvec.models.base import Backbone, Recipe
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_files import CONFIG, TOKENIZER, Header, Source, find_layout
 from taskvec.models.lm_layouts import Heads, Layout, Style
@@ -33,6 +33,7 @@ class LanguageModel(Backbone):
     tokenizer: str | None = None
     max_length: int = Field(128, ge=2)
     start_token: str | None = None
+    recipe: Recipe = Recipe(drift_weight=1.0)
 
     style: ClassVar[Style]
     modality: ClassVar[str] = "texts"

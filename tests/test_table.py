@@ -13,7 +13,7 @@ import pytest
 
 from taskvec.errors import UserError
 from taskvec.protocols.question import Row
-from taskvec.report.records import find_results, records
+from taskvec.report.records import find_results, records, says
 from taskvec.report.table import run_table, table
 from taskvec.runner import result as schema
 from taskvec.runner.result import Result, flat_metrics, read_result
@@ -110,6 +110,15 @@ def test_metrics_and_rows_of_a_run_are_never_averaged_with_each_other():
     text = table([made(rows=rows)], ["method"], ["backbone"], ["accuracy", "normalised"], "csv")
     numbers = {float(n) for line in list(csv.reader(io.StringIO(text)))[1:] for n in line if re.fullmatch(r"[\d.]+", n)}
     assert numbers == {10.0, 20.0, 50.0, 100.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [("6e-4", 0.0006, True), ("2", 2, True), ("2", "2", True), ("", None, True), ("null", None, True),
+     ("1", True, False), ("True", True, True), ("a", 1.0, False), ("None", None, False)],
+)  # fmt: skip
+def test_a_condition_reads_numbers_as_numbers(text: str, value: object, expected: bool):
+    assert says(text, value) is expected
 
 
 def test_where_keeps_some_records():

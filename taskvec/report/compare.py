@@ -10,7 +10,7 @@ from typing import Any
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
 from taskvec.report.intervals import correct_items, paired_difference
-from taskvec.report.records import records
+from taskvec.report.records import records, says
 from taskvec.report.table import PERCENT, render
 from taskvec.runner.result import Result
 
@@ -90,7 +90,7 @@ def _found(
     wanted = {**where, **side.where, "row": side.row}
     for result in results:
         for record in records(result):
-            if any(str(record.get(key)) != value for key, value in wanted.items()):
+            if any(not says(value, record.get(key)) for key, value in wanted.items()):
                 continue
             group, seed = tuple(record.get(key) for key in by), str(record[SEEDS])
             if seed in found.setdefault(group, {}):

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
-from taskvec.report.records import METRICS, records
+from taskvec.report.records import METRICS, records, says
 from taskvec.runner.result import Result
 
 FORMATS = {"md": "github", "latex": "latex_booktabs", "csv": "csv"}
@@ -71,7 +71,7 @@ def table(
     for key in (*rows, *columns, *(where or {})):
         if key not in known and key != "metric":
             raise UserError(f"table: unknown key {key!r}{did_you_mean(key, [*known, 'metric'])}")
-    lines = [line for line in lines if all(_text(line.get(k)) == v for k, v in (where or {}).items())]
+    lines = [line for line in lines if all(says(v, line.get(k)) for k, v in (where or {}).items())]
     metrics = metrics or [m for m in METRICS if any(line["values"].get(m) is not None for line in lines)]
     for metric in metrics:
         if metric not in available:

@@ -115,7 +115,7 @@ def test_metrics_and_rows_of_a_run_are_never_averaged_with_each_other():
 @pytest.mark.parametrize(
     ("text", "value", "expected"),
     [("6e-4", 0.0006, True), ("2", 2, True), ("2", "2", True), ("", None, True), ("null", None, True),
-     ("1", True, False), ("True", True, True), ("a", 1.0, False), ("None", None, False)],
+     ("1", True, False), ("True", True, True), ("true", True, True), ("a", 1.0, False), ("None", None, False)],
 )  # fmt: skip
 def test_a_condition_reads_numbers_as_numbers(text: str, value: object, expected: bool):
     assert says(text, value) is expected

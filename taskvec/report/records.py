@@ -65,7 +65,9 @@ def says(text: str, value: Any) -> bool:
     """Return whether a condition's text stands for a record's value: 6e-4 is 0.0006, empty or null is None."""
     if value is None:
         return text in ("", "null")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return text.lower() == str(value).lower()
+    if isinstance(value, int | float):
         with suppress(ValueError):
             return float(text) == value
     return text == str(value)

@@ -97,8 +97,9 @@ def test_a_key_that_the_first_run_lacks_tells_runs_apart_too():
     ]  # fmt: skip
 
 
-def test_devices_folders_and_trackers_do_not_tell_runs_apart():
-    one = made(0, 0.2, device="cuda:1", outputs="a", **{"tracker.kind": "wandb", "tracker.entity": "me"})
+def test_what_cannot_change_a_result_does_not_tell_runs_apart():
+    other = {"tracker.kind": "wandb", "tracker.entity": "me", "finetune.gradient_checkpointing": True}
+    one = made(0, 0.2, device="cuda:1", outputs="a", offload=True, **other, **{"backbone.recipe.lr": 1})
     lines = cells(table([one, made(1, 0.4)], ["method"], ["metric"], ["normalised"], "md"))
     assert lines == [["method", "normalised"], ["task_arithmetic", "30.0 ± 14.1"]]
 

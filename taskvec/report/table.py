@@ -13,10 +13,12 @@ from tabulate import tabulate
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
 from taskvec.report.records import METRICS, records, says
-from taskvec.runner.result import Result
+from taskvec.runner.result import WHERE_AND_HOW, Result
+from taskvec.training.recipe import Recipe
 
 FORMATS = {"md": "github", "latex": "latex_booktabs", "csv": "csv"}
-NOT_SPLIT = {"seed", "device", "outputs", "run", "row", "experiment"}
+NOT_SPLIT = {"seed", "run", "row", "experiment", *WHERE_AND_HOW, *(f"finetune.{key}" for key in Recipe.unfingerprinted)}
+NOT_SPLIT_BELOW = ("choices.", "tracker", "backbone.recipe.")
 PERCENT = 100
 NOT_PERCENT = ("alpha", "perplexity")
 
@@ -110,7 +112,7 @@ def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list
     """Return the keys by which runs differ although they share every declared key, the fewest that tell them apart."""
     extra: list[str] = []
     found = dict.fromkeys(key for line in lines for key in line)
-    keys = [k for k in found if k not in NOT_SPLIT and k != "values" and not k.startswith(("choices.", "tracker"))]
+    keys = [k for k in found if k not in NOT_SPLIT and k != "values" and not k.startswith(NOT_SPLIT_BELOW)]
     labels = [k for k in keys if "." not in k] + [k for k in keys if "." in k]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:

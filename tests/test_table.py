@@ -97,6 +97,14 @@ def test_a_key_that_the_first_run_lacks_tells_runs_apart_too():
     ]  # fmt: skip
 
 
+def test_lists_tell_runs_apart_and_can_be_asked_for():
+    runs = [made(0, 0.2, **{"protocol.grid": [0.0, 1.0]}), made(0, 0.4, **{"protocol.grid": [0.0, 2.0]})]
+    lines = cells(table(runs, ["method"], ["metric"], ["normalised"], "md"))
+    assert lines[1:] == [["task_arithmetic", "[0.0,1.0]", "20.0"], ["task_arithmetic", "[0.0,2.0]", "40.0"]]
+    lines = cells(table(runs, ["protocol.grid"], ["metric"], ["normalised"], "md", {"protocol.grid": "[0.0,2.0]"}))
+    assert lines[1:] == [["[0.0,2.0]", "40.0"]]
+
+
 def test_what_cannot_change_a_result_does_not_tell_runs_apart():
     other = {"tracker.kind": "wandb", "tracker.entity": "me", "finetune.gradient_checkpointing": True}
     one = made(0, 0.2, device="cuda:1", outputs="a", offload=True, **other, **{"backbone.recipe.lr": 1})

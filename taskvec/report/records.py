@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,12 +54,13 @@ def records(result: Result) -> Iterator[dict[str, Any]]:
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of every leaf of a nested dict."""
+    """Yield (dotted key, value) of every leaf of a nested dict; lists as JSON text, to be grouped by."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            text = isinstance(value, list | dict)
+            yield f"{prefix}{key}", json.dumps(value, separators=(",", ":")) if text else value
 
 
 def says(text: str, value: Any) -> bool:

@@ -300,7 +300,7 @@ def test_budget():
 
 
 def test_cost_does_not_grow_with_the_number_of_tasks(tower, images):
-    """The merged penalty of 9 tasks takes the products and bytes of one; merging holds two tasks' factors at a time."""
+    """The merged penalty of 9 tasks takes as many products as that of 2; merging holds at most three at once."""
     alive, most, costs = weakref.WeakSet(), 0, []
 
     def read(number: int) -> Curvature:

@@ -127,7 +127,8 @@ def score(model, tokens, parameters) -> list[bool]:
         totals = []
         for word in WORDS:
             row = ids(tokens, f"Review: {text}\nSentiment: {word}")
-            found = model.token_log_probs(parameters, torch.tensor([row], dtype=torch.int32))[0]
+            inputs = torch.tensor([row], dtype=torch.int32)
+            found = model.token_log_probs(model.token_states(parameters, inputs), inputs, parameters)[0]
             totals.append(float(found[len(context) - 1 :].sum()))
         right.append(totals[1] > totals[0] if i % 2 else totals[0] >= totals[1])
     return right

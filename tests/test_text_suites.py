@@ -255,14 +255,19 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
     assert predicting.predict(model, composition, {"t": view}, [0.0])[0.0]["t"].equal(whole)
 
 
-def test_perplexity_is_that_of_the_text_token_by_token(lms):
-    from transformers import AutoModelForCausalLM
-
+def read_aloud(lms):
+    """A tiny causal model and three texts."""
     backbone = lookup("backbone", "causal").schema(
         kind="causal", model=f"{lms}/models/tiny_gpt2", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
     )
-    inputs = backbone.tokenize([("", text, "") for text in ("Call me Ishmael.", "Some years ago", "never mind how")])
-    model = backbone.load("cpu")
+    texts = ("Call me Ishmael.", "Some years ago", "never mind how")
+    return backbone.load("cpu"), backbone.tokenize([("", text, "") for text in texts])
+
+
+def test_perplexity_is_that_of_the_text_token_by_token(lms):
+    from transformers import AutoModelForCausalLM
+
+    model, inputs = read_aloud(lms)
     found = surprise(model, Scaled(model.parameters, TaskVector({})), TaskView(inputs, None, None), [0.0])[0.0]
     theirs, nll, count = AutoModelForCausalLM.from_pretrained(lms / "models/tiny_gpt2").eval(), 0.0, 0
     for row in inputs:
@@ -272,6 +277,34 @@ def test_perplexity_is_that_of_the_text_token_by_token(lms):
         count += ids.shape[1] - 1
     assert found[:, 1].sum() == count
     assert perplexity(found) == pytest.approx(torch.tensor(nll / count).exp().item(), rel=1e-5)
+
+
+def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(lms, monkeypatch):
+    """Against states along a finite difference in float64."""
+    model, inputs = read_aloud(lms)
+    direction = TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()})
+    composition, corpus = Scaled(model.parameters, direction), TaskView(inputs, None, None)
+    states_of, seen = type(model).token_states, []
+    monkeypatch.setattr(type(model), "token_states", lambda *given: seen.append(1) or states_of(*given))
+    found = surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True)
+    assert len(seen) == 1
+
+    def exact(step):
+        return states_of(model, {n: p.double() + step * direction[n] for n, p in model.parameters.items()}, inputs)
+
+    with torch.no_grad():
+        derivative = (exact(1e-4) - exact(-1e-4)) / 2e-4
+        for alpha, documents in found.items():
+            states = (exact(0) + alpha * derivative).float()
+            want = -model.token_log_probs(states, inputs).double().sum(1)
+            torch.testing.assert_close(documents[:, 0], want, rtol=1e-4, atol=1e-4)
+    # weights that are not affine in the coefficient: a jvp each
+    monkeypatch.setattr(Scaled, "direction", lambda self: None)
+    for alpha, documents in surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True).items():
+        torch.testing.assert_close(documents, found[alpha], rtol=1e-4, atol=1e-4)
+    half = surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True, bf16=True)
+    assert half[0.4].dtype == torch.float64 and not half[0.4].equal(found[0.4])
+    assert perplexity(half[0.4]) == pytest.approx(perplexity(found[0.4]), rel=0.02)
 
 
 # --- malformed input ------------------------------------------------------------------------------------------------

@@ -106,13 +106,20 @@ class Model:
 
         return functional_call(self.module, dict(parameters), self.prepare(inputs))
 
-    def token_log_probs(self, parameters: Mapping[str, Tensor], inputs: Tensor, *, linearised: bool = False) -> Tensor:
-        """Return log p(token i + 1 | tokens up to i) [N, L - 1], 0 at padding; ``linearised`` at theta_0.
+    def token_states(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return the final-normed state of every token [N, longest row, d], rows moved to the left.
 
         Raises:
             UserError: if the model gives no probability of a text.
         """
         raise UserError("this backbone gives no probability of a text; perplexity needs a causal language model")
+
+    def token_log_probs(self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32 of :meth:`token_states`, 0 at padding.
+
+        Scored with the output embedding of ``parameters`` (None: that of the base), as in :meth:`logits`.
+        """
+        raise NotImplementedError
 
     def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the class scores [N, C] of features under a task's head.

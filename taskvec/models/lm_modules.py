@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call
 
 from taskvec.models.base import Model
 from taskvec.models.lm_layouts import Layout
@@ -163,23 +163,14 @@ class CausalModel(LanguageModule):
         """Return the logits [N, C] of the label words, by the output embedding of ``parameters`` or of the base."""
         return self._capped(features @ self._embedding(parameters)[head.to(features.device)].mT)
 
-    def token_log_probs(self, parameters: Mapping[str, Tensor], inputs: Tensor, *, linearised: bool = False) -> Tensor:
-        """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32, 0 at padding, in rows moved to the left.
+    def token_states(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return the final-normed state of every token [N, longest row, d], rows moved to the left."""
+        return functional_call(self.module, dict(parameters), self._place(align(inputs)[0]))
 
-        ``linearised`` takes the states of the model linearised at theta_0, scored by its output embedding as in
-        :meth:`logits`.
-        """
+    def token_log_probs(self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32, 0 at padding, in rows moved to the left."""
         ids, mask = self._place(*align(inputs))
-
-        def states_of(values: Mapping[str, Tensor]) -> Tensor:
-            return functional_call(self.module, dict(values), (ids,))
-
-        if linearised and parameters:
-            base = {name: self.parameters[name] for name in parameters}
-            moved = {name: tensor.to(base[name]) - base[name] for name, tensor in parameters.items()}
-            states, embedding = sum(jvp(states_of, (base,), (moved,))), self._embedding(None)
-        else:
-            states, embedding = states_of(parameters), self._embedding(parameters)
+        embedding = self._embedding(parameters)
         rows = []
         for row, targets, real in zip(states[:, :-1], ids[:, 1:], mask[:, 1:], strict=True):  # a vocabulary per token
             loss = F.cross_entropy(self._capped(row @ embedding.mT).float(), targets, reduction="none")

@@ -48,8 +48,9 @@ def answer(
         labelled = {task: view for task, view in data.items() if view.labels is not None}
         found = judged(model, composition, labelled, chosen, metrics, tangent=tangent, bf16=bf16)
         for task in data.keys() - labelled.keys():
-            for alpha, documents in surprise(model, composition, data[task], chosen, tangent=tangent).items():
-                found[alpha]["surprise", task] = documents
+            documents = surprise(model, composition, data[task], chosen, tangent=tangent, bf16=bf16)
+            for alpha in chosen:
+                found[alpha]["surprise", task] = documents[alpha]
         return found
 
     grid = set(cell.grid) | (set(cell.fixed) if cell.on_selection else set())

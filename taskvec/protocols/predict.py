@@ -64,7 +64,7 @@ def decide(logits: Tensor, *, scores: bool) -> Tensor:
         return logits.argmax(1)
     if logits.shape[1] == 1:
         return logits[:, 0]
-    weights = _exact(logits).softmax(1)  # weighted in float32: a matrix product would be bfloat16 under autocast
+    weights = exact(logits).softmax(1)  # weighted in float32: a matrix product would be bfloat16 under autocast
     return (weights * torch.arange(logits.shape[1], device=logits.device)).sum(1)
 
 
@@ -80,7 +80,7 @@ def _standard(
             parameters = composition.parameters(alpha, task) if shared is None else shared
             for rows in cuts(view):
                 features = model.features(parameters, view.inputs[rows], view.head)
-                yield alpha, task, model.logits(_exact(features), view.head, parameters)
+                yield alpha, task, model.logits(exact(features), view.head, parameters)
 
 
 def _linearised(
@@ -93,16 +93,16 @@ def _linearised(
         for rows in cuts(view):
             inputs = view.inputs[rows]
             if direction is not None:
-                features, derivative = map(_exact, jvp_features(model, direction, inputs, view.head))
+                features, derivative = map(exact, jvp_features(model, direction, inputs, view.head))
                 for alpha in alphas:
                     yield alpha, task, model.logits(features + alpha * derivative, view.head)
                 continue
             for alpha in alphas:  # weights that are not affine in alpha
                 moved = {n: p - model.parameters[n] for n, p in composition.parameters(alpha, task).items()}
-                yield alpha, task, model.logits(_exact(sum(jvp_features(model, moved, inputs, view.head))), view.head)
+                yield alpha, task, model.logits(exact(sum(jvp_features(model, moved, inputs, view.head))), view.head)
 
 
-def _exact(x: Tensor) -> Tensor:
+def exact(x: Tensor) -> Tensor:
     """Return bfloat16 features in float32, for the head."""
     import torch
 

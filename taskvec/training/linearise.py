@@ -24,12 +24,19 @@ def jvp_features(
     The linearised features are g(x; theta_0 + alpha tau) = f + alpha J tau for every alpha. The derivative is of the
     family's features, CLIP's at unit length.
     """
+    return jvp_along(lambda parameters: model.features(parameters, inputs, head), model, direction)
+
+
+def jvp_along(
+    function: Callable[[Mapping[str, Tensor]], Tensor], model: Model, direction: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return function(theta_0) and its derivative along tau = ``direction`` (absent parameters: zero)."""
     if not direction:
-        features = model.features(model.parameters, inputs, head)
-        return features, torch.zeros_like(features)
+        value = function(model.parameters)
+        return value, torch.zeros_like(value)
     base = {name: model.parameters[name] for name in direction}
     tangents = {name: delta.to(base[name]) for name, delta in direction.items()}
-    return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
+    return jvp(function, (base,), (tangents,))
 
 
 def jvp_many(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import conftest
 import forked
 import pytest
 import world
@@ -68,6 +69,22 @@ def test_the_same_command_computes_nothing_and_does_not_import_torch(tiny, warm_
     assert "merged" in again.stdout  # the table all the same
     assert again.stdout.splitlines()[-1] == "imported:"
     assert snapshot(warm_outputs) == before
+
+
+def test_a_run_that_experiments_share_is_in_the_table_of_each(tiny, warm_outputs, tmp_path):
+    outputs, user = shutil.copytree(warm_outputs, tmp_path / "outputs"), tmp_path / "user"
+    (user / "experiment").mkdir(parents=True)
+    for name in ("one", "two"):
+        (user / "experiment" / f"{name}.yaml").write_text("# @package _global_\nseed: 0\n")
+        done = conftest.command(tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}")
+        assert "already done, nothing to compute" in done.stderr
+    known = snapshot(outputs)
+    for name in ("two", "one"):
+        conftest.command(tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}")
+        table = conftest.command(tiny, "table", str(outputs), "--where", f"experiment={name}")
+        assert "merged" in table.stdout
+    assert snapshot(outputs) == known
+    assert "merged" not in conftest.command(tiny, "table", str(outputs), "--where", "experiment=three").stdout
 
 
 def test_the_same_sweep_computes_nothing(tiny, outputs, tmp_path):

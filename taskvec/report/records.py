@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import UserError
-from taskvec.runner.folder import run_folders
+from taskvec.runner.folder import RunFolder, run_folders
 from taskvec.runner.result import Result, read_result
 
 METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")
+SHARED = ", "  # between the experiments that share a run
 LABELS = ("backbone", "suite", "finetune", "merge", "protocol")
 
 
@@ -27,14 +28,20 @@ def find_results(places: Iterable[Path]) -> list[Result]:
         if place.is_file():
             results.append(read_result(place))
         elif (place / "result.json").is_file():
-            results.append(read_result(place / "result.json"))
+            results.append(_labelled(read_result(place / "result.json"), RunFolder(place)))
         elif place.is_dir():
-            results += [result for folder in run_folders(place) if (result := folder.result())]
+            results += [_labelled(result, folder) for folder in run_folders(place) if (result := folder.result())]
         else:
             raise UserError(f"{place}: no such run, outputs folder or result.json")
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, places))}; `taskvec status` lists all runs")
     return results
+
+
+def _labelled(result: Result, folder: RunFolder) -> Result:
+    """Return the result under the names of all experiments that share the run."""
+    names = folder.experiments()
+    return result.model_copy(update={"config": result.config | {"experiment": SHARED.join(names)}}) if names else result
 
 
 def records(result: Result) -> Iterator[dict[str, Any]]:
@@ -64,7 +71,9 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def says(text: str, value: Any) -> bool:
-    """Return whether a condition's text stands for a record's value: 6e-4 is 0.0006, empty or null is None."""
+    """Return whether a condition's text stands for a record's value: 6e-4 is 0.0006, empty or null is None, and one
+    experiment of several that share a run is enough.
+    """
     if value is None:
         return text in ("", "null")
     if isinstance(value, bool):
@@ -72,4 +81,4 @@ def says(text: str, value: Any) -> bool:
     if isinstance(value, int | float):
         with suppress(ValueError):
             return float(text) == value
-    return text == str(value)
+    return text == str(value) or text in str(value).split(SHARED)

@@ -61,6 +61,7 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
             raise
         return _refused(folder, config, overrides, str(error))
     log.info("%s: already done, nothing to compute", folder.name)
+    folder.asked_by(config)
     if config.tracker.kind not in ("none", folder.status_on_disk().get("mirrored_to")):
         _mirror(folder, config, plan, result)
     return Outcome(folder.name, "skipped", result)

@@ -116,6 +116,7 @@ class RunFolder:
             overrides=list(overrides),
             command=command(overrides),
             started=time.time(),
+            experiments=self._experiments(config),
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
 
@@ -124,6 +125,19 @@ class RunFolder:
         text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
         write_atomically(self.path / "result.json", text)
         self._set("done", mirrored_to=mirrored_to, result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
+
+    def experiments(self) -> list[str]:
+        """Return the names of the experiments that asked for the run, the first one first."""
+        return self.status_on_disk().get("experiments", [])
+
+    def asked_by(self, config: RunConfig) -> None:
+        """Remember another experiment that the finished run is part of, so that its table finds it."""
+        if self._experiments(config) != self.experiments():
+            with self.working():
+                self._set(self.status_on_disk()["state"], experiments=self._experiments(config))
+
+    def _experiments(self, config: RunConfig) -> list[str]:
+        return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
 
     def fail(self, reason: str) -> None:
         """Record the run as failed; where even that cannot be written, the killed-process rule still says so."""

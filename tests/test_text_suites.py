@@ -298,6 +298,8 @@ def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(l
             states = (exact(0) + alpha * derivative).float()
             want = -model.token_log_probs(states, inputs).double().sum(1)
             torch.testing.assert_close(documents[:, 0], want, rtol=1e-4, atol=1e-4)
+        still = surprise(model, Scaled(model.parameters, TaskVector({})), corpus, [0.7], tangent=True)[0.7]
+        torch.testing.assert_close(still, found[0.0], rtol=1e-5, atol=1e-5)
     # weights that are not affine in the coefficient: a jvp each
     monkeypatch.setattr(Scaled, "direction", lambda self: None)
     for alpha, documents in surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True).items():

@@ -220,6 +220,18 @@ def test_addition_sums_up_absolute_and_normalised_accuracy():
     }
 
 
+def test_rows_carry_the_validation_accuracy_at_their_own_coefficient():
+    answers = {
+        "zero_shot": reply({0.0: {"a": 0.4}}),
+        "individual/a": reply({1.0: {"a": 0.8}}, {1.0: {"a": 0.7}}),
+        "merged": reply({0.5: {"a": 0.6}, 1.0: {"a": 0.1}}, {0.5: {"a": 0.5}, 1.0: {"a": 0.2}}, 0.5, "best"),
+    }
+    rows = rows_of(Addition(kind="addition").summarise(suite("a"), answers))
+    assert {name: row.validation for name, row in rows.items()} == {
+        "zero_shot": {}, "individual": {"a": 0.7}, "merged": {"a": 0.5}, "merged_alpha_1": {"a": 0.2},
+    }  # fmt: skip
+
+
 def test_an_individual_test_accuracy_of_zero_leaves_a_named_reason():
     answers = {
         "zero_shot": reply({0.0: {"a": 0.4}}),

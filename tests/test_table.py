@@ -34,7 +34,8 @@ def made(seed: int = 0, accuracy: float = 0.5, method: str = "task_arithmetic", 
             place = place.setdefault(parent, {})
         place[last] = value
     row = Row(row="merged", alpha=0.3, accuracy={"mnist": accuracy, "emoji": accuracy / 2}, mean=0.75 * accuracy,
-              normalised={"mnist": accuracy, "emoji": accuracy}, normalised_mean=accuracy)  # fmt: skip
+              normalised={"mnist": accuracy, "emoji": accuracy}, normalised_mean=accuracy,
+              validation={"mnist": 0.25, "emoji": 0.75})  # fmt: skip
     return Result(
         run_id=f"{method}-{seed}-{len(config)}", fingerprint="f", config=node, primary=accuracy, metrics={},
         rows=rows or (row,), curves={}, data_seen={}, stages=(),
@@ -236,6 +237,7 @@ def test_flat_metrics_name_row_metric_and_task():
     assert flat_metrics(made(accuracy=0.5).rows) == {
         "merged/accuracy": 0.375, "merged/normalised": 0.5, "merged/alpha": 0.3, "merged/accuracy/mnist": 0.5,
         "merged/accuracy/emoji": 0.25, "merged/normalised/mnist": 0.5, "merged/normalised/emoji": 0.5,
+        "merged/validation": 0.5, "merged/validation/mnist": 0.25, "merged/validation/emoji": 0.75,
     }  # fmt: skip
 
 
@@ -281,6 +283,7 @@ def test_records_are_flat():
     (record,) = records(made(accuracy=0.5))
     assert record["finetune.lr"] == 1e-4 and record["backbone"] == "mini_clip_s" and record["row"] == "merged"
     assert record["values"] == {
-        "accuracy": 0.375, "normalised": 0.5, "control": None, "perplexity": None, "alpha": 0.3, "accuracy/mnist": 0.5,
-        "accuracy/emoji": 0.25, "normalised/mnist": 0.5, "normalised/emoji": 0.5,
+        "accuracy": 0.375, "normalised": 0.5, "alpha": 0.3, "validation": 0.5, "accuracy/mnist": 0.5,
+        "accuracy/emoji": 0.25, "normalised/mnist": 0.5, "normalised/emoji": 0.5, "validation/mnist": 0.25,
+        "validation/emoji": 0.75,
     }  # fmt: skip

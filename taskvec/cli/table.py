@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs, result.json files")
     parser.add_argument("--rows", nargs="+", default=["method", "row"], metavar="KEY", help="default: method row")
     parser.add_argument("--columns", nargs="+", default=["metric"], metavar="KEY", help="default: metric")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="accuracy, accuracy/TASK, control ...")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="accuracy, accuracy/TASK, validation, control ...")
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records")
     parser.add_argument("--format", choices=list(FORMATS), default="md")
     parser.add_argument("--output", type=Path, help="write to a file instead")

@@ -105,6 +105,8 @@ class Row(Config):
     ``alphas`` holds each task's coefficient where tasks have models of their own (individual models, negations);
     ``alpha`` is their mean. ``normalised`` divides by ``denominators``, the individually fine-tuned model's accuracy on
     the same split. ``control`` is the accuracy on the control task, ``perplexity`` stands in its place for a corpus.
+    ``validation`` is ``accuracy`` on the validation split, to choose recipes by, where the coefficient was evaluated
+    there.
     """
 
     row: str
@@ -117,6 +119,7 @@ class Row(Config):
     normalised: dict[str, float] = {}
     normalised_mean: float | None = None
     denominators: dict[str, float] = {}
+    validation: dict[str, float] = {}
     control: float | None = None
     perplexity: float | None = None
 
@@ -188,7 +191,8 @@ def row(
     control: str | None = None, denominators: Mapping[str, float] | None = None, searched: bool = True,
 ) -> Row:  # fmt: skip
     """Return an answer's line at ``alpha`` on the test split; ``searched`` False says that alpha was given."""
-    at = answer.report[alpha if alpha is not None else next(iter(answer.report))]
+    alpha_at = alpha if alpha is not None else next(iter(answer.report))
+    at, before = answer.report[alpha_at], answer.selection.get(alpha_at, {})
     accuracy = {task: at[task] for task in targets}
     chosen = searched and answer.rule is not None
     normalised = {task: value / denominators[task] for task, value in accuracy.items()} if denominators else {}
@@ -196,7 +200,8 @@ def row(
         row=name, alpha=alpha, accuracy=accuracy, mean=mean(accuracy.values()),
         selected_on=SELECTION if chosen else None, rule=answer.rule if chosen else None,
         normalised=normalised, normalised_mean=mean(normalised.values()) if normalised else None,
-        denominators=dict(denominators or {}), control=at[control] if control else None,
+        denominators=dict(denominators or {}), validation={task: before[task] for task in targets if before},
+        control=at[control] if control else None,
     )  # fmt: skip
 
 
@@ -212,6 +217,7 @@ def joined(name: str, parts: Mapping[str, Row]) -> Row:
         selected_on=first.selected_on, rule=first.rule, accuracy=accuracy, mean=mean(accuracy.values()),
         normalised=normalised, normalised_mean=mean(normalised.values()) if normalised else None,
         denominators={t: v for part in parts.values() for t, v in part.denominators.items()},
+        validation={t: v for part in parts.values() for t, v in part.validation.items()},
         control=mean(controls) if controls else None,
     )  # fmt: skip
 

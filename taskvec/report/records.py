@@ -10,7 +10,7 @@ from typing import Any
 
 from taskvec.errors import UserError
 from taskvec.runner.folder import RunFolder, run_folders
-from taskvec.runner.result import Result, read_result
+from taskvec.runner.result import Result, read_result, row_metrics
 
 METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")
 SHARED = ", "  # between the experiments that share a run
@@ -52,12 +52,7 @@ def records(result: Result) -> Iterator[dict[str, Any]]:
     labels |= {"method": result.config["method"], "experiment": result.config.get("experiment")}
     labels["transform"] = "+".join(result.config["transform"]) or None
     for row in result.rows:
-        values = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
-        values["perplexity"] = row.perplexity
-        values |= {f"alpha/{task}": value for task, value in row.alphas.items()}
-        values |= {f"accuracy/{task}": value for task, value in row.accuracy.items()}
-        values |= {f"normalised/{task}": value for task, value in row.normalised.items()}
-        yield {**config, **labels, "row": row.row, "run": result.run_id, "values": values}
+        yield {**config, **labels, "row": row.row, "run": result.run_id, "values": row_metrics(row)}
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

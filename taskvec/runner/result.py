@@ -9,7 +9,7 @@ from typing import Any
 
 from taskvec.config import Config
 from taskvec.errors import UserError
-from taskvec.protocols.question import Row
+from taskvec.protocols.question import Row, mean
 
 SCHEMA_VERSION = 1
 VOLATILE = ("timing", "environment")
@@ -51,17 +51,18 @@ class Result(Config):
         return self.model_dump(exclude=excluded) == other.model_dump(exclude=excluded)
 
 
+def row_metrics(row: Row) -> dict[str, float]:
+    """Return a row's numbers that are there, as ``metric`` and ``metric/task``."""
+    means = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
+    means |= {"perplexity": row.perplexity, "validation": mean(row.validation.values()) if row.validation else None}
+    tasks = {"alpha": row.alphas, "accuracy": row.accuracy, "normalised": row.normalised, "validation": row.validation}
+    found = {name: value for name, value in means.items() if value is not None}
+    return found | {f"{name}/{task}": value for name, values in tasks.items() for task, value in values.items()}
+
+
 def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
     """Return ``row/metric`` and ``row/metric/task`` keys, the flat form that dashboards take."""
-    flat: dict[str, float] = {}
-    for row in rows:
-        named = {"accuracy": row.mean, "normalised": row.normalised_mean, "control": row.control, "alpha": row.alpha}
-        named["perplexity"] = row.perplexity
-        flat |= {f"{row.row}/{name}": value for name, value in named.items() if value is not None}
-        flat |= {f"{row.row}/alpha/{task}": value for task, value in row.alphas.items()}
-        flat |= {f"{row.row}/accuracy/{task}": value for task, value in row.accuracy.items()}
-        flat |= {f"{row.row}/normalised/{task}": value for task, value in row.normalised.items()}
-    return flat
+    return {f"{row.row}/{name}": value for row in rows for name, value in row_metrics(row).items()}
 
 
 # From each earlier schema version, the function that turns its data into the next one's.

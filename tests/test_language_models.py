@@ -16,6 +16,7 @@ from taskvec.models.causal import Causal
 from taskvec.models.encoder import Encoder
 from taskvec.models.lm_layouts import LAYOUTS
 from taskvec.models.text_to_text import TextToText
+from taskvec.training.dual import differentiate
 
 VOCABULARY = 61
 SIZES = {
@@ -268,6 +269,17 @@ class TestDerivatives:
         with torch.no_grad():
             expected = (loss(moved(2e-5, other)) - loss(moved(-2e-5, other))) / 4e-5
         torch.testing.assert_close(along, expected, rtol=1e-5, atol=1e-6)
+
+    def test_several_directions_at_once_equal_each_alone(self, double):
+        """Also where one direction leaves half of the parameters alone."""
+        features, parameters, first, second = double
+        second = {name: tau if i % 2 else torch.zeros_like(tau) for i, (name, tau) in enumerate(second.items())}
+        with torch.no_grad():
+            expected = [jvp(features, (parameters,), (direction,)) for direction in (first, second)]
+            both = {name: torch.stack([first[name], second[name]]) for name in parameters}
+            value, tangents = differentiate(features, parameters, both)
+        torch.testing.assert_close(value, expected[0][0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(tangents, torch.stack([slope for _, slope in expected]), rtol=1e-11, atol=1e-11)
 
     def test_fused_and_written_paths_have_the_same_gradient(self, family, double):
         features, parameters, *_ = double

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskvec.protocols.question import Cell
     from taskvec.vectors import TaskVector
 
-ROWS = 200  # of a batch, counted once per direction: the derivatives take that many times the memory
+ROWS = 200  # of a batch, and of all derivatives computed at once
 EXPONENTS = 600.0  # sums of exponentials in float64 keep their terms below this range
 Point = Mapping[str, float]
 Look = Callable[[Sequence[Point]], tuple["Tensor", "Tensor"]]
@@ -38,15 +38,22 @@ class Subject:
     settings: Mapping[str, Any]
     tangent: bool
 
-    def batches(self, task: str, directions: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs, labels and head of one task in batches that bound the derivatives along all directions."""
+    def batches(self, task: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield inputs, labels and head of one task in batches."""
         view = self.views[task]
-        for rows in batches(len(view), max(1, ROWS // (directions or len(self.vectors)))):
+        for rows in batches(len(view), ROWS):
             yield view.inputs[rows], view.labels[rows], view.head
 
+    def derivatives(self, inputs: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features at theta_0 [N, d] and their derivatives along all vectors [T, N, d]."""
+        import torch
+
+        blocks = inputs.split(max(1, ROWS // len(self.vectors)))  # each direction takes a batch's memory
+        features, derivatives = zip(*(self._products(block, head) for block in blocks), strict=True)
+        return torch.cat(features), torch.cat(derivatives, dim=1)
+
     @cached_property
-    def derivatives(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The features at theta_0 [N, d] and their derivatives along all vectors [T, N, d], of (inputs, head)."""
+    def _products(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         from taskvec.training.linearise import along
 
         return along(self.model, list(self.vectors.values()))
@@ -111,7 +118,7 @@ def kernel_regime(subject: Subject) -> dict[str, Any]:
     for task, vector in subject.vectors.items():
         parameters = vector.apply_to(model.parameters)
         sums = dict.fromkeys(("non_linear", "post_hoc", "error", "moved"), 0.0)
-        for inputs, labels, head in subject.batches(task, directions=1):
+        for inputs, labels, head in subject.batches(task):
             f = model.features(parameters, inputs, head)
             f0, derivative = jvp_features(model, vector, inputs, head)
             g = f0 + derivative

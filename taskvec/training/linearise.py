@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import jvp
+
+from taskvec.training.dual import differentiate
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
@@ -39,33 +41,21 @@ def jvp_along(
     return jvp(function, (base,), (tangents,))
 
 
-def jvp_many(
-    model: Model, directions: Sequence[Mapping[str, Tensor]], inputs: Tensor, head: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return f(x; theta_0) [N, d] and J(x) tau_t [T, N, d] for T directions.
-
-    The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all.
-    """
-    return along(model, directions)(inputs, head)
-
-
 def along(
     model: Model, directions: Sequence[Mapping[str, Tensor]]
 ) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """Return :func:`jvp_many` as a function of (inputs, head): the directions are stacked once for all batches."""
+    """Return the function of (inputs, head) that gives f(x; theta_0) [N, d] and J(x) tau_t [T, N, d] for T directions.
+
+    The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all. The directions are
+    stacked once for all batches.
+    """
     names = list(dict.fromkeys(name for direction in directions for name in direction))
     base = {name: model.parameters[name] for name in names}
     zero = {name: torch.zeros_like(parameter) for name, parameter in base.items()}
     stacked = {n: torch.stack([d[n].to(zero[n]) if n in d else zero[n] for d in directions]) for n in names}
 
     def product(inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not names:
-            features = model.features(model.parameters, inputs, head)
-            return features, features.new_zeros(len(directions), *features.shape)
-
-        def tangent(tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return jvp(lambda parameters: model.features(parameters, inputs, head), (base,), (tangents,))
-
-        return vmap(tangent, out_dims=(None, 0))(stacked)
+        features, derivatives = differentiate(lambda moved: model.features(moved, inputs, head), base, stacked)
+        return features, features.new_zeros(len(directions), *features.shape) if derivatives is None else derivatives
 
     return product

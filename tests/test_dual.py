@@ -70,3 +70,20 @@ def test_equals_one_jvp_per_direction(name, seed):
         torch.testing.assert_close(tangents[i], slope, rtol=1e-11, atol=1e-12)
     assert type(value) is type(tangents) is torch.Tensor
     assert all(torch.equal(values[n], before[n]) for n in values)
+
+
+def test_follows_autocast():
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"x": (4, 6), "w": (6, 6), "b": (6,)}
+    values = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+    directions = {n: torch.randn(DIRECTIONS, *s, generator=generator) for n, s in shapes.items()}
+
+    def network(v):
+        return F.layer_norm(F.gelu(F.linear(v["x"], v["w"], v["b"])), (6,)) @ v["w"]
+
+    exact, expected = differentiate(network, values, directions)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, tangents = differentiate(network, values, directions)
+    assert value.dtype == tangents.dtype == torch.bfloat16
+    torch.testing.assert_close(value.float(), exact, rtol=0.05, atol=0.1)
+    assert (tangents.float() - expected).norm() < 0.03 * expected.norm()

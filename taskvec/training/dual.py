@@ -138,7 +138,7 @@ def linear(func: Callable, input: Any, weight: Any, bias: Any = None) -> Dual:
     else:
         out = torch.mm(dx.reshape(-1, dx.shape[-1]), weight.mT).view(count, len(rows), len(weight))
     if dw is not None:
-        torch.baddbmm(out, rows.expand(count, -1, -1), dw.mT, out=out)
+        torch.baddbmm(out, rows.to(out.dtype).expand(count, -1, -1), dw.mT.to(out.dtype), out=out)  # may be autocast
     if db is not None:
         out += db.unsqueeze(1)
     return dual(value, out.view(count, *value.shape))

@@ -32,6 +32,8 @@ OPERATIONS = {
         v["x"].view(1, 2, 2, 6), *[v["w"].view(1, 1, 6, 6)] * 2, enable_gqa=True
     ),
     "activations": lambda v: F.gelu(v["x"], approximate="tanh") + F.silu(v["x"]) - torch.tanh(v["x"]).sigmoid(),
+    "products": lambda v: v["x"] * v["b"] * 2 * v["b"].square() + v["b"][0] * v["x"] - (3 * v["b"]) * v["x"][0].pow(3),
+    "powers": lambda v: v["x"].square().add(1).rsqrt() + 1.5 ** v["x"] + v["x"].square() ** v["b"].square(),
     "views": lambda v: v["x"].unflatten(-1, (2, 3)).transpose(0, 1).flatten(1)[:, ::2].permute(1, 0).reshape(3, -1),
     "broadcast": lambda v: v["x"].expand(2, 4, 6) + v["b"] - 3 * v["x"] / (2 + v["b"].square()),
     "chunks": lambda v: torch.cat([x * i for i, x in enumerate(v["x"].chunk(3, dim=-1))]),

@@ -102,15 +102,29 @@ def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
     return tree_unflatten(found, shape)
 
 
+def alone(x: Any, *others: Any) -> bool:
+    """Return whether ``x`` carries derivatives and nothing in ``others`` does."""
+    return isinstance(x, Dual) and not any(isinstance(leaf, Dual) for leaf in tree_flatten(others)[0])
+
+
 def straight(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Apply a linear function of one tensor, such as a view, to value and tangents alike."""
-    value, tangents = parts(x)
-    if tangents is None or any(isinstance(leaf, Dual) for leaf in tree_flatten((args, kwargs))[0]):
+    if not alone(x, args, kwargs):
         return general(func, x, *args, **kwargs)
+    value, tangents = parts(x)
     found = func(value, *args, **kwargs)
     if not found.is_floating_point():
         return found
     return dual(found, vmap(lambda tangent: func(tangent, *args, **kwargs))(tangents))
+
+
+def elementwise(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply a function of one tensor elementwise; its slope is the same for all directions."""
+    if not alone(x, args, kwargs):
+        return general(func, x, *args, **kwargs)
+    value, tangents = parts(x)
+    y, slope = jvp(lambda inputs: func(inputs, *args, **kwargs), (value,), (torch.ones_like(value),))
+    return dual(y, tangents * slope)
 
 
 def total(func: Callable, x: Any, y: Any, **kwargs: Any) -> Any:
@@ -121,11 +135,15 @@ def total(func: Callable, x: Any, y: Any, **kwargs: Any) -> Any:
     return dual(func(x, y, **kwargs), vmap(lambda *terms: func(*terms, **kwargs))(dx, dy))
 
 
-def elementwise(func: Callable, x: Dual, *args: Any, **kwargs: Any) -> Dual:
-    """Apply a function of one tensor elementwise; its slope is the same for all directions."""
-    value, tangents = parts(x)
-    y, slope = jvp(lambda inputs: func(inputs, *args, **kwargs), (value,), (torch.ones_like(value),))
-    return dual(y, tangents * slope)
+def product(func: Callable, x: Any, y: Any) -> Dual:
+    """Multiply two tensors, or a tensor by a number."""
+    (x, dx), (y, dy) = parts(x), parts(y)
+    value = func(x, y)
+    terms = [(aligned(dx, value.ndim), y)] * (dx is not None) + [(aligned(dy, value.ndim), x)] * (dy is not None)
+    moved, *others = (tangents * factor for tangents, factor in terms)
+    for other in others:
+        moved += other
+    return dual(value, moved)
 
 
 def linear(func: Callable, input: Any, weight: Any, bias: Any = None) -> Dual:
@@ -214,7 +232,9 @@ RULES: dict[Callable, Callable] = {
     F.layer_norm: layer_norm,
     F.scaled_dot_product_attention: attention,
     **dict.fromkeys((getattr(Tensor, name) for name in _VIEWS), straight),
-    **dict.fromkeys((Tensor.mT.__get__, torch.flatten, torch.transpose), straight),
+    **dict.fromkeys((Tensor.mT.__get__, torch.flatten, torch.transpose, F.dropout), straight),
     **dict.fromkeys((Tensor.add, torch.add, Tensor.sub, torch.sub), total),
+    **dict.fromkeys((Tensor.mul, torch.mul), product),
     **dict.fromkeys((F.gelu, F.silu, F.relu, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid), elementwise),
+    **dict.fromkeys((torch.square, Tensor.square, torch.pow, Tensor.pow, torch.rsqrt, Tensor.rsqrt), elementwise),
 }

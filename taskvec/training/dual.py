@@ -35,7 +35,7 @@ def differentiate(
             return product(dict(directions))
 
 
-class Overwritten(NotImplementedError):
+class Overwritten(Exception):
     """A function writes into a tensor on the way to a derivative."""
 
 
@@ -124,7 +124,7 @@ def elementwise(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
         return general(func, x, *args, **kwargs)
     value, tangents = parts(x)
     y, slope = jvp(lambda inputs: func(inputs, *args, **kwargs), (value,), (torch.ones_like(value),))
-    return dual(y, tangents * slope)
+    return dual(y, aligned(tangents, y.ndim) * slope)
 
 
 def total(func: Callable, x: Any, y: Any, **kwargs: Any) -> Any:
@@ -199,9 +199,12 @@ def attention(
     """Return P v, P = softmax(s), s = scale q k^T + mask, by the formula: fused kernels have no forward mode.
 
     Its derivative is dP v + P dv with dP = P (ds - sum P ds).
+
+    Raises:
+        ValueError: with dropout.
     """
     if dropout_p:
-        raise NotImplementedError("attention with dropout is random; derivatives are taken in evaluation")
+        raise ValueError("attention with dropout is random; derivatives are taken in evaluation")
     (q, dq), (k, dk), (v, dv), (mask, dmask) = map(parts, (query, key, value, attn_mask))
     dims = max(x.ndim for x in (q, k, v, mask) if x is not None)
     dq, dk, dv, dmask = (aligned(x, dims) for x in (dq, dk, dv, dmask))

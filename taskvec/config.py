@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 class Config(BaseModel):
@@ -12,19 +16,66 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that determine results, as JSON values; nested records say theirs themselves."""
+        fields = type(self).model_fields
+        return {name: plain(getattr(self, name)) for name, field in fields.items() if material(field)}
+
 
 class Component(Config):
     """A choice within a group: its fields are the config, its methods do the work.
 
     ``kind`` names the registered class, so a preset file may carry any name of its own. Class variables declare what
-    the component can take part in; the runner refuses every other combination before work starts.
+    the component can take part in; the runner refuses every other combination before work starts. ``version`` counts
+    changes of what the component computes; ``code`` is the checksum of a user's own file, which has no version.
     """
 
     kind: str
 
+    version: ClassVar[int] = 1
+    code: ClassVar[str | None] = None
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
-    unfingerprinted: ClassVar[frozenset[str]] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that determine the component's results, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.unfingerprinted))
+        """Return settings and version: all that determines what the component computes."""
+        return super().identity() | {"code": self.code or self.version}
+
+
+class Seeded(Component):
+    """A component of a stage; ``seed`` is part of its identity only where the class declares that it draws numbers.
+
+    The config fills ``seed`` from the run's, so that a sweep over one component's seed leaves the others alone.
+    """
+
+    seed: int | None = Field(None, ge=0, lt=2**31)
+
+    draws: ClassVar[bool] = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return settings and version, and the seed where it can matter."""
+        found = super().identity()
+        if not self.draws:
+            del found["seed"]
+        return found
+
+
+def immaterial(default: Any, **constraints: Any) -> Any:
+    """Declare a field that cannot change results: where or how fast something is computed."""
+    return Field(default, json_schema_extra={"identity": False}, **constraints)
+
+
+def material(field: FieldInfo) -> bool:
+    """Return whether a field was not declared :func:`immaterial`."""
+    extra = field.json_schema_extra
+    return not isinstance(extra, dict) or extra.get("identity", True)
+
+
+def plain(value: Any) -> Any:
+    """Return a field's value as JSON values, records by their identity."""
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, Mapping):
+        return {str(key): plain(child) for key, child in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(child) for child in value]
+    return value

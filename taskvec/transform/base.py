@@ -1,20 +1,58 @@
-"""What a transform is: a map from one task vector to another."""
+"""What a transform is: a map from task vectors to task vectors, fitted once and applied to each."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from taskvec.config import Component
+from taskvec.config import Seeded
+from taskvec.needs import Given, Needs, Scope, Vector
 
 if TYPE_CHECKING:
-    from taskvec.models.base import Model
+    from torch import Tensor
+
     from taskvec.vectors import TaskVector
 
 
-class Transform(Component):
-    """Changes each task vector by itself, in the order in which a run lists its transforms."""
+@dataclass(frozen=True)
+class Fit:
+    """What a transform found: tensors by name, JSON values, and a report that the result shows under its name."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Transform(Seeded):
+    """Changes task vectors, in the order in which a run lists its transforms, before the merge or (``on``) after it.
+
+    One that ``moves`` carries vectors from the source backbone to the target. A ``joint`` one is fitted once over all
+    vectors that a cell may use: its scope's tasks are theirs; for the others they are the one vector's. A fit is
+    identified by component and needs, so equal needs share it. ``grid`` overrides the merge's coefficients.
+    """
+
+    on: Literal["vectors", "merged"] = "vectors"
+
+    moves: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    grid: ClassVar[tuple[float, ...] | None] = None
+
+    def needs(self, scope: Scope) -> Needs:
+        """Return what :meth:`fit` and :meth:`apply` want to be given."""
+        return ()
+
+    def prepare(self, source: Any) -> Any:
+        """Return the source model as vectors are taken on it, for moving transforms that change it first (depth).
+
+        None leaves the source as it is.
+        """
+        return None
+
+    def fit(self, given: Given) -> Fit:
+        """Return what does not depend on the vector's deltas; stored."""
+        return Fit()
 
     @abstractmethod
-    def transform(self, vector: TaskVector, model: Model) -> TaskVector:
-        """Return the changed vector, given the backbone it belongs to."""
+    def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
+        """Return the changed vector; ``of`` is the expression of the given one."""

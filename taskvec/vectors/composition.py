@@ -1,0 +1,130 @@
+"""What a merge returns: weights, for any scaling coefficient, of one model or of one for each task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from taskvec.vectors.task_vector import TaskVector
+
+Alpha = float | Mapping[str, float]  # one coefficient, or one for each vector by task
+
+
+class Composition(ABC):
+    """A merged model theta(alpha); ``forward`` "tangent" evaluates it linearised at theta_0.
+
+    ``per_task`` says that every task has a model of its own. ``pack`` and ``unpack`` carry it to the store and back.
+    """
+
+    forward: str = "standard"
+    per_task: ClassVar[bool] = False
+
+    @abstractmethod
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+        """Return the editable weights at scaling coefficient alpha; ``task`` chooses among per-task models."""
+
+    def direction(self, task: str | None = None) -> TaskVector | None:
+        """Return tau where theta(alpha) = theta_0 + alpha tau, so that one jvp serves every alpha; None elsewhere."""
+        return None
+
+    def readout(self, task: str) -> Mapping[str, Tensor]:
+        """Return what replaces or extends a task's head (an adapter's tensors); empty where nothing does."""
+        return {}
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values from which ``unpack`` makes the composition again.
+
+        Raises:
+            NotImplementedError: for compositions of merges that are not stored.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be stored")
+
+    @classmethod
+    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Composition:
+        """Invert ``pack`` on the base weights.
+
+        Raises:
+            NotImplementedError: for compositions of merges that are not stored.
+        """
+        raise NotImplementedError(f"{cls.__name__} cannot be stored")
+
+
+class Scaled(Composition):
+    """theta_0 + alpha * tau: the composition of every merge that yields one merged vector."""
+
+    def __init__(self, base: Mapping[str, Tensor], merged: TaskVector):
+        self.base, self.merged = base, merged
+
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+        """Return theta_0 + alpha * tau; the task makes no difference."""
+        return self.merged.apply_to(self.base, alpha)
+
+    def direction(self, task: str | None = None) -> TaskVector:
+        """Return tau; the task makes no difference."""
+        self.merged = self.merged.materialised()  # it is looked at with every batch
+        return self.merged
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the deltas of tau."""
+        return dict(self.merged), {}
+
+    @classmethod
+    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Scaled:
+        """Invert ``pack``."""
+        return cls(base, TaskVector(tensors))
+
+
+class Summed(Composition):
+    """theta_0 + sum_t alpha_t tau_t: one coefficient for each vector, by the task it was made for."""
+
+    def __init__(self, base: Mapping[str, Tensor], vectors: Mapping[str, TaskVector]):
+        self.base, self.vectors = base, vectors
+
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+        """Return the weights at alpha, one number for all vectors or one for each task."""
+        scales = alpha if isinstance(alpha, Mapping) else dict.fromkeys(self.vectors, alpha)
+        total = sum((self.vectors[name] * scale for name, scale in scales.items() if scale), TaskVector({}))
+        return total.apply_to(self.base)
+
+    def direction(self, task: str | None = None) -> TaskVector:
+        """Return the plain sum, the direction of equal coefficients."""
+        return sum(self.vectors.values(), TaskVector({})).materialised()
+
+
+class PerTask(Composition):
+    """theta_0 + alpha * tau_t for task t: the composition of merges that keep a model for each task.
+
+    Tasks without a model of their own are answered by theta_0 + alpha * ``shared``, or theta_0 where that is None.
+    """
+
+    per_task: ClassVar[bool] = True
+
+    def __init__(self, base: Mapping[str, Tensor], vectors: Mapping[str, TaskVector], shared: TaskVector | None = None):
+        self.base, self.vectors, self.shared = base, vectors, shared or TaskVector({})
+
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+        """Return the weights of a task's model at alpha."""
+        return self.vectors.get(task, self.shared).apply_to(self.base, alpha)
+
+    def direction(self, task: str | None = None) -> TaskVector:
+        """Return the task's own tau."""
+        return self.vectors.get(task, self.shared).materialised()
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the deltas as TASK/NAME."""
+        tensors = {f"task/{task}/{name}": delta for task, vector in self.vectors.items() for name, delta in vector.items()}
+        tensors |= {f"shared/{name}": delta for name, delta in self.shared.items()}
+        return tensors, {"tasks": list(self.vectors)}
+
+    @classmethod
+    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PerTask:
+        """Invert ``pack``."""
+        vectors = {task: TaskVector(_below(tensors, f"task/{task}/")) for task in meta["tasks"]}
+        return cls(base, vectors, TaskVector(_below(tensors, "shared/")))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

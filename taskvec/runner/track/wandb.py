@@ -20,11 +20,11 @@ from pydantic import Field
 
 from taskvec.errors import describe
 from taskvec.registry import register
-from taskvec.runner.track import Session, Tracker
+from taskvec.runner.track.base import Session, Tracker
 
 if TYPE_CHECKING:
-    from taskvec.runner.compose import RunConfig
-    from taskvec.runner.result import Result
+    from taskvec.graph.result import Result
+    from taskvec.graph.run import RunConfig
 
 log = logging.getLogger(__name__)
 GROUPS = ("backbone", "suite", "finetune", "merge", "protocol")
@@ -83,7 +83,7 @@ class WandbTracker(Tracker):
                 id=own, mode=mode, project=self.project, entity=self.entity, dir=str(config.root), name=run_id,
                 group=self.group or config.experiment or config.method, job_type=keys["protocol"],
                 tags=list(dict.fromkeys(tag[:64] for tag in tags)), reinit="create_new", settings=settings,
-                config=keys | {"resolved": config.model_dump(mode="json")},
+                config=keys | {"resolved": config.recorded()},
             )  # fmt: skip
         except Exception:
             for left in (config.root / "wandb").glob(f"run-*-{own}"):
@@ -93,9 +93,11 @@ class WandbTracker(Tracker):
 
 def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:
     """Return the flat settings that every run has, whatever its method, so that runs can be filtered and grouped."""
-    own = {key: getattr(config, key) for key in ("method", "experiment", "seed", "precision")}
+    own = {key: getattr(config, key) for key in ("method", "experiment", "seed")}
+    own["precision"] = config.compute.precision
     chosen = {group: config.choices.get(group) or getattr(config, group).kind for group in GROUPS}
-    recipe = {key: getattr(config.finetune, key, None) for key in RECIPE}
+    tuned = config.method_on("source" if config.moves else "target")
+    recipe = {key: getattr(tuned, key, None) for key in RECIPE}
     return {"run_id": run_id} | own | chosen | {"transform": "+".join(config.transform) or None} | recipe
 
 
@@ -139,7 +141,7 @@ class WandbSession(Session):
     def finish(self, result: Result) -> None:
         """Log metrics, then the curves over coefficients, then both as tables."""
         with self._tolerant():
-            self._run.log(result.metrics | {"primary": result.primary})
+            self._run.log(flat_metrics(result.rows) | {"criterion": result.criterion.value})
             usage = {key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}
             self._run.summary.update({"state": "done", "reason": None, "fingerprint": result.fingerprint} | usage)
         with self._tolerant():

@@ -6,23 +6,35 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import UserError, describe
-from taskvec.protocols.harness_tasks import INSTALL
+from taskvec.protocols.harness.tasks import INSTALL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from taskvec.models.language import LanguageModel
-    from taskvec.protocols.measures import Merged
 
 
-def harness(merged: Merged) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a task's metrics (``main`` names the first) at the cell's coefficient, and each example's values [N].
+class Job(NamedTuple):
+    """One task of the harness and how it is run; ``folders`` hold its files."""
+
+    task: str
+    folders: tuple[str, ...]
+    limit: int | None
+    batch_size: int
+    num_fewshot: int | None
+    allow_code: bool
+
+
+def evaluate(
+    job: Job, backbone: LanguageModel, weights: Mapping[str, Tensor], *, bf16: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a task's metrics (``main`` names the first) under canonical weights, and each example's values [N].
 
     Raises:
-        UserError: if the harness or what the task needs is missing, or the merge has no single model.
+        UserError: if the harness or what the task needs is missing.
     """
     try:
         import lm_eval
@@ -30,32 +42,28 @@ def harness(merged: Merged) -> tuple[dict[str, Any], dict[str, Tensor]]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(f"{INSTALL} ({error})") from error
-    if merged.composition.per_task:
-        raise UserError("protocol=harness needs one model for all tasks, and this merge makes one for each")
-    settings, places, name = merged.settings, merged.cell.places, merged.settings["task"]
+    name = job.task
     with quiet():
-        manager = TaskManager(include_path=places["folders"], include_defaults=False)
+        manager = TaskManager(include_path=list(job.folders), include_defaults=False)
         try:
             loaded = manager.load([name])
         except Exception as error:
             raise UserError(f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}") from error
-        weights = {**merged.model.parameters, **merged.composition.parameters(merged.alpha)}
-        network = to_network(merged.backbone, weights)
         model = HFLM(
-            pretrained=network,
+            pretrained=to_network(backbone, weights),
             backend="causal",
-            batch_size=settings["batch_size"],
-            mixed_precision_dtype="bfloat16" if merged.bf16 else None,
-            **tokenizer(merged.backbone),
+            batch_size=job.batch_size,
+            mixed_precision_dtype="bfloat16" if bf16 else None,
+            **tokenizer(backbone),
         )
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=[loaded["groups"].get(name) or loaded["tasks"][name]],
             task_manager=manager,
-            num_fewshot=settings["num_fewshot"],
-            limit=settings["limit"],
+            num_fewshot=job.num_fewshot,
+            limit=job.limit,
             bootstrap_iters=0,
-            confirm_run_unsafe_code=settings["allow_code"],
+            confirm_run_unsafe_code=job.allow_code,
         )
     return summary(name, found), per_example(found["samples"])
 

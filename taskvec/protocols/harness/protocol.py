@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from taskvec.config import immaterial
 from taskvec.errors import UserError
-from taskvec.protocols.harness_tasks import Found, find
-from taskvec.protocols.question import Answer, Cell, Protocol, Report, Row, VectorRef, mean
+from taskvec.protocols.base import Answer, Ask, Cell, Composed, Protocol
+from taskvec.protocols.harness.question import HarnessTask
+from taskvec.protocols.harness.tasks import Found, find
+from taskvec.protocols.rows import Criterion, Report, Row, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class Harness(Protocol):
 
     kind: Literal["harness"] = "harness"
     tasks: tuple[str, ...] = Field(min_length=1)
-    include_path: str | None = None
+    include_path: str | None = immaterial(None)  # the cells hold the checksums of what it contributes
     alphas: tuple[float, ...] = Field((1.0,), min_length=1)
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -42,7 +45,6 @@ class Harness(Protocol):
     metrics: dict[str, str] | None = None
 
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
-    generates: ClassVar[bool] = True
 
     @field_validator("tasks", "alphas")
     @classmethod
@@ -50,10 +52,6 @@ class Harness(Protocol):
         if len(set(values)) < len(values):
             raise ValueError("named more than once")
         return values
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings; the cells hold the checksums of what ``include_path`` contributes."""
-        return {key: value for key, value in super().identity().items() if key != "include_path"}
 
     @cached_property
     def found(self) -> dict[str, Found]:
@@ -87,23 +85,27 @@ class Harness(Protocol):
                     f"protocol.tasks: {name} scores with code_eval, which wants {CONSENT}=1 in the shell too"
                 )
 
-    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, ask: Ask) -> list[Cell]:
         """Return a cell per model and task, those of the base first: they show what is missing before any training."""
-        vectors = tuple((1.0, VectorRef((task,))) for task in suite.tasks)
-        cells = [self._cell(f"zero_shot/{name}", name, (), 0.0) for name in self.tasks]
-        return cells + [
-            self._cell(f"merged/{alpha}/{name}", name, vectors, alpha) for alpha in self.alphas for name in self.tasks
-        ]
+        vectors = tuple((1.0, ask.vector(task)) for task in ask.suite.tasks)
+        cells = [self._cell(f"zero_shot/{name}", name, Composed(), 0.0) for name in self.tasks]
+        merged = Composed(vectors, merge=True)
+        for alpha in self.alphas:
+            cells += [self._cell(f"merged/{alpha}/{name}", name, merged, alpha) for name in self.tasks]
+        return cells
 
-    def _cell(self, label: str, name: str, vectors: tuple, alpha: float) -> Cell:
+    def _cell(self, label: str, name: str, composed: Composed, alpha: float) -> Cell:
         found = self.found[name]
-        settings = {"task": name, "lm_eval": version("lm_eval"), "files": found.digest()}
-        settings |= self.model_dump(include={"limit", "batch_size", "num_fewshot", "allow_code"})
-        folders = [str(folder) for folder in found.folders]
-        return Cell(
-            label, vectors, (), fixed=(alpha,), merge=bool(vectors), measure="harness", measure_settings=settings,
-            places={"folders": folders},
-        )  # fmt: skip
+        settings = self.model_dump(include={"limit", "batch_size", "num_fewshot", "allow_code"})
+        question = HarnessTask(
+            task=name,
+            alpha=alpha,
+            lm_eval=version("lm_eval"),
+            files=tuple(found.digest().items()),
+            folders=tuple(str(folder) for folder in found.folders),
+            **settings,
+        )
+        return Cell(label, composed, question)
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot and merged (at each coefficient), and every metric in ``maps``.
@@ -113,19 +115,24 @@ class Harness(Protocol):
         """
         models = {"zero_shot": ("zero_shot", 0.0)}
         for alpha in self.alphas:
-            models["merged" if len(self.alphas) == 1 else f"merged_{alpha}"] = (f"merged/{alpha}", alpha)
+            label = "merged" if len(self.alphas) == 1 else f"merged_{alpha}"
+            models[label] = (f"merged/{alpha}", alpha)
         rows, maps = {}, {}
         for label, (prefix, alpha) in models.items():
             values = {name: answers[f"{prefix}/{name}"].values for name in self.tasks}
-            accuracy = {name: self._main(name, at) for name, at in values.items()}
-            rows[label] = Row(row=label, alpha=alpha, accuracy=accuracy, mean=mean(accuracy.values()))
+            scores = {name: self._main(name, at) for name, at in values.items()}
+            cells = {name: f"{prefix}/{name}" for name in self.tasks}
+            rows[label] = Row(row=label, alpha=alpha, metrics={"accuracy": metric(scores)}, cells=cells)
             maps[label] = values
         merged = [row for label, row in rows.items() if label != "zero_shot"]
-        points = [{"alpha": row.alpha, "mean": row.mean, "accuracy": row.accuracy} for row in merged]
-        return Report(rows=tuple(rows.values()), curves={"merged": points}, maps=maps, primary=merged[0].mean)
+        points = []
+        for row in merged:
+            points.append({"alpha": row.alpha, "mean": row.mean("accuracy"), "accuracy": row.values("accuracy")})
+        criterion = Criterion(name="merged/accuracy", value=merged[0].mean("accuracy"), split="test")
+        return Report(rows=tuple(rows.values()), curves={"merged": points}, maps=maps, criterion=criterion)
 
     def _main(self, name: str, values: Mapping[str, Any]) -> float:
-        metric = (self.metrics or {}).get(name, values["main"])
-        if metric not in values["metrics"]:
-            raise UserError(f"protocol.metrics: {name} has {', '.join(values['metrics'])}, but not {metric!r}")
-        return values["metrics"][metric]
+        named = (self.metrics or {}).get(name, values["main"])
+        if named not in values["metrics"]:
+            raise UserError(f"protocol.metrics: {name} has {', '.join(values['metrics'])}, but not {named!r}")
+        return values["metrics"][named]

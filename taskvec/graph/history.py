@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec.runner.artefact import read_json
-from taskvec.runner.store import RECORD, Store
+from taskvec.graph.artefact import read_json
+from taskvec.graph.store import RECORD, Store
 
 Recipe = Mapping[str, Any]
 

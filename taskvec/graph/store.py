@@ -13,9 +13,9 @@ from typing import Any
 
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
-from taskvec.runner.artefact import Artefact, Content, fingerprint, read_json
-from taskvec.runner.locking import held
-from taskvec.runner.usage import measured
+from taskvec.graph.artefact import Content, Node, fingerprint, read_json
+from taskvec.graph.locking import at_once, held
+from taskvec.graph.usage import measured
 
 log = logging.getLogger(__name__)
 MANIFEST, RECORD, TENSORS = "SHA256SUMS", "artefact.json", "tensors.safetensors"
@@ -35,19 +35,19 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def folder(self, artefact: Artefact) -> Path:
+    def folder(self, artefact: Node) -> Path:
         """Return the artefact's folder, which exists once it is complete."""
         return self.root / artefact.kind / artefact.fingerprint
 
-    def partial(self, artefact: Artefact) -> Path:
+    def partial(self, artefact: Node) -> Path:
         """Return the folder for checkpoints of an artefact that is being computed; removed when it is complete."""
         return self.root / "partial" / artefact.fingerprint
 
-    def has(self, artefact: Artefact) -> bool:
+    def has(self, artefact: Node) -> bool:
         """Return whether the artefact is stored, without reading its content."""
         return (self.folder(artefact) / MANIFEST).is_file()
 
-    def get(self, artefact: Artefact, compute: Callable[[], Content]) -> tuple[Content, dict[str, Any], bool]:
+    def get(self, artefact: Node, compute: Callable[[], Content]) -> tuple[Content, dict[str, Any], bool]:
         """Return (content, record, computed here): read if stored and intact, else computed once and written.
 
         Raises:
@@ -62,7 +62,18 @@ class Store:
                     return self._compute(artefact, compute)
         return *stored, False
 
-    def _compute(self, artefact: Artefact, compute: Callable[[], Content]) -> tuple[Content, dict[str, Any], bool]:
+    def offer(self, artefact: Node, content: Content) -> dict[str, Any] | None:
+        """Write an artefact that was computed along with another one, and return its record.
+
+        None if it is stored by now, or another process computes it: waiting here, under the lock of the artefact that is
+        being computed, could wait for ever.
+        """
+        with at_once(self.root / "locks" / f"{artefact.fingerprint}.lock") as free:
+            if not free or self.has(artefact):
+                return None
+            return self._compute(artefact, lambda: content)[1]
+
+    def _compute(self, artefact: Node, compute: Callable[[], Content]) -> tuple[Content, dict[str, Any], bool]:
         for leftover in self.root.glob(f"{artefact.kind}/.tmp-{artefact.fingerprint}-*"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: this one holds the lock
         content, usage = measured(compute)
@@ -71,7 +82,7 @@ class Store:
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
         return content, record, True
 
-    def _read_if_intact(self, artefact: Artefact, warn: bool = False) -> tuple[Content, dict[str, Any]] | None:
+    def _read_if_intact(self, artefact: Node, warn: bool = False) -> tuple[Content, dict[str, Any]] | None:
         if not self.has(artefact):
             return None
         try:

@@ -10,8 +10,8 @@ from taskvec.config import Component
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from taskvec.runner.compose import RunConfig
-    from taskvec.runner.result import Result
+    from taskvec.graph.run import RunConfig
+    from taskvec.graph.result import Result
 
 
 class Session:

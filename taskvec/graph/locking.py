@@ -35,3 +35,19 @@ def held(path: Path, purpose: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def at_once(path: Path) -> Iterator[bool]:
+    """Hold the lock file ``path`` if that is possible without waiting, and say whether it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from taskvec.merge.composition import Scaled
-from taskvec.models import gpt2
+from taskvec.models.language import gpt2
 from taskvec.vectors import Deferred, TaskVector, converted, save_tensors
 
 

@@ -14,7 +14,7 @@ from taskvec.protocols.harness.tasks import INSTALL
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from taskvec.models.language import LanguageModel
+    from taskvec.models.language.language import LanguageModel
 
 
 class Job(NamedTuple):
@@ -94,7 +94,7 @@ def tokenizer(backbone: LanguageModel) -> dict[str, Any]:
     """Return the harness's arguments about the tokenizer: a copy, which puts the start token before every text."""
     from tokenizers.processors import TemplateProcessing
 
-    from taskvec.models.lm_tokens import special_id
+    from taskvec.models.language.tokens import special_id
 
     own, start = copy.deepcopy(backbone.text_tokenizer), backbone.start_token
     if not start:

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Recipe
+from taskvec.models.language.files import CONFIG, TOKENIZER, Header, Source, find_layout
 from taskvec.models.layers import LinearLayer
-from taskvec.models.lm_files import CONFIG, TOKENIZER, Header, Source, find_layout
 from taskvec.models.lm_layouts import Heads, Layout, Style
 
 if TYPE_CHECKING:
@@ -139,13 +139,13 @@ class LanguageModel(Backbone):
 
     def to_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return canonical tensors under transformers' names; only GPT-2's differ."""
-        from taskvec.models import gpt2
+        from taskvec.models.language import gpt2
 
         return gpt2.to_transformers(state) if self.layout.package == "gpt2" else dict(state)
 
     def from_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Invert :meth:`to_transformers`, exactly."""
-        from taskvec.models import gpt2
+        from taskvec.models.language import gpt2
 
         return gpt2.from_transformers(state) if self.layout.package == "gpt2" else dict(state)
 
@@ -158,7 +158,7 @@ class LanguageModel(Backbone):
         Raises:
             UserError: if the tokenizer cannot be loaded, lacks the start token, or a frame alone is too long.
         """
-        from taskvec.models.lm_tokens import padded, special_id
+        from taskvec.models.language.tokens import padded, special_id
 
         start = [special_id(self.text_tokenizer, self.start_token)] if self.start_token else []
         rows = self._encode(examples, self.max_length - len(start))
@@ -195,8 +195,8 @@ class LanguageModel(Backbone):
         """
         import torch
 
-        from taskvec.models.lm_attention import ATTENTION
-        from taskvec.models.lm_modules import wrap
+        from taskvec.models.language.attention import ATTENTION
+        from taskvec.models.language.modules import wrap
 
         try:
             with quiet():

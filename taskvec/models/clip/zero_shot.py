@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskvec.models.clip_config import LOCAL_DIR, check_shapes, local_folder, open_clip_config, vision_config
+from taskvec.models.clip.config import LOCAL_DIR, check_shapes, local_folder, open_clip_config, vision_config
 
 FOLDER_WEIGHTS = "open_clip_model.safetensors"
 

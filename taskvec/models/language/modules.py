@@ -186,8 +186,8 @@ class CausalModel(LanguageModule):
 
 def wrap(network: nn.Module, layout: Layout) -> Any:
     """Return the canonical module of a network of transformers, which is rewritten in place."""
-    from taskvec.models import gpt2
-    from taskvec.models.lm_attention import make_differentiable
+    from taskvec.models.language import gpt2
+    from taskvec.models.language.attention import make_differentiable
 
     if layout.package == "gpt2":
         gpt2.split(network)

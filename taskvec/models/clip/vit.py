@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from taskvec.models.clip_config import VisionConfig, key_map
+from taskvec.models.clip.config import VisionConfig, key_map
 from taskvec.models.layers_torch import LayerNorm, attend
 
 

@@ -13,7 +13,7 @@ from taskvec.data.files import sha256
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Model
-from taskvec.models.clip_config import (
+from taskvec.models.clip.config import (
     FOLDER_CONFIG,
     VisionConfig,
     check_shapes,
@@ -182,7 +182,7 @@ class Clip(Backbone):
         import torch
         from safetensors.torch import load_file
 
-        from taskvec.models.clip_vit import VisionTransformer, from_open_clip
+        from taskvec.models.clip.vit import VisionTransformer, from_open_clip
 
         if self.weights and self.weights.suffix == ".safetensors":
             state = load_file(self.weights)
@@ -203,7 +203,7 @@ class Clip(Backbone):
         Raises:
             UserError: if the text tower cannot be loaded or its output is not finite.
         """
-        from taskvec.models.zero_shot import zero_shot_head
+        from taskvec.models.clip.zero_shot import zero_shot_head
 
         clip, tokenizer = self._open_clip
         heads = {task: zero_shot_head(clip, tokenizer, *names).cpu() for task, names in tasks.items()}
@@ -218,7 +218,7 @@ class Clip(Backbone):
         Raises:
             UserError: if they cannot be loaded, or were trained with another preprocessing.
         """
-        from taskvec.models.zero_shot import load_open_clip
+        from taskvec.models.clip.zero_shot import load_open_clip
 
         try:
             quick = self.vision.activation == "quick_gelu"
@@ -286,6 +286,6 @@ class ClipModel(Model):
 
     def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return exp(logit scale) * cos(features, class texts) [N, C]."""
-        from taskvec.models.zero_shot import classify
+        from taskvec.models.clip.zero_shot import classify
 
         return classify(features, head)

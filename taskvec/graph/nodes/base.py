@@ -26,6 +26,11 @@ class Base(Node):
         """Never."""
         return False
 
+    @property
+    def label(self) -> str:
+        """The same for every backbone."""
+        return f"{self.kind} weights"
+
     def spec(self) -> Json:
         """Return the backbone's identity, which hashes its weights once."""
         return self.backbone.identity()

@@ -21,6 +21,7 @@ PACKAGES = {
     "backbone": "taskvec.models",
     "suite": "taskvec.data",
     "finetune": "taskvec.finetune",
+    "objective": "taskvec.training.objectives",
     "transform": "taskvec.transform",
     "merge": "taskvec.merge",
     "protocol": "taskvec.protocols",

@@ -110,7 +110,7 @@ PRELOADED = (
     "pyarrow.parquet",
     "safetensors.torch",
     "taskvec.cli.run",
-    "taskvec.models.clip_vit",
+    "taskvec.models.clip.vit",
     "taskvec.protocols.evaluate",
     "taskvec.report.table",
     "taskvec.runner.compose",
@@ -182,7 +182,7 @@ class Accident:
 
         from taskvec.merge.composition import Scaled
         from taskvec.merge.task_arithmetic import TaskArithmetic
-        from taskvec.models.clip import ClipModel
+        from taskvec.models.clip.backbone import ClipModel
         from taskvec.runner.store import Store
         from taskvec.training import checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taskvec.models import gpt2
+from taskvec.models.language import gpt2
 from taskvec.vectors import Deferred, TaskVector, converted, save_tensors
 from taskvec.vectors.composition import Scaled
 

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.language import LanguageModel
+from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.models.lm_modules import EncoderModel
+    from taskvec.models.language.modules import EncoderModel
 
 
 @register("backbone", "encoder", paper="Devlin et al., NAACL 2019, arXiv 1810.04805; Liu et al., arXiv 1907.11692")
@@ -31,7 +31,7 @@ class Encoder(LanguageModel):
         Raises:
             UserError: if weights or tokenizer cannot be read, or weights are missing or not finite.
         """
-        from taskvec.models.lm_modules import EncoderModel
+        from taskvec.models.language.modules import EncoderModel
 
         module = self._network(device)
         kinds = getattr(module.config, "type_vocab_size", 0)
@@ -53,6 +53,6 @@ class Encoder(LanguageModel):
         return heads
 
     def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
-        from taskvec.models.lm_tokens import encode_pairs
+        from taskvec.models.language.tokens import encode_pairs
 
         return encode_pairs(self.text_tokenizer, examples, room)

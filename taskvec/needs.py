@@ -206,6 +206,9 @@ class View(Protocol):
     def labels(self, rows: Tensor | slice | None = None) -> Tensor:
         """Return labels; an error that names task and split where they were not granted."""
 
+    def lengths(self) -> Tensor | None:
+        """Return the number of tokens of each text [N]; None for images."""
+
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor | slice]:
         """Yield the row numbers of each batch."""
 

@@ -78,7 +78,7 @@ class Plan:
         """A task's head: frozen, or for backbones that learn heads the one trained with the task's own vector."""
 
         def build() -> Artefact:
-            if not self.config.backbone.learns_heads:
+            if "learned_heads" not in self.config.backbone.gives:
                 return self.initial_head(task)
             vector = self.vector(VectorRef((task,), transformed=False))
             return Artefact("head", f"head {task}", {"learned": task}, {"vector": vector}, work.learned_head(task))
@@ -103,7 +103,7 @@ class Plan:
             names = class_names(task, definition, locate(task, definition, "test").path)
         else:
             names = definition.classes or hub_class_names(task, definition)
-        return definition.prompts(names, learned=self.config.backbone.learns_heads)
+        return definition.prompts(names, learned="learned_heads" in self.config.backbone.gives)
 
     def vector(self, ref: VectorRef) -> Artefact:
         """The vector a protocol refers to, after the run's transforms unless it asks for the vector as fine-tuned."""

@@ -79,14 +79,14 @@ def readable(config: RunConfig) -> None:
     """
     protocol, suite, backbone = config.protocol, config.suite, config.backbone
     chosen = f"backbone={config.choices.get('backbone') or backbone.kind}"
-    if protocol.uses_control and suite.control_metric == "perplexity" and getattr(backbone, "style", "") != "causal":
+    if protocol.uses_control and suite.control_metric == "perplexity" and "perplexity" not in backbone.gives:
         raise UserError(
             f"suite.control: {suite.control} is a corpus, and {chosen} gives no probability of a text; take a causal "
             "language model, or a task as suite.control"
         )
-    if protocol.generates and getattr(backbone, "style", "") != "causal":
+    if protocol.generates and "generation" not in backbone.gives:
         raise UserError(f"protocol={protocol.kind} lets the model write, and {chosen} is no causal language model")
-    if protocol.unseen_targets and backbone.learns_heads:
+    if protocol.unseen_targets and "learned_heads" in backbone.gives:
         raise UserError(
             f"protocol={protocol.kind} must not see the target's labels, from which {chosen} would learn a head; "
             "take a causal or text-to-text model"
@@ -99,7 +99,7 @@ def label_words(config: RunConfig, plan: Plan) -> None:
     Raises:
         UserError: if the tokenizer cannot be loaded, or two words share their first token.
     """
-    if config.suite.modality != "texts" or config.backbone.learns_heads:
+    if "label_words" not in config.backbone.gives:
         return
     store = Store(config.root / "store")
     for task in dict.fromkeys(task for cell in plan.questions for task in cell.tasks):

@@ -47,7 +47,7 @@ def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
         elif isinstance(task, Corpus):
             tensors = tokenise_corpus(name, task, split, backbone.tokenize)
         else:
-            tensors = tokenise_split(name, task, split, backbone.tokenize, framed=backbone.style != "encoder")
+            tensors = tokenise_split(name, task, split, backbone.tokenize, framed="label_words" in backbone.gives)
         return Content(tensors, {"examples": len(tensors["inputs"])})
 
     return compute
@@ -82,7 +82,7 @@ def training(recipe: Recipe, tasks: Sequence[str], *, seed: int, ascend: bool) -
             seed=seed,
             bf16=work.bf16,
             ascend=ascend,
-            learn_heads=backbone.learns_heads,
+            learn_heads="learned_heads" in backbone.gives,
             penalties=recipe.penalties(others, seed),
             frozen=recipe.frozen(others),
             checkpoint=Checkpoint(work.store.partial(node), recipe.checkpoint_every),

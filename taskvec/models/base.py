@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from taskvec.config import Component, Config
+from taskvec.config import Component, Config, immaterial
 from taskvec.errors import UserError
 from taskvec.models.layers import LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
@@ -44,9 +44,8 @@ class Backbone(Component):
     ``gives`` says what the family can do.
     """
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = immaterial(Recipe())
 
-    unfingerprinted: ClassVar[frozenset[str]] = frozenset({"recipe"})
     modality: ClassVar[str] = "images"
     gives: ClassVar[frozenset[Ability]]
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
@@ -119,11 +118,28 @@ class Model:
     right with -1.
     """
 
+    backbone: Backbone  # what it was loaded from
+
     def __init__(self, module: nn.Module):
         self.module = module.eval()
         self.parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         for parameter in module.parameters():
             parameter.requires_grad_(False)
+
+    @cached_property
+    def layers(self) -> list[LinearLayer]:
+        """The linear layers in the order of the forward pass."""
+        return self.backbone.linear_layers()
+
+    @cached_property
+    def spaces(self) -> dict[str, Axes]:
+        """The activation space of each axis of every editable parameter."""
+        return self.backbone.spaces()
+
+    @cached_property
+    def observed(self) -> dict[str, Seen]:
+        """The module, and its side, at which each space can be seen."""
+        return self.backbone.observed()
 
     def prepare(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the module's arguments for a batch of decoded examples."""

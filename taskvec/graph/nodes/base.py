@@ -42,6 +42,7 @@ class Base(Node):
     def load(self, work: Work) -> Model:
         """Load the backbone onto the device, or into main memory with its blocks computed on the device."""
         model = self.backbone.load(work.device)
+        model.backbone = self.backbone
         if work.offload:
             from taskvec.training.recompute import offload
 

@@ -52,7 +52,7 @@ class Decoded(Node):
         if isinstance(definition, Corpus):
             tensors = tokenise_corpus(task, definition, self.split, backbone.tokenize)
         elif isinstance(definition, TextTask):
-            framed = not backbone.learns_heads
+            framed = "learned_heads" not in backbone.gives
             tensors = tokenise_split(task, definition, self.split, backbone.tokenize, framed=framed)
         else:
             tensors = decode_split(task, definition, self.split, backbone.preprocessing())

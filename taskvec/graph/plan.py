@@ -116,7 +116,7 @@ class Plan:
     def head(self, task: str, side: Side) -> Node | None:
         """A task's head: frozen, or for backbones that learn heads the one learned with the task's own vector."""
         initial = self.initial_head(task, side)
-        if initial is None or not self.config.backbone_of(side).learns_heads:
+        if initial is None or "learned_heads" not in self.config.backbone_of(side).gives:
             return initial
         tuned = self.vector(self.chain.tuned((task,), side))
         return self._once(("learned head", task, side), lambda: LearnedHead(tuned, task))

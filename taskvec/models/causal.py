@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
@@ -25,6 +26,7 @@ class Causal(LanguageModel):
     kind: Literal["causal"] = "causal"
 
     style: ClassVar[Style] = "causal"
+    gives: ClassVar[frozenset[Ability]] = frozenset({"label_words", "perplexity", "generation"})
 
     def load(self, device: str) -> CausalModel:
         """Return the model with its base weights.

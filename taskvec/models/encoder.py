@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
@@ -23,7 +24,7 @@ class Encoder(LanguageModel):
     kind: Literal["encoder"] = "encoder"
 
     style: ClassVar[Style] = "encoder"
-    learns_heads: ClassVar[bool] = True
+    gives: ClassVar[frozenset[Ability]] = frozenset({"learned_heads"})
 
     def load(self, device: str) -> EncoderModel:
         """Return the encoder with its base weights, without pooler and pre-training head.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
@@ -22,6 +23,7 @@ class TextToText(LanguageModel):
     kind: Literal["text_to_text"] = "text_to_text"
 
     style: ClassVar[Style] = "text_to_text"
+    gives: ClassVar[frozenset[Ability]] = frozenset({"label_words"})
 
     def load(self, device: str) -> TextToTextModel:
         """Return the model with its base weights.

@@ -81,7 +81,7 @@ def readable(config: RunConfig, group: str, backbone: Any) -> None:
     if backbone.modality != config.suite.modality:
         suite = chosen(config, "suite")
         raise UserError(f"{suite} holds {config.suite.modality}, {named} reads {backbone.modality}")
-    if config.protocol.unseen_targets and backbone.learns_heads:
+    if config.protocol.unseen_targets and "learned_heads" in backbone.gives:
         raise UserError(
             f"protocol={config.protocol.kind} must not see the target's labels, from which {named} would learn a head; "
             "take a causal or text-to-text model"
@@ -120,7 +120,7 @@ def label_words(config: RunConfig, plan: Plan) -> None:
         return
     store = Store(config.root / "store")
     for node in plan.nodes:
-        if isinstance(node, InitialHead) and not node.base.backbone.learns_heads and not store.has(node):
+        if isinstance(node, InitialHead) and "label_words" in node.base.backbone.gives and not store.has(node):
             node.base.backbone.heads({node.task: node.prompt})
 
 

@@ -26,6 +26,11 @@ class Base(Node):
         """Never."""
         return False
 
+    @property
+    def label(self) -> str:
+        """The same for every backbone."""
+        return f"{self.kind} weights"
+
     def spec(self) -> Json:
         """Return the backbone's identity, which hashes its weights once."""
         return self.backbone.identity()
@@ -37,6 +42,7 @@ class Base(Node):
     def load(self, work: Work) -> Model:
         """Load the backbone onto the device, or into main memory with its blocks computed on the device."""
         model = self.backbone.load(work.device)
+        model.backbone = self.backbone
         if work.offload:
             from taskvec.training.recompute import offload
 

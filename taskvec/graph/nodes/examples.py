@@ -12,7 +12,7 @@ from taskvec.models.base import Backbone
 from taskvec.needs import Budget
 
 if TYPE_CHECKING:
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Decoded(Node):
         if isinstance(definition, Corpus):
             tensors = tokenise_corpus(task, definition, self.split, backbone.tokenize)
         elif isinstance(definition, TextTask):
-            framed = not backbone.learns_heads
+            framed = "learned_heads" not in backbone.gives
             tensors = tokenise_split(task, definition, self.split, backbone.tokenize, framed=framed)
         else:
             tensors = decode_split(task, definition, self.split, backbone.preprocessing())
@@ -74,17 +74,15 @@ class Rows(Node):
         """Never: they are read from the decoded split."""
         return False
 
-    def value(self, work: Work) -> TaskView:
+    def value(self, work: Work) -> View:
         """Return the view, on the device."""
         return work.keep(self, lambda: self._view(work))
 
-    def _view(self, work: Work) -> TaskView:
-        from taskvec.data.views import TaskView, chosen
+    def _view(self, work: Work) -> View:
+        from taskvec.data.views import View, chosen
 
-        whole = TaskView.of(
-            self.decoded.value(work).tensors,
-            head=None if self.head is None else self.head.value(work),
-            name=f"{self.decoded.task}/{self.decoded.split}",
-            device=work.device,
-        )
-        return whole if self.budget is None else whole.select(chosen(whole, self.budget))
+        head = None if self.head is None else self.head.value(work)
+        name = f"{self.decoded.task}/{self.decoded.split}"
+        whole = View.of(self.decoded.value(work).tensors, name=name, head=head)
+        part = whole if self.budget is None else whole.select(chosen(whole, self.budget))
+        return part.to(work.device, work.resident)

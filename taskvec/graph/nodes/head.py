@@ -75,4 +75,4 @@ def prompt_of(task: str, definition: Any, backbone: Backbone) -> tuple[list[str]
         names = class_names(task, definition, locate(task, definition, "test").path)
     else:
         names = definition.classes or hub_class_names(task, definition)
-    return definition.prompts(names, learned=backbone.learns_heads)
+    return definition.prompts(names, learned="learned_heads" in backbone.gives)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import isfinite, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from taskvec.data.files import sha256
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
-from taskvec.models.base import Backbone, Model
+from taskvec.models.base import Ability, Backbone, Model
 from taskvec.models.clip.config import (
     FOLDER_CONFIG,
     VisionConfig,
@@ -25,7 +25,9 @@ from taskvec.models.clip.config import (
     trained_with_quick_gelu,
     vision_config,
 )
+from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.layers import LinearLayer
+from taskvec.models.spaces import Spaces
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Clip(Backbone):
     std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
+
+    gives: ClassVar[frozenset[Ability]] = frozenset({"zero_shot_heads"})
 
     @cached_property
     def name(self) -> str:
@@ -137,6 +141,9 @@ class Clip(Backbone):
         names = [name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours]
         fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
         return [name for name in names if name not in fixed]
+
+    def _spaces(self) -> Spaces:
+        return clip_spaces(self.vision)
 
     def weight_bytes(self) -> int:
         """Return the size of the image tower in float32."""

@@ -173,13 +173,28 @@ class Header:
 
     def parameters(self) -> int:
         """Return the number of editable parameters; tied tensors that are stored twice count once."""
+        return sum(prod(self.tensors[name][0]) for name in self._stored())
+
+    def names(self) -> list[str]:
+        """Return the editable parameters' canonical names, GPT-2's packed q, k and v apart."""
+        names = self._stored()
+        if self.layout.package != "gpt2":
+            return names
+        apart: list[str] = []
+        for name in names:
+            stem, packed, kind = name.partition(".c_attn.")
+            apart += [f"{stem}.c_attn.{letter}.{kind}" for letter in "qkv"] if packed else [name]
+        return apart
+
+    def _stored(self) -> list[str]:
+        """Return the names of the stored tensors that are parameters, tied ones once."""
         skipped = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+        tied = self.config.get("tie_word_embeddings", self.layout.tied)
         # T5 v1.1 says that its outputs are not scaled where it means that they are not tied.
-        if self.config.get("tie_word_embeddings") and self.config.get("scale_decoder_outputs", True):
+        if tied and self.config.get("scale_decoder_outputs", True):
             skipped.add("lm_head.weight")
         buffers = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
-        kept = {n: t for n, t in self.tensors.items() if n not in skipped and not n.endswith(buffers)}
-        return sum(prod(shape) for shape, _ in kept.values())
+        return [name for name in self.tensors if name not in skipped and not name.endswith(buffers)]
 
 
 def stored_shapes(layout: Layout, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -14,8 +14,10 @@ from pydantic import Field
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Recipe
 from taskvec.models.language.files import CONFIG, TOKENIZER, Header, Source, find_layout
+from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_layouts import Heads, Layout, Style
+from taskvec.models.spaces import Spaces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,13 +123,16 @@ class LanguageModel(Backbone):
         return 4 * Header(find_layout(config, self.style), config, tuple(files)).parameters() if files else 0
 
     def parameter_names(self) -> list[str] | None:
-        """Return the stored tensors' names; None for GPT-2, whose names differ, and for a model not cached yet."""
+        """Return the editable parameters' names; None for a model not cached yet."""
         config = self.source.config()
         files = self.source.weights() if config else []
-        layout = find_layout(config, self.style) if files else None
-        if layout is None or layout.package == "gpt2":
-            return None
-        return list(Header(layout, config, tuple(files)).tensors)
+        return Header(find_layout(config, self.style), config, tuple(files)).names() if files else None
+
+    def _spaces(self) -> Spaces:
+        try:
+            return language_spaces(self.layout, self.architecture)
+        except ValueError as error:
+            raise UserError(f"backbone.model: {self.model}: {error}") from error
 
     def linear_layers(self) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass."""

@@ -69,7 +69,11 @@ class Evaluator:
         Raises:
             NotFinite: naming tensor or task, if that is so at every coefficient.
         """
-        readers = [Predictions(self.model, need, self._view(composition, need)) for need in needs]
+        readers = []
+        for need in needs:
+            view = self.view_of(need)
+            head = composition.readout(need.task).get("head", view.head)
+            readers.append(Predictions(self.model, need, view, head))
         return self._walk(composition, readers, alphas)
 
     def surprise(
@@ -83,7 +87,7 @@ class Evaluator:
             NotFinite: if the likelihoods are not finite at any coefficient.
             UserError: if the backbone gives no probability of a text.
         """
-        reader = Surprise(self.model, need, self.view_of(need))
+        reader = Surprise(self.model, need, self.view_of(need), head=None)
         found, excluded = self._walk(composition, [reader], alphas)
         return {key: outcomes[need] for key, outcomes in found.items()}, excluded
 
@@ -122,10 +126,6 @@ class Evaluator:
         keyed = alphas if isinstance(alphas, Mapping) else {alpha: alpha for alpha in alphas}
         with self._autocast():
             return walk(self.model, composition, readers, keyed)
-
-    def _view(self, composition: Composition, need: Examples) -> View:
-        """Return a need's view, with the composition's head where it has one of its own."""
-        return _WithHead.of(self.view_of(need), composition.readout(need.task))
 
     def _autocast(self) -> torch.autocast:
         device = next(iter(self.model.parameters.values())).device.type

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taskvec.errors import NotFinite
 from taskvec.needs import Checkpointed, Observe
+from taskvec.training.finite import broken
 from taskvec.training.objectives.base import MicroBatch, State, Steps
 from taskvec.training.schedule import Schedule
 
@@ -167,7 +168,7 @@ class _Run:
         self.leaves = {name: leaf for group in self.groups for name, leaf in group.leaves.items()}
         self.optimiser = optimiser(self.groups, self.schedule)
         device = next(iter(self.leaves.values())).device
-        self.broken = torch.zeros(2, dtype=torch.long, device=device)  # first step with a broken loss, gradient
+        self.failed = torch.zeros(2, dtype=torch.long, device=device)  # first step with a broken loss, gradient
 
     def set_rate(self, rate: float) -> None:
         """Give each group its factor of a rate."""
@@ -183,8 +184,8 @@ class _Run:
     def watch(self, slope: _Slope) -> None:
         """Note a loss or gradient that is not finite, without waiting for the device."""
         values = torch.stack([slope.loss.isfinite(), slope.norm.isfinite()])
-        fine = values | (self.broken > 0)
-        self.broken = torch.where(fine, self.broken, self.done)
+        fine = values | (self.failed > 0)
+        self.failed = torch.where(fine, self.failed, self.done)
 
     def check(self) -> None:
         """Check all losses, gradients and leaves so far.
@@ -192,13 +193,12 @@ class _Run:
         Raises:
             NotFinite: naming what is not finite first.
         """
-        for what, step in zip(("training loss", "gradient"), self.broken.tolist(), strict=True):
+        for what, step in zip(("training loss", "gradient"), self.failed.tolist(), strict=True):
             if step:
                 raise NotFinite(f"the {what} is not finite at step {step}; {REMEDY}")
-        finite = torch.stack([leaf.detach().isfinite().all() for leaf in self.leaves.values()])
-        for name, fine in zip(self.leaves, finite.tolist(), strict=True):
-            if not fine:
-                raise NotFinite(f"{name} is not finite after step {self.done} of training; {REMEDY}")
+        name = broken(self.leaves)
+        if name:
+            raise NotFinite(f"{name} is not finite after step {self.done} of training; {REMEDY}")
 
     def pack(self) -> dict[str, Any]:
         """Return everything a resumed training needs."""

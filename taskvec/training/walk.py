@@ -31,8 +31,8 @@ Weights = Mapping[str, Tensor]
 class Reader(ABC):
     """What is read off a model for every example of a need: ``hidden`` depends on the weights, ``read`` on hidden."""
 
-    def __init__(self, model: Model, need: Examples, view: View):
-        self.model, self.need, self.view = model, need, view
+    def __init__(self, model: Model, need: Examples, view: View, head: Tensor | None):
+        self.model, self.need, self.view, self.head = model, need, view, head
 
     @abstractmethod
     def batches(self) -> Iterator[Rows]:
@@ -83,11 +83,11 @@ class Predictions(Reader):
 
     def hidden(self, weights: Weights, inputs: Tensor) -> Tensor:
         """Return the features [n, d]."""
-        return self.model.features(weights, inputs, self.view.head)
+        return self.model.features(weights, inputs, self.head)
 
     def read(self, hidden: Tensor, inputs: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
         """Return what the logits [n, C] decide, and the logits."""
-        logits = self.model.logits(hidden, self.view.head, weights)
+        logits = self.model.logits(hidden, self.head, weights)
         return decide(logits, scores=self.view.regression), logits
 
 
@@ -110,6 +110,48 @@ class Surprise(Reader):
         return torch.stack([surprise, counted.to(surprise)], dim=1), surprise
 
 
+class _Outcomes:
+    """Outcomes of examples as they are read, and whether all is finite, without waiting for the device."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.values: Tensor | None = None
+        self.finite: Tensor | None = None
+
+    def put(self, rows: Rows, values: Tensor, evidence: Tensor) -> None:
+        """Take the outcomes of some rows, and what must be finite."""
+        finite = evidence.isfinite().all()
+        if self.values is None:
+            self.values = values.new_empty(self.count, *values.shape[1:])
+            self.finite = finite
+        self.values[rows] = values
+        self.finite = self.finite & finite
+
+    def finished(self, need: Examples) -> Tensor:
+        """Return the outcomes of all examples, on the CPU.
+
+        Raises:
+            NotFinite: naming the task if something was not finite.
+        """
+        if not self.finite:
+            raise NotFinite(f"the model's outputs on {need.task}/{need.split} are not finite")
+        return self.values.cpu()
+
+
+def decide(logits: Tensor, *, scores: bool) -> Tensor:
+    """Return the class [N] of highest logit, or with ``scores`` the score [N].
+
+    A score is that of the one output, or the mean of 0, 1, ... under the softmax over words that stand for them.
+    """
+    if not scores:
+        return logits.argmax(1)
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    weights = exact(logits).softmax(1)  # weighted in float32: a matrix product would be bfloat16 under autocast
+    numbers = torch.arange(logits.shape[1], device=logits.device)
+    return (weights * numbers).sum(1)
+
+
 class Found(NamedTuple):
     """Outcomes by coefficient and need, on the CPU, and why some coefficients have none."""
 
@@ -118,9 +160,7 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def walk(
-    model: Model, composition: Composition, readers: Sequence[Reader], alphas: Mapping[Hashable, Alpha]
-) -> Found:
+def walk(model: Model, composition: Composition, readers: Sequence[Reader], alphas: Mapping[Hashable, Alpha]) -> Found:
     """Return the outcomes of a composition at each coefficient, or at one for each vector.
 
     A coefficient at which weights or outcomes are not finite is excluded.
@@ -154,7 +194,11 @@ def _affine(composition: Composition, alphas: Mapping[Hashable, Alpha]) -> bool:
 
 
 def _line(composition: Composition, reader: Reader, alphas: Mapping[Hashable, float], found: Found) -> None:
-    """Evaluate one need at all coefficients that are left, with one jvp for each example."""
+    """Evaluate one need at all coefficients that are left, with one jvp for each example.
+
+    Raises:
+        NotFinite: naming a tensor of the direction that is not finite.
+    """
     task = reader.need.task
     direction = composition.direction(task)
     name = broken(direction)
@@ -178,12 +222,10 @@ def _point(
             weights = _moved(model, composition, alpha, reader.need.task)
         if composition.forward == "tangent":  # weights that are not affine in alpha
             deltas = {name: weight - model.parameters[name] for name, weight in weights.items()}
-            found[reader.need] = reader.along(deltas, {alpha_one: 1.0})[alpha_one].finished(reader.need)
+            (only,) = reader.along(deltas, {1.0: 1.0}).values()
+            found[reader.need] = only.finished(reader.need)
         else:
             found[reader.need] = reader.at(weights)
-
-
-alpha_one = "one"
 
 
 def _moved(model: Model, composition: Composition, alpha: Alpha, task: str | None) -> dict[str, Tensor]:

@@ -202,23 +202,6 @@ class TaskVector(Mapping[str, Tensor]):
                 weights[name] = torch.add(weight, self[name].to(weight), alpha=scale)
         return weights
 
-    def check_base(self, base: Mapping[str, Tensor], base_hash: str) -> None:
-        """Check that the vector belongs to base weights: their hash, its names among theirs, their shapes.
-
-        Raises:
-            UserError: naming what does not fit.
-        """
-        made_on = self.metadata.get(BASE_HASH)
-        if made_on not in (None, base_hash):
-            raise UserError(
-                f"the task vector was made on other base weights ({made_on[:12]}) than the backbone's "
-                f"({base_hash[:12]}); choose the backbone that it was made on"
-            )
-        try:
-            _check(base, self._deltas)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"the task vector does not fit the backbone: {error.args[0]}") from error
-
     def pack(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Return the tensors and the JSON header of the one file format, for a store and for files alike.
 
@@ -241,15 +224,24 @@ class TaskVector(Mapping[str, Tensor]):
         return Deferred(self._dense.like | shapes, tensor), header
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> TaskVector:
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, base_hash: str | None = None
+    ) -> TaskVector:
         """Invert :meth:`pack`; other tensors beside the vector's are left alone. On the CPU the vector is deferred.
 
         Raises:
             KeyError: if the header or a tensor is not complete.
+            UserError: if the vector was made on other base weights than those of ``base_hash``.
             ValueError: for a header of another format.
         """
         if header["format"] != FORMAT:
             raise ValueError(f"a task vector of format {header['format']}; this version reads format {FORMAT}")
+        made_on = header["metadata"].get(BASE_HASH)
+        if base_hash and made_on and made_on != base_hash:
+            raise UserError(
+                f"the task vector was made on other base weights ({made_on[:12]}) than the backbone's "
+                f"({base_hash[:12]}); choose the backbone that it was made on"
+            )
         factors = {}
         for name, scale in header["scales"].items():
             factors[name] = LowRank(tensors[f"up/{name}"], tensors[f"down/{name}"], scale)
@@ -263,10 +255,11 @@ class TaskVector(Mapping[str, Tensor]):
         save_tensors(path, tensors, {"taskvec": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> TaskVector:
+    def load(cls, path: Path | str, device: str = "cpu", *, base_hash: str | None = None) -> TaskVector:
         """Open a file written by :meth:`save`; on the CPU its tensors are read from the file as they are used.
 
         Raises:
+            UserError: if the vector was made on other base weights than those of ``base_hash``.
             ValueError: if the file is not a task vector.
         """
         try:
@@ -274,11 +267,13 @@ class TaskVector(Mapping[str, Tensor]):
                 metadata = file.metadata() or {}
                 header = json.loads(metadata["taskvec"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return cls.unpack(tensors, header)
+            return cls.unpack(tensors, header, base_hash=base_hash)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)") from error
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from taskvec.needs import Examples, Given, Needs, Scope, Signed
@@ -11,6 +12,7 @@ from taskvec.protocols.base import REPORT, Question
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.training.evaluator import Along
     from taskvec.vectors import TaskVector
 
 ROWS = 200  # of a batch, and of all derivatives computed at once
@@ -58,7 +60,11 @@ class Subject:
     def derivatives(self, need: Examples, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return the features at theta_0 [N, d] and their derivatives along all vectors [T, N, d]."""
         block = max(1, ROWS // len(self.vectors))  # each direction takes a batch's memory
-        return self.evaluator.derivatives(list(self.vectors.values()), need, rows, block=block)
+        return self._along(need, rows, block=block)
+
+    @cached_property
+    def _along(self) -> Along:
+        return self.evaluator.along(list(self.vectors.values()))
 
     def look(self, need: Examples, rows: Tensor | slice) -> Look:
         """Return the features [K, N, d] and predicted labels [K, N] at K points of coefficients by task.

@@ -20,6 +20,7 @@ from taskvec.errors import UserError
 PACKAGES = {
     "backbone": "taskvec.models",
     "suite": "taskvec.data",
+    "statistic": "taskvec.statistics",
     "finetune": "taskvec.finetune",
     "transform": "taskvec.transform",
     "merge": "taskvec.merge",

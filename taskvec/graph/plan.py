@@ -303,14 +303,14 @@ class Plan:
             raise UserError(f"{owner}: the statistic {what.kind} takes the loss of labels, which it does not ask for")
         at = None if need.at is None else self.vector(need.at)
         scope = self.scope((on.task,), need.side)
-        needed = self._needed(what.needs(on, need.at, scope), f"statistic {what.kind}", need.side, tuning=tuning)
+        needed = self._needed(what.needs(need, scope), f"statistic {what.kind}", need.side, tuning=tuning)
         side: Side = "target" if need.pair else need.side
         base = self.base(side) if at is None else at.base
         early = tuning or not what.head
         rows = self.rows(on.task, on.split, on.budget, side, tuning=early)
         other = self._pair_source() if need.pair else None
         other_rows = self.rows(on.task, on.split, on.budget, "source", tuning=early) if need.pair else None
-        node = StatisticNode(what, base, rows, at, other, other_rows, needed, on, scope)
+        node = StatisticNode(what, base, rows, at, other, other_rows, needed, need, scope)
         return self._once(("statistic", node.fingerprint), lambda: node)
 
     def _pair_source(self) -> Base:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, SerializeAsAny
 
 from taskvec.config import Component, Config, immaterial
@@ -72,6 +73,10 @@ class RunConfig(Config):
         found["finetune"] = {side: method.identity() for side, method in self._methods.items()}
         found["transform"] = [[name, transform.identity()] for name, transform in self.transform.items()]
         return found
+
+    def to_yaml(self) -> str:
+        """Return the config as it was asked for, the text of a run's ``config.yaml``."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def recorded(self) -> dict[str, Any]:
         """Return all settings as JSON values, what was left open filled in for the backbone that is tuned first."""

@@ -34,6 +34,7 @@ class Workspace:
         self.usage: dict[str, dict[str, Any]] = {}
         self._kept: dict[str, Any] = {}
         self._planned: list[StatisticNode] = []
+        self.resident: int | None = None
         set_precision(compute.precision)
         keep_freed_memory()
 

@@ -36,8 +36,8 @@ class CompositionNode(Node):
     select: str | None
     precision: str | None
     expressions: tuple[Vector, ...] = aside()
-    learning: Learning | None = aside()
-    scope: Scope = aside()
+    learning: Learning | None = aside(default=None)
+    scope: Scope | None = aside(default=None)
 
     @property
     def stored(self) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given
+from taskvec.graph.given import Given, observer
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.examples import Rows
 from taskvec.graph.nodes.vector import VectorNode
-from taskvec.needs import Examples, Need, Scope, label_of
+from taskvec.needs import Examples, Need, Scope, Statistics, label_of
 from taskvec.statistics.base import Statistic
 
 
@@ -31,18 +31,18 @@ class StatisticNode(Node):
     other: Base | None
     other_rows: Rows | None
     needed: Mapping[Need, Node]
-    on: Examples = aside()
+    asked: Statistics = aside()
     scope: Scope = aside()
 
     @property
     def label(self) -> str:
         """The statistic, where it is taken and on what."""
         place = "" if self.at is None else f" at {label_of(self.at.expression)}"
-        return f"{self.what.kind} {self.on.task}{place}"
+        return f"{self.what.kind} {self.asked.on.task}{place}"
 
     def sees(self) -> Iterable[Examples]:
         """Return the examples it is collected on."""
-        return () if self.what.derived else (self.on,)
+        return () if self.what.derived else (self.asked.on,)
 
     @property
     def shared_pass(self) -> tuple[str | None, ...]:
@@ -54,7 +54,7 @@ class StatisticNode(Node):
         """Collect it, with all missing statistics that need the same pass, or make it from others."""
         if self.what.derived:
             given = Given(work, self.scope, self.needed, self.base, self.base, f"statistic {self.what.kind}")
-            return self._packed(self.what.made(given))
+            return self._packed(self.what.made(self.asked, given))
         together = [self, *work.companions(self)]
         values = self._collect(work, [node.what for node in together])
         for node, value in zip(together[1:], values[1:], strict=True):
@@ -62,16 +62,20 @@ class StatisticNode(Node):
         return self._packed(values[0])
 
     def _collect(self, work: Work, statistics: list[Statistic]) -> list[Any]:
-        from taskvec.statistics.collect import Passed, collect
+        from taskvec.statistics.collect import Batches, collect
 
-        labels = any(statistic.labels for statistic in statistics)
-        target = Passed.of(self.base.value(work), self.rows.value(work), labels=labels)
-        if self.at is not None:
-            target = target.at(self.at.value(work).to(work.device))
-        source = None
+        model, view, observe = self.base.value(work), self.rows.value(work), observer(work, self)
+        parameters = None if self.at is None else self.at.value(work).to(work.device).apply_to(model.parameters)
         if self.other is not None:
-            source = Passed.of(self.other.value(work), self.other_rows.value(work), labels=False)
-        return collect(target, statistics, source=source)
+            source, source_view = self.other.value(work), self.other_rows.value(work)
+            heads = (source_view.head, view.head)
+            batches = Batches(source_view, view)
+            return collect((source, model), batches, statistics, head=heads, observe=observe)
+        labels = view.labels() if any(statistic.labels for statistic in statistics) else None
+        batches = Batches(view)
+        return collect(
+            model, batches, statistics, parameters=parameters, head=view.head, labels=labels, observe=observe
+        )
 
     def _packed(self, value: Any) -> Content:
         tensors, meta = self.what.pack(value)

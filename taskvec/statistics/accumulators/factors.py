@@ -11,55 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from taskvec.statistics.accumulators.moments import InputMoment
 from taskvec.statistics.blocks import Block, Diagonal, Eigen, Full, Kronecker
-from taskvec.statistics.taps import OnGradient, OnInput
-from taskvec.statistics.tokens import Tokens, add_squares
-
-
-class InputMoment:
-    """Sum and second moment of rows, from which the moment with an appended constant 1 follows."""
-
-    def __init__(self, like: Tensor):
-        width = like.shape[1]
-        self.gram, self.total, self.count = like.new_zeros(width, width), like.new_zeros(width), 0
-
-    def add(self, rows: Tensor) -> None:
-        """Add the rows [n, d]."""
-        self.gram.addmm_(rows.T, rows)
-        self.total += rows.sum(0)
-        self.count += len(rows)
-
-    def mean(self, constant: bool) -> Tensor:
-        """Return the mean of a a^T [d, d], or of [a; 1][a; 1]^T [d + 1, d + 1] where ``constant``."""
-        if not constant:
-            return self.gram / self.count
-        column = torch.cat([self.total, self.total.new_tensor([self.count])])
-        square = torch.cat([torch.cat([self.gram, self.total.unsqueeze(0)]), column.unsqueeze(1)], dim=1)
-        return square.div_(self.count)
+from taskvec.statistics.passes.taps import OnGradient, OnTokens, Place
+from taskvec.statistics.passes.tokens import Tokens, add_squares
 
 
 class Factors:
-    """The Kronecker factors of linear layers; layers fed by the same tensor share one A."""
+    """The Kronecker factors of linear layers; ``sources`` names the layer whose A each of them uses."""
 
-    def __init__(self, layers: Collection[str], sharing: str):
-        self.layers, self.reduce = layers, sharing == "reduce"
+    def __init__(self, sources: Mapping[str, str], sharing: str):
+        self.sources, self.reduce = sources, sharing == "reduce"
         self.inputs: dict[str, InputMoment] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.sources: dict[str, str] = {}
 
-    def visitors(self) -> dict[str, OnInput]:
+    def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each layer."""
-        return {name: partial(self._visit, name) for name in self.layers}
+        return {Place(name): partial(self._visit, name) for name in self.sources}
 
-    def _visit(self, name: str, tokens: Tokens, source: str) -> OnGradient:
-        """Add a layer's inputs.
-
-        Raises:
-            ValueError: if layers share their input in one pass and not in another.
-        """
-        if self.sources.setdefault(name, source) != source:
-            raise ValueError(f"{name} shares its input with {source} in one pass and not in another")
-        if source == name:
+    def _visit(self, name: str, tokens: Tokens) -> OnGradient:
+        if self.sources[name] == name:
             rows = tokens.mean() if self.reduce else tokens.rows()
             if name not in self.inputs:
                 self.inputs[name] = InputMoment(rows)
@@ -86,7 +57,8 @@ class Factors:
             # sum_n R_n / n tokens per example, n cancels
             scale = 1 / self.inputs[source].count if faithful else 1 / (examples * probes)
             if name in self.gradients:
-                blocks[name] = Kronecker(means[key], self.gradients[name].mul_(scale))
+                gradients = self.gradients[name].mul_(scale)
+                blocks[name] = Kronecker(means[key], gradients)
         return blocks
 
 
@@ -99,12 +71,15 @@ class Basis(NamedTuple):
 
 def eigenbases(factors: Mapping[str, Kronecker]) -> dict[str, Basis]:
     """Return the eigenvectors of both factors of each block; those of a shared A are computed once and shared."""
-    memo: dict[int, Tensor] = {}
-    for block in factors.values():
-        for factor in (block.inputs, block.gradients):
-            if id(factor) not in memo:
-                memo[id(factor)] = torch.linalg.eigh(factor).eigenvectors.contiguous()  # as it will be once stored
-    return {name: Basis(memo[id(b.inputs)], memo[id(b.gradients)]) for name, b in factors.items()}
+    known: dict[int, Tensor] = {}
+
+    def eigenvectors(factor: Tensor) -> Tensor:
+        if id(factor) not in known:
+            vectors = torch.linalg.eigh(factor).eigenvectors
+            known[id(factor)] = vectors.contiguous()  # as they will be once stored
+        return known[id(factor)]
+
+    return {name: Basis(eigenvectors(block.inputs), eigenvectors(block.gradients)) for name, block in factors.items()}
 
 
 class Spectra:
@@ -118,17 +93,18 @@ class Spectra:
         self.biased, self.bases = biased, bases
         self.squares: dict[str, Tensor] = {}
 
-    def visitors(self) -> dict[str, OnInput]:
+    def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each layer."""
-        return {name: partial(self._visit, name) for name in self.layers}
+        return {Place(name): partial(self._visit, name) for name in self.layers}
 
-    def _visit(self, name: str, tokens: Tokens, source: str) -> OnGradient:
+    def _visit(self, name: str, tokens: Tokens) -> OnGradient:
         return partial(self._gradient, name, tokens)
 
     def _gradient(self, name: str, inputs: Tokens, gradients: Tokens) -> None:
         a, g = inputs.values, gradients.zeroed()
         if name in self.biased:
-            a = torch.cat([a, a.new_ones(1).expand(*a.shape[:-1], 1)], dim=-1)
+            ones = a.new_ones(1).expand(*a.shape[:-1], 1)
+            a = torch.cat([a, ones], dim=-1)
         a = Tokens(a, inputs.real).zeroed()
         if self.bases is not None:
             a, g = a @ self.bases[name].right, g @ self.bases[name].left
@@ -138,9 +114,10 @@ class Spectra:
 
     def blocks(self, scale: float) -> dict[str, Block]:
         """Return EKFAC's blocks, or diagonal ones without bases, from the sums times ``scale``."""
+        values = {name: squares.mul_(scale) for name, squares in self.squares.items()}
         if self.bases is None:
-            return {name: Diagonal(squares.mul_(scale)) for name, squares in self.squares.items()}
-        return {name: Eigen(*self.bases[name], squares.mul_(scale)) for name, squares in self.squares.items()}
+            return {name: Diagonal(value) for name, value in values.items()}
+        return {name: Eigen(*self.bases[name], value) for name, value in values.items()}
 
 
 class Vectors:
@@ -156,27 +133,33 @@ class Vectors:
         self.editable, self.diagonal = editable, diagonal
         self.sums: dict[str, Tensor] = {}
 
-    def visitors(self) -> dict[str, OnInput]:
+    def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each module."""
-        return {name: partial(self._visit, name) for name in self.modules}
+        return {Place(name): partial(self._visit, name) for name in self.modules}
 
-    def _visit(self, name: str, tokens: Tokens, source: str) -> OnGradient:
-        module, local = self.modules[name], dict(self.modules[name].named_parameters())
+    def _visit(self, name: str, tokens: Tokens) -> OnGradient:
+        return partial(self._gradient, name, self._normalised(name, tokens))
+
+    def _normalised(self, name: str, tokens: Tokens) -> tuple[str, Tensor] | None:
+        """Return the name of an editable gain w and z; None if the module has none."""
+        module = self.modules[name]
+        local = dict(module.named_parameters())
         gain = next((key for key in local if key != "bias"), None)
-        normalised = None
-        if gain and f"{name}.{gain}" in self.editable:
-            with torch.no_grad():
-                zero = {key: tokens.values.new_zeros(value.shape) for key, value in local.items()}
-                one = zero | {gain: torch.ones_like(zero[gain])}
-                normalised = functional_call(module, one, tokens.values) - functional_call(module, zero, tokens.values)
+        if gain is None or f"{name}.{gain}" not in self.editable:
+            return None
+        zero = {key: tokens.values.new_zeros(value.shape) for key, value in local.items()}
+        one = zero | {gain: torch.ones_like(zero[gain])}
+        with torch.no_grad():
+            normalised = functional_call(module, one, tokens.values) - functional_call(module, zero, tokens.values)
+        return f"{name}.{gain}", normalised
 
-        def on_gradient(gradient: Tokens) -> None:
-            if normalised is not None:
-                self.add(f"{name}.{gain}", Tokens(gradient.values * normalised, gradient.real).sum())
-            if f"{name}.bias" in self.editable:
-                self.add(f"{name}.bias", gradient.sum())
-
-        return on_gradient
+    def _gradient(self, name: str, normalised: tuple[str, Tensor] | None, gradient: Tokens) -> None:
+        if normalised is not None:
+            gain, values = normalised
+            products = Tokens(gradient.values * values, gradient.real)
+            self.add(gain, products.sum())
+        if f"{name}.bias" in self.editable:
+            self.add(f"{name}.bias", gradient.sum())
 
     def add(self, name: str, gradients: Tensor) -> None:
         """Add the gradients [N, d] of N examples to a parameter's sum."""

@@ -33,6 +33,12 @@ class Tokens(NamedTuple):
         count = self.values.shape[1] if self.real is None else self.real.sum(1, keepdim=True)
         return self.sum() / count
 
+    def apart(self) -> list[Tensor]:
+        """Return each example's real tokens [R_n, d]."""
+        if self.real is None:
+            return list(self.values)
+        return [values[real] for values, real in zip(self.values, self.real, strict=True)]
+
 
 def tokens_of(values: Tensor, examples: int, real: Tensor | None, dtype: torch.dtype) -> Tokens:
     """Read a module's [N, d], [N, L, d] or [N, heads and L, d] as tokens, each head one.
@@ -64,8 +70,11 @@ def add_squares(total: Tensor, gradients: Tensor, inputs: Tensor) -> None:
     if gradients.shape[1] == 1:
         total.addmm_(gradients[:, 0].square().T, inputs[:, 0].square())
         return
-    for g, a in zip(*(x.split(max(1, CHUNK // total.numel())) for x in (gradients, inputs)), strict=True):
-        total += torch.bmm(g.mT, a).square_().sum(0)
+    examples = max(1, CHUNK // total.numel())
+    pieces = zip(gradients.split(examples), inputs.split(examples), strict=True)
+    for g, a in pieces:
+        products = torch.bmm(g.mT, a)
+        total += products.square_().sum(0)
 
 
 def probe(seed: int, stream: int, first: int, count: int, width: int) -> Tensor:
@@ -73,9 +82,10 @@ def probe(seed: int, stream: int, first: int, count: int, width: int) -> Tensor:
 
     So a sum over examples does not depend on how they are batched.
     """
-    generator, rows = torch.Generator(), torch.empty(count, width)
-    for row, example in zip(rows, range(first, first + count), strict=True):
-        generator.manual_seed(_mix(seed, stream, example))
+    generator = torch.Generator()
+    rows = torch.empty(count, width)
+    for offset, row in enumerate(rows):
+        generator.manual_seed(_mix(seed, stream, first + offset))
         torch.randn(width, generator=generator, out=row)
     return rows
 

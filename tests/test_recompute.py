@@ -35,7 +35,9 @@ def language_model(folder: Path, name: str):
     registry.load_builtin()
     kind = registry.lookup("backbone", world_text.MODELS[name][0]).schema
     backbone = kind(model=f"{folder}/models/{name}", tokenizer="pkg://mini_lm_tokenizer")
-    return backbone, backbone.load("cpu")
+    model = backbone.load("cpu")
+    model.backbone = backbone
+    return backbone, model
 
 
 def problem(folder: Path, name: str, layers: int = 3) -> tuple[nn.Module, Callable, dict]:
@@ -154,7 +156,7 @@ def test_peak_memory_falls(folder):
 
 
 def test_fine_tuning_gives_the_same_vector_and_fingerprint(folder):
-    _, model = language_model(folder, "tiny_llama")
+    model = language_model(folder, "tiny_llama")[1]
     inputs = torch.randint(3, 500, (12, 10), generator=torch.Generator().manual_seed(1)).int()
     view = Memory(inputs, torch.arange(12) % 2, torch.tensor([7, 9]))
     settings = {"steps": 4, "warmup": 1, "batch_size": 6, "accumulation": 2, "lr": 1e-3}

@@ -281,7 +281,8 @@ class TaskVector(Mapping[str, Tensor]):
 def random_like(vector: TaskVector, generator: torch.Generator) -> TaskVector:
     """Return a Gaussian vector whose norm equals ``vector``'s in every tensor (Ilharco et al. 2023, table 1)."""
     drawn = {}
-    for name, delta in vector.items():
+    for name in sorted(vector):  # whatever order a file has
+        delta = vector[name]
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
         scale = delta.float().norm() / noise.norm().clamp_min(1e-30)
         drawn[name] = (noise * scale.cpu()).to(delta)

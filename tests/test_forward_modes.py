@@ -465,10 +465,10 @@ LIGHT = "finetune.curvature.examples=16"
 def test_runs_end_to_end(run, words: tuple[str, ...]):
     result = run(TWO, *words)
     rows = {row.row: row for row in result.rows}
-    assert rows["individual"].accuracy != rows["zero_shot"].accuracy
+    assert rows["individual"].values("accuracy") != rows["zero_shot"].values("accuracy")
     assert ("negated" if "protocol=negation" in words else "merged") in rows
     seen = {stage.kind for stage in result.stages}
-    assert ("curvature" in seen) == ("method=kfac" in words)
+    assert ("statistic" in seen) == ("method=kfac" in words)
 
 
 @pytest.mark.parametrize("method", ["tangent", "linear_ft"])
@@ -477,10 +477,10 @@ def test_what_vectors_do_inside_is_measured_end_to_end(run, method: str):
     assert {row.row for row in result.rows} == {"xi_labels", "xi_features", "xi_matrix"}
     assert set(result.maps) == {"stripes+corners", "matrix"} and result.maps["stripes+corners"]["grid"] == [0, 0.5, 1]
     assert result.maps["stripes+corners"]["features"][0][0] == 0 < result.maps["stripes+corners"]["features"][2][2]
-    measures = "protocol.measures=[drift,kernel_regime,orthogonality]"
-    result = run(TWO, f"method={method}", "protocol=analysis", measures)
+    questions = "protocol.questions=[drift,kernel_regime,orthogonality]"
+    result = run(TWO, f"method={method}", "protocol=analysis", questions)
     assert set(result.maps) == {"drift", "kernel_regime", "orthogonality"}
-    rows = {row.row: row.accuracy for row in result.rows}
+    rows = {row.row: row.values("accuracy") for row in result.rows}
     mode = "post_hoc" if method == "tangent" else "non_linear"
     assert rows[mode] == rows["individual"], "the individual models are evaluated in their own forward mode"
     assert min(rows["relative_feature_error"].values()) > 0
@@ -493,15 +493,15 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
     shutil.copytree(outputs, other)
     words = (TWO, "method=kfac", LIGHT, "finetune.checkpoint_every=0", "finetune.penalty.weight=5")
     expected = run(*words, place=other)
-    original, calls = loop.learning_rate, []
+    original, calls = Schedule.rate, []
 
-    def interrupting(step: int, **settings) -> float:
+    def interrupting(self, step: int, total: int) -> float:
         calls.append(step)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(step, **settings)
+        return original(self, step, total)
 
-    monkeypatch.setattr(loop, "learning_rate", interrupting)
+    monkeypatch.setattr(Schedule, "rate", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(*words)
     assert list((outputs / "store").rglob("training.safetensors"))
@@ -519,7 +519,7 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
         (["method=tangent", "protocol.post_hoc=true"], "protocol.post_hoc: finetune=tangent is linear already"),
         (
             ["method=kfac", "merge=weights_only"],
-            "merge=weights_only takes standard vectors, finetune=kfac gives tangent",
+            "merge=weights_only takes standard vectors, and these are tangent",
         ),
         (["method=tangent", "protocol=perplexed"], "protocol=perplexed takes standard vectors"),
     ],

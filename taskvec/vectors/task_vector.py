@@ -279,13 +279,17 @@ class TaskVector(Mapping[str, Tensor]):
 
 
 def random_like(vector: TaskVector, generator: torch.Generator) -> TaskVector:
-    """Return a Gaussian vector whose norm equals ``vector``'s in every tensor (Ilharco et al. 2023, table 1)."""
+    """Return a Gaussian vector whose norm equals ``vector``'s in every tensor (Ilharco et al. 2023, table 1).
+
+    Tensors are drawn in the order of their names, whatever the vector's.
+    """
     drawn = {}
-    for name, delta in vector.items():
+    for name in sorted(vector):
+        delta = vector[name]
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
         scale = delta.float().norm() / noise.norm().clamp_min(1e-30)
         drawn[name] = (noise * scale.cpu()).to(delta)
-    return TaskVector(drawn, vector.metadata)
+    return TaskVector({name: drawn[name] for name in vector}, vector.metadata)
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

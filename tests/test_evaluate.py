@@ -343,7 +343,7 @@ def run(tiny: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_grid_decodes_and_reads_nothing_per_alpha(run, outputs: Path):
-    shutil.rmtree(outputs / "store" / "images")
+    shutil.rmtree(outputs / "store" / "decoded")
     _, short = run("protocol.grid=[0,0.5]")
     _, long = run("protocol.grid=[0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1]")
     assert short["_open"] == sum(COUNTS.values()) * len(TASKS), "each image is decoded once"

@@ -25,7 +25,7 @@ from taskvec.models.clip.vit import VisionTransformer
 from taskvec.training import loop, walk
 from taskvec.training.batches import Batches
 from taskvec.training.linearise import along, jvp_features
-from taskvec.training.parameterisation import Deltas, LowRank, Weights
+from taskvec.training.parameterisation import Deltas, Factors, Weights
 from taskvec.training.schedule import Schedule
 from taskvec.training.selectors import selected
 from taskvec.vectors import TaskVector
@@ -178,7 +178,7 @@ def test_full_is_plain_fine_tuning_step_by_step(seed: int):
 @SEEDS
 def test_parameterisations_start_at_the_base(seed: int):
     model = tower(seed)
-    for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", LowRank)):
+    for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", Factors)):
         made = recipe(select=select, decay_towards=decay, rank=2).parameterise(Given(model, {}, seed=seed))
         assert type(made) is kind
         assert all(torch.equal(weight, model.parameters[name]) for name, weight in made.parameters().items())
@@ -194,7 +194,7 @@ def test_low_rank_deltas_are_scaled_products(seed: int, rank: int, alpha: float)
     vector = settings.learn(Given(model, {"t": view(seed)}, seed=seed)).vector
     assert list(vector) == selected("linear_w", model.parameters, LAYERS)
     assert all(0 < torch.linalg.matrix_rank(delta, rtol=1e-9) <= rank for delta in vector.values())
-    made = LowRank(model.parameters, list(vector), rank, alpha, seed)
+    made = Factors(model.parameters, list(vector), rank, alpha, seed)
     for name in vector:
         down, up = made.leaves[f"{name}/A"], made.leaves[f"{name}/B"]
         assert not up.any() and down.abs().max() <= 1 / math.sqrt(down.shape[1]) and down.any()
@@ -211,7 +211,7 @@ def test_low_rank_deltas_are_those_that_peft_merges(seed: int):
     base = {name: p.detach().clone() for name, p in plain.named_parameters()}
     wrapped = peft.get_peft_model(plain, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0", "2"]))
     names = ["0.weight", "2.weight"]
-    made = LowRank(base, names, rank=2, alpha=6.0, seed=seed)
+    made = Factors(base, names, rank=2, alpha=6.0, seed=seed)
     state = dict(wrapped.named_parameters())
     for name in names:
         layer = name.removesuffix(".weight")

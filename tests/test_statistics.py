@@ -159,9 +159,8 @@ def gradient_of(value: Tensor, weights, *, keep: bool = False) -> dict[str, Tens
 
 def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, labels: Tensor):
     weights = leaves(moved(tower))
-    each = [
-        gradient_of(losses(tower, weights, images[i : i + 1], head, labels[i : i + 1]).sum(), weights) for i in range(7)
-    ]
+    parts = losses(tower, weights, images, head, labels)
+    each = [gradient_of(part, weights, keep=True) for part in parts]
     settings = {"parameters": moved(tower), "head": head, "labels": labels}
     for votes, batches in ((False, [images]), (False, images.split(2)), (True, images.split(4))):
         (found,) = collect(tower, batches, [Gradient(votes=votes)], **settings)
@@ -169,7 +168,7 @@ def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, l
         for name, mean in found.mean.items():
             stacked = torch.stack([one[name] for one in each])
             torch.testing.assert_close(mean, stacked.mean(0), **CLOSE)
-            if votes:
+            if votes and "attn.k.bias" not in name:  # softmax does not see it: its gradient is rounding
                 assert torch.equal(found.votes[name], stacked.sign().sum(0).int())
     assert all(weight.grad is None for weight in tower.module.parameters())
 
@@ -421,9 +420,7 @@ def test_spectrum(whitening: str, at, tower: Images, images: Tensor):
 
 def test_settings_of_a_curvature():
     settings = CurvatureSettings(structure="ekfac", probes=3, seed=5, examples=40)
-    assert settings.statistic.record() == {
-        k: v for k, v in settings.model_dump().items() if k not in ("examples", "fraction")
-    }
+    assert settings.statistic.record() == settings.model_dump(exclude={"examples", "fraction"})
     assert (settings.budget.count, settings.budget.fraction, settings.budget.seed) == (40, None, 5)
     share = CurvatureSettings(fraction=0.3).budget
     assert (share.count, share.fraction) == (None, 0.3)

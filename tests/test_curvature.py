@@ -11,8 +11,8 @@ from torch.func import jacrev
 from torch.nn.functional import normalize
 
 from taskvec.models.base import Model
-from taskvec.models.clip_config import linear_layers, vision_config
-from taskvec.models.clip_vit import VisionTransformer
+from taskvec.models.clip.config import linear_layers, vision_config
+from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import LinearLayer
 from taskvec.statistics.collect import collect
 from taskvec.statistics.curvature import FeatureCurvature

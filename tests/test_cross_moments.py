@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from taskvec.errors import UserError
-from taskvec.models.layers import LinearLayer
+from taskvec.models.clip.spaces import clip_spaces
 from taskvec.statistics.collect import collect
 from taskvec.statistics.cross_moments import CrossMoments
 from taskvec.statistics.cross_value import Affine, CrossMoment, Grams, through
@@ -25,14 +25,8 @@ WIDE = {"image_size": 12, "patch_size": 4, "width": 12, "head_width": 6}  # 3 x 
 
 
 def observed(model: Tower) -> dict[str, tuple[str, str]]:
-    """Return a tower's spaces: at the outputs of norms and layers, and at the inputs of layers behind something."""
-    spaces = {"residual": ("ln_pre", "input"), "ln_pre": ("ln_pre", "output")}
-    within = {"attn.in": ("ln_1", "output"), "attn.heads": ("attn.out", "input"), "also": ("attn.k", "input")}
-    within |= {"mlp.in": ("ln_2", "output"), "mlp.hidden": ("mlp.proj", "input")}
-    within |= {role: (role, "output") for role in ("attn.q", "attn.v", "attn.out", "mlp.fc")}
-    for block in (f"blocks.{number}" for number in range(model.config.layers)):
-        spaces |= {f"{block}.{space}": (f"{block}.{module}", side) for space, (module, side) in within.items()}
-    return spaces | {"projection.in": ("ln_post", "output"), "embedding": ("projection", "output")}
+    """Return a tower's spaces, with one more that is seen where another is."""
+    return clip_spaces(model.config).of(model.parameters).observed | {"also": ("blocks.1.attn.k", "input")}
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +99,9 @@ def test_moments_equal_naive_ones(size: int, towers, images):
 def test_distinct_spaces_are_summed_once(towers, images):
     """q, k and v share their input with the norm's output; outputs of layers follow from their inputs."""
     (found,) = collect(towers, [images], [CrossMoments()])
-    assert found.aliases["blocks.1.also"] == "blocks.1.attn.in"
-    assert set(found.derived) == {
-        *(f"blocks.{n}.{role}" for n in (0, 1) for role in ("attn.q", "attn.v", "attn.out", "mlp.fc")),
-        "embedding",
-    }
+    assert found.aliases["also"] == "blocks.1.attn.in"
+    roles = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.fc", "mlp.proj")
+    assert set(found.derived) == {*(f"blocks.{n}.{role}" for n in (0, 1) for role in roles), "embedding"}
     assert found.derived["blocks.0.attn.v"][0] == "blocks.0.attn.in"
     tensors, _ = CrossMoments().pack(found)
     summed = {name.rpartition("/")[0] for name in tensors if name.endswith("/cross")}
@@ -252,7 +244,7 @@ def test_what_is_left_out_or_refused(towers):
         model.observed = {"first": ("first", "output"), "second": ("second", "input")}
     inputs = texts([2, 3], 3), texts([2, 3], 3)
     (found,) = collect(pair, [inputs], [CrossMoments()])
-    assert found.left_out == {"second": "second is called 2 times per pass"} and found.spaces == ["first"]
+    assert found.left_out == {"second": "it is called 2 times per pass"} and found.spaces == ["first"]
     pair[1].observed = {"other": ("first", "output")}
     with pytest.raises(UserError, match="no space in common"):
         collect(pair, [inputs], [CrossMoments()])
@@ -260,4 +252,3 @@ def test_what_is_left_out_or_refused(towers):
         CrossMoments(align="nearest")
     with pytest.raises(UserError, match="cross_moments takes the loss of the labels"):
         collect(towers, [(inputs[0], inputs[1])], [CrossMoments(of="gradients")])
-    assert LinearLayer("first", "fc") in Text.layers

@@ -14,6 +14,7 @@ from test_curvature import EXACT, Text, Tower, same, texts
 from torch import Tensor
 from torch.func import functional_call
 
+from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.needs import Examples, Statistics, Tuned
 from taskvec.statistics.base import Accumulator, Statistic
@@ -355,37 +356,25 @@ def test_a_statistic_of_ones_own():
     torch.testing.assert_close(found["first"], inputs[inputs[..., 3] > 0][:, :3].max().float())
 
 
-@dataclass
-class Rows:
-    """A view of examples in memory."""
-
-    inputs: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, rows) -> Tensor:
-        return self.inputs[rows]
-
-    def batches(self, size: int, order=None):
-        return (slice(start, start + size) for start in range(0, len(self), size))
+def view(inputs: Tensor) -> View:
+    return View.of({"inputs": inputs}, name="task/train")
 
 
 def test_batches():
     small, large = torch.zeros(70, 3, 32, 32, dtype=torch.uint8), torch.zeros(70, 3, 224, 224, dtype=torch.uint8)
     assert [batch_size(torch.zeros(1, length)) for length in (16, 128, 512, 10**6)] == [64, 64, 16, 1]
     assert (batch_size(small), batch_size(large)) == (64, 16)
-    assert [len(piece[0]) for piece in Batches(Rows(small))] == [64, 6]
-    pairs = Batches(Rows(small), Rows(large))
+    assert [len(piece[0]) for piece in Batches(view(small))] == [64, 6]
+    pairs = Batches(view(small), view(large))
     assert [tuple(len(side) for side in piece) for piece in pairs] == [(16, 16)] * 4 + [(6, 6)]
     told = []
     model = Text()
     collect(model, texts([2, 5, 3], 5).split(2), [MOMENTS], observe=lambda *step: told.append(step))
     assert told == [(1, 2, {}), (2, 2, {})]
     with pytest.raises(UserError, match="70 and 2"):
-        Batches(Rows(small), Rows(small[:2]))
+        Batches(view(small), view(small[:2]))
     with pytest.raises(UserError, match="no examples"):
-        Batches(Rows(small[:0]))
+        Batches(view(small[:0]))
 
 
 @dataclass

@@ -154,7 +154,7 @@ class SpaceMoments:
     @classmethod
     def of(cls, moments: Mapping[str, CrossMoment], layout: Mapping[str, Any]) -> SpaceMoments:
         """Return summed moments as they are stored; ``layout`` holds the attributes."""
-        tensors: dict[str, Tensor] = {}
+        tensors = {}
         for space, moment in moments.items():
             for name in SUMS:
                 tensors[f"{space}/{name}"] = getattr(moment, name)

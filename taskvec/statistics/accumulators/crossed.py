@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -16,11 +15,11 @@ from taskvec.statistics.cross_value import CrossMoment, Grams, SpaceMoments
 from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.pairing import Align, paired
 from taskvec.statistics.passes.survey import Survey
-from taskvec.statistics.passes.taps import OnGradient, OnTokens, Place
+from taskvec.statistics.passes.taps import OnGradient, Place, Visitors
 from taskvec.statistics.passes.tokens import Tokens
 
 Places: TypeAlias = tuple[Place, Place]  # of one space, in the source and in the target
-Pair: TypeAlias = tuple[int | None, int | None]  # the numbers of two tensors in the surveys
+Pair: TypeAlias = tuple[int, int]  # the numbers of two tensors in the surveys
 
 
 @dataclass
@@ -57,38 +56,36 @@ class Planner:
         Raises:
             UserError: if the models share no space.
         """
-        first, second = (survey.model.observed for survey in self.surveys)
-        found: dict[str, Places] = {}
-        for space in first:
-            if space not in second:
+        source, target = self.surveys
+        found = {}
+        for space, seen in source.model.observed.items():
+            if space not in target.model.observed:
                 continue
-            places = Place(*first[space]), Place(*second[space])
-            reasons = [self._unseen(survey, place) for survey, place in zip(self.surveys, places, strict=True)]
-            reason = reasons[0] or reasons[1]
+            other = target.model.observed[space]
+            reason = self._refusal(source, *seen) or self._refusal(target, *other)
             if reason is None:
-                found[space] = places
+                found[space] = source.tokens_at(*seen), target.tokens_at(*other)
             else:
                 self.layout.left_out[space] = reason
         if not found:
             raise UserError("the two models show no space in common; choose backbones of one family")
         return found
 
-    def _unseen(self, survey: Survey, place: Place) -> str | None:
-        """Return why a place shows no rows that could be paired, None if it does."""
-        calls = survey.calls.get(place.module, [])
-        if len(calls) != 1:
-            return f"{place.module} is called {len(calls)} times per pass"
-        seen = getattr(calls[0], place.side)
-        if seen is None or seen.ndim > 3:
-            return f"the {place.side} of {place.module} has no one dimension of tokens"
-        if self.gradients and place.side == "input":
-            return f"{place.module}: gradients are taken at outputs"
-        return seen.misfit
+    def _refusal(self, survey: Survey, module: str, side: str) -> str | None:
+        """Return why a module shows no rows that could be paired, None if it does."""
+        place = survey.tokens_at(module, side)
+        if place is None:
+            return survey.refusal(module)
+        if survey.seen(place).ndim > 3:
+            return f"the {side} of {module} has no one dimension of tokens"
+        if self.gradients and side == "input":
+            return f"{module}: gradients are taken at outputs"
+        return None
 
     def _sort(self) -> None:
         """Enter each space as one that is summed, shares sums, or follows from the input of its layer."""
-        first: dict[Pair, str] = {}
-        outputs: dict[str, Places] = {}
+        first = {}
+        outputs = {}
         for space, places in self.places.items():
             if self._are_linear_outputs(places):
                 outputs[space] = places
@@ -96,11 +93,12 @@ class Planner:
                 pair = self._tensors(places)
                 self.layout.aliases[space] = first.setdefault(pair, space)
         for space, (own, other) in outputs.items():
-            inputs = self._tensors((Place(own.module), Place(other.module)))
-            if inputs in first:
+            pair = self._tensors((own, other))
+            inputs = self._tensors((own._replace(side="input"), other._replace(side="input")))
+            if inputs in first and pair not in first:
                 self.layout.derived[space] = [first[inputs], own.module, other.module]
             else:
-                self.layout.aliases[space] = space
+                self.layout.aliases[space] = first.setdefault(pair, space)
 
     def _are_linear_outputs(self, places: Places) -> bool:
         """Return whether a space's activations are linear layers' outputs whose weights the vectors know."""
@@ -108,15 +106,15 @@ class Planner:
             return False
         for survey, place in zip(self.surveys, places, strict=True):
             module = survey.model.module.get_submodule(place.module)
-            names = [f"{place.module}.{name}" for name, _ in module.named_parameters()]
-            known = all(name in survey.model.parameters for name in names)
+            names = {f"{place.module}.{name}" for name, _ in module.named_parameters()}
+            known = names <= survey.model.parameters.keys()
             if place.side == "input" or not isinstance(module, nn.Linear) or not known:
                 return False
         return True
 
     def _tensors(self, places: Places) -> Pair:
         source, target = self.surveys
-        return source.tensor(places[0]), target.tensor(places[1])
+        return source.seen(places[0]).number, target.seen(places[1]).number
 
 
 class _Sums:
@@ -174,10 +172,10 @@ class CrossSums(Accumulator):
         self.precision = precision
         self.align, self.gradients, self.grams = align, gradients, grams
         self.planner = Planner(source, target, gradients=gradients)
-        self.sums: dict[str, _Sums] = {}
-        self._held: dict[str, Tokens] = {}
+        self.sums = {}
+        self._held = {}
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+    def visitors(self, side: int) -> list[Visitors]:
         """Return a tap for each space with sums; in mappings of their own, as two may look at the same place."""
         groups = []
         for space in self.planner.summed():

@@ -12,8 +12,10 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from taskvec.config import Config
 
+LARGEST = 1e100  # what can be drawn; values beyond it are shown as gaps
+Place = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Numbers = tuple[float, ...]
-Points = tuple[tuple[float, float], ...]
+Points = tuple[tuple[Place, float], ...]
 Many = Field(max_length=2_000)  # lines, columns, labels: what a picture can hold
 Few = Field(max_length=100)
 
@@ -46,8 +48,8 @@ class Lines(Picture):
     beside_unit: str = "number"
     strong: tuple[str, ...] = ()
     dotted: tuple[str, ...] = ()
-    chosen: float | None = None
-    excluded: Numbers = ()
+    chosen: Place | None = None
+    excluded: tuple[Place, ...] = ()
 
 
 class Bars(Picture):
@@ -91,9 +93,9 @@ class Surface(Picture):
     """
 
     figure: Literal["surface"] = "surface"
-    grid: Annotated[Numbers, Many]
+    grid: Annotated[tuple[Place, ...], Many]
     values: tuple[Numbers, ...]
-    high: float | None = None
+    high: Place | None = None
 
     @model_validator(mode="after")
     def _shapes(self) -> Surface:

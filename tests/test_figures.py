@@ -98,7 +98,11 @@ def test_old_results_are_drawn_with_their_units(tmp_path: Path):
 
 
 def test_what_does_not_fit_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture):
-    maps = {"a+b": {"grid": [0, 1], "labels": [[1]]}, "c": {"matrix": 3}, "d": {"rows": [], "columns": [], "matrix": []}}
+    maps = {
+        "a+b": {"grid": [0, 1], "labels": [[1]]},
+        "c": {"matrix": 3},
+        "d": {"rows": [], "columns": [], "matrix": []},
+    }
     reports = {"x": {"figures": [{"figure": "heat"}, 3, Bars(labels=["a"], series={"k": [1]}).data()]}, "y\x1b": {}}
     curves = {"merged": [{"accuracy": {"a": 1}}, {"mean": 1}], "short": []}
     with caplog.at_level(logging.WARNING):
@@ -179,14 +183,18 @@ def test_every_picture_is_drawn(suffix: str, tmp_path: Path):
         assert target.read_bytes() == first
 
 
-@pytest.mark.parametrize("name", ["$\\frac{", "<script>&'\"", "a--b", "\x1b[2J\x07", "_hidden", "\ud800", "ünï\u202ecode"])
+@pytest.mark.parametrize(
+    "name", ["$\\frac{", "<script>&'\"", "a--b", "\x1b[2J\x07", "_hidden", "\ud800", "ünï\u202ecode"]
+)
 def test_names_are_text_and_nothing_else(name: str, tmp_path: Path):
     pytest.importorskip("matplotlib")
     row = Row(row="merged", metrics={"accuracy": metric({name: 0.5})})
     points = [{"alpha": a, "mean": 0.1, "accuracy": {name: a, "other": 0}} for a in (0, 1)]
     matrix = {"rows": [name], "columns": [name], "matrix": [[1.0]]}
     bars = Bars(labels=[name], series={name: [1.0], "b": [2.0]}, title=name, x=name, y=name).data()
-    found = result(row, maps={name: matrix}, curves={f"merged/{name}": points}, reports={name: {"figures": {name: bars}}})
+    found = result(
+        row, maps={name: matrix}, curves={f"merged/{name}": points}, reports={name: {"figures": {name: bars}}}
+    )
     draw(found.model_copy(update={"run_id": name}), tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
     ElementTree.fromstring(text)  # well-formed

@@ -187,7 +187,9 @@ def test_items_of_every_row_of_old_results_are_found():
     seen = set()
     for run in find_results([OLD]):
         for row in run.result.rows:
-            stored = {stage.fingerprint for stage in run.result.stages if (OLD / "store/cell" / stage.fingerprint).is_dir()}
+            stored = {
+                stage.fingerprint for stage in run.result.stages if (OLD / "store/cell" / stage.fingerprint).is_dir()
+            }
             if not row.cells or not stored.issuperset(row.cells.values()):
                 continue
             for name in row.metrics:

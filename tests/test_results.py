@@ -38,7 +38,9 @@ INF = math.inf
 def made(**parts) -> Result:
     rows = (Row(row="merged", metrics={"accuracy": metric({"a": 0.5})}),)
     criterion = Criterion(name="validation", value=0.5)
-    return Result(**{"run_id": "r", "fingerprint": "f", "config": {"seed": 0}, "rows": rows, "criterion": criterion} | parts)
+    return Result(
+        **{"run_id": "r", "fingerprint": "f", "config": {"seed": 0}, "rows": rows, "criterion": criterion} | parts
+    )
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -184,7 +186,12 @@ def test_old_results_keep_their_settings_under_todays_keys():
 def test_old_harness_metrics_become_what_they_are():
     (run,) = [run for run in find_results([OLD]) if "generation" in run.result.run_id]
     quiz, pages = (run.result.rows[0].metrics[name] for name in ("accuracy", "word_perplexity"))
-    assert (quiz.values, quiz.mean, quiz.unit, quiz.by_task) == ({"own_quiz": 0.5}, 0.5, "fraction", {"own_quiz": "acc"})
+    assert (quiz.values, quiz.mean, quiz.unit, quiz.by_task) == (
+        {"own_quiz": 0.5},
+        0.5,
+        "fraction",
+        {"own_quiz": "acc"},
+    )
     assert (pages.unit, pages.better) == ("perplexity", "lower") and 1535 < pages.mean < 1536
     heads, line = table_cells(run_table(run.result))[:2]
     assert heads == ["", "alpha", "own_quiz (acc)", "own_pages (word_perplexity)", "mean"]
@@ -275,7 +282,9 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "another value": lambda path: path.write_text("[1, 2]"),
     "deep": lambda path: path.write_text("[" * 100_000 + "]" * 100_000),
-    "deep inside": lambda path: path.write_text(path.read_text().replace("{", '{"x": ' + "[" * 120 + "]" * 120 + ",", 1)),
+    "deep inside": lambda path: path.write_text(
+        path.read_text().replace("{", '{"x": ' + "[" * 120 + "]" * 120 + ",", 1)
+    ),
     "large": lambda path: path.write_bytes(b" " * (encoding.LIMIT + 1)),
     "many": lambda path: path.write_bytes(b"[" + b"{}," * encoding.VALUES + b"{},{}]"),
     "newer": lambda path: path.write_text(path.read_text().replace(": 2,", ": 99,", 1)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
 from taskvec.graph.result import Result
-from taskvec.panel import Bars, Heat, Lines, Picture, Surface
+from taskvec.panel import LARGEST, Bars, Heat, Lines, Picture, Surface
 from taskvec.registry import did_you_mean
 from taskvec.report.panels import panels
 from taskvec.text import printable
@@ -93,7 +93,7 @@ def lines(axes: Axes, picture: Lines) -> None:
     if picture.beside:
         right = axes.twinx()
         curves(right, picture, picture.beside)
-        values = [y for points in picture.beside.values() for _, y in points if math.isfinite(y)]
+        values = [y for points in picture.beside.values() for _, y in points if abs(y) <= LARGEST]
         if values and min(values) > 0 and max(values) > 100 * min(values):
             logarithmic(right)
         right.set_ylabel(printable(picture.beside_y), fontsize=8)
@@ -108,7 +108,7 @@ def curves(axes: Axes, picture: Lines, series: dict[str, Any]) -> None:
     """Draw curves by name; where a value is infinite, a curve has a gap."""
     for name, points in series.items():
         xs = [x for x, _ in points]
-        ys = [y if math.isfinite(y) else math.nan for _, y in points]
+        ys = finite([y for _, y in points])
         style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.7}
         if name in picture.strong:
             style = {"linewidth": 2, "color": "black"}
@@ -193,11 +193,11 @@ def ticks(axes: Axes, which: str, labels: Sequence[str]) -> None:
 
 
 def finite(values: Any) -> np.ndarray:
-    """Return numbers as an array in which what is not finite is NaN, which matplotlib leaves out."""
+    """Return numbers as an array in which what is infinite or nearly so is NaN, which matplotlib leaves out."""
     import numpy as np
 
     table = np.asarray(values, dtype=float)
-    return np.where(np.isfinite(table), table, np.nan)
+    return np.where(np.abs(table) <= LARGEST, table, np.nan)
 
 
 def number(value: float) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from taskvec.graph.result import Result, first_problem
-from taskvec.panel import Heat, Lines, Picture, Points, Surface, panel
+from taskvec.panel import LARGEST, Heat, Lines, Picture, Points, Surface, panel
 from taskvec.protocols.rows import Row
 from taskvec.report.units import scaled
 from taskvec.text import printable
@@ -77,7 +76,7 @@ def of_form(result: Result, name: str, form: str) -> Surface:
     """Return one form of a map over two coefficients; maps of the same form share the end of their colours."""
     values = result.maps[name]
     numbers = [x for other in result.maps.values() for line in other.get(form, ()) for x in line]
-    high = max((x for x in numbers if math.isfinite(x)), default=None)
+    high = max((x for x in numbers if abs(x) <= LARGEST), default=None)
     first, _, second = name.partition("+")
     title = f"{name}: {FORMS.get(form, form)}"
     axes = {"x": f"α {first}", "y": f"α {second}"}

@@ -28,6 +28,7 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     compatible(config)
     config.protocol.check(config.suite)
     config.backbone.check()
+    config.backbone.check_inputs()
     selection(config)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
     label_words(config, plan)

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,14 +69,15 @@ def load_builtin() -> None:
     """Import every component module of the package; none of them imports torch at its top."""
     for package_name in PACKAGES.values():
         package = importlib.import_module(package_name)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_") and _registers(package.__path__[0], module.name):
-                importlib.import_module(f"{package_name}.{module.name}")
+        folder = Path(package.__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            if _registers(path):
+                inner = path.relative_to(folder).with_suffix("")
+                importlib.import_module(".".join((package_name, *inner.parts)))
 
 
-def _registers(folder: str, module: str) -> bool:
-    path = Path(folder, f"{module}.py")
-    return path.exists() and "\n@register(" in path.read_text(encoding="utf-8")
+def _registers(path: Path) -> bool:
+    return not path.name.startswith("_") and "\n@register(" in path.read_text(encoding="utf-8")
 
 
 def load_file(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -79,3 +79,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(child) for child in value]
     return value
+
+
+def immaterial_keys(config: Config, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a config that were declared :func:`immaterial`, those of nested records included."""
+    found = []
+    for name, field in type(config).model_fields.items():
+        if not material(field):
+            found.append(f"{prefix}{name}")
+            continue
+        for key, record in _records(name, getattr(config, name)):
+            found += immaterial_keys(record, f"{prefix}{key}.")
+    return found
+
+
+def _records(name: str, value: Any) -> Iterator[tuple[str, Config]]:
+    """Yield the records that a field holds, itself or by key, with their dotted keys."""
+    named = {f"{name}.{key}": child for key, child in value.items()} if isinstance(value, Mapping) else {name: value}
+    for key, child in named.items():
+        if isinstance(child, Config):
+            yield key, child

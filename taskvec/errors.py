@@ -1,10 +1,14 @@
-"""The two ways a run can end other than well, and how any error is told in one line."""
+"""The ways a run can end other than well, and how any error is told in one line."""
 
 import os
 
 
 class UserError(ValueError):
     """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2."""
+
+
+class NotFinite(FloatingPointError):
+    """A number that must be finite is not: one line naming it (tensor, task, coefficient, step)."""
 
 
 class NoFeasibleCoefficientError(RuntimeError):

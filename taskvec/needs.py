@@ -180,7 +180,6 @@ class Scope(Protocol):
     backbone: Any
     source: Any
     learning: tuple[Examples, ...]
-    seed: int
 
     def others(self, *tasks: str) -> tuple[str, ...]:
         """Return the suite's tasks without these and without those that the protocol keeps back."""
@@ -206,6 +205,9 @@ class View(Protocol):
 
     def labels(self, rows: Tensor | slice | None = None) -> Tensor:
         """Return labels; an error that names task and split where they were not granted."""
+
+    def lengths(self) -> Tensor | None:
+        """Return the number of tokens of each text [N]; None for images."""
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor | slice]:
         """Yield the row numbers of each batch."""
@@ -249,7 +251,8 @@ class Given(Protocol):
     vector a ``TaskVector``, AnswerOf an ``Answer``. ``model`` is the model of the result, ``source`` the model that the
     vector belongs to (the same unless a transform moves it); both have ``parameters`` (theta_0 by name), ``layers``
     (LinearLayer), ``spaces`` (per parameter, the space of each axis) and ``module``. ``views`` (by task), ``start`` and
-    ``ascend`` are for fine-tuning.
+    ``ascend`` are for fine-tuning; ``answers`` are those of the cells that a question, or the selection of a learned
+    merge, compares with, by name. ``learning`` and ``objective`` are what a learned merge learns on and by.
     """
 
     scope: Scope
@@ -263,6 +266,9 @@ class Given(Protocol):
     views: Mapping[str, View]
     start: Any
     ascend: bool
+    answers: Mapping[str, Any]
+    learning: Any
+    objective: Any
 
     def __getitem__(self, need: Need) -> Any: ...
 

@@ -1,4 +1,4 @@
-"""One registry for every group: a name, its schema, the paper it comes from and the version of its code."""
+"""One registry for every group: a name, its schema, the paper it comes from, and the code of a user's own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from taskvec.config import Component
@@ -20,12 +20,19 @@ from taskvec.errors import UserError
 PACKAGES = {
     "backbone": "taskvec.models",
     "suite": "taskvec.data",
+    "statistic": "taskvec.statistics",
     "finetune": "taskvec.finetune",
     "transform": "taskvec.transform",
     "merge": "taskvec.merge",
     "protocol": "taskvec.protocols",
-    "tracker": "taskvec.runner",
+    "tracker": "taskvec.runner.track",
+    "statistic": "taskvec.statistics",
+    "question": "taskvec.protocols",
+    "objective": "taskvec.training",
 }
+PARTS = ("statistic", "question", "objective")  # of components; no config group of their own
+GROUPS = tuple(group for group in PACKAGES if group not in PARTS)
+PACKAGE = Path(__file__).resolve().parent
 MANY = 40
 STAGES = ("finetune", "transform", "merge", "protocol")
 
@@ -68,16 +75,12 @@ def register(group: str, name: str, *, paper: str = "") -> Callable[[T], T]:
 
 def load_builtin() -> None:
     """Import every component module of the package; none of them imports torch at its top."""
-    for package_name in PACKAGES.values():
-        package = importlib.import_module(package_name)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_") and _registers(package.__path__[0], module.name):
-                importlib.import_module(f"{package_name}.{module.name}")
-
-
-def _registers(folder: str, module: str) -> bool:
-    path = Path(folder, f"{module}.py")
-    return path.exists() and "\n@register(" in path.read_text(encoding="utf-8")
+    for package_name in dict.fromkeys(PACKAGES.values()):
+        folder = PACKAGE.joinpath(*package_name.split(".")[1:])
+        for path in sorted(folder.rglob("*.py")):
+            if "\n@register(" in path.read_text(encoding="utf-8"):
+                parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+                importlib.import_module(".".join(parts))
 
 
 def load_file(path: Path) -> None:
@@ -90,10 +93,43 @@ def load_file(path: Path) -> None:
         raise UserError(f"--include {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"taskvec_user_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UserError(f"--include {path}: cannot be imported: {type(error).__name__}: {error}") from error
+    helpers = {sys.modules[name] for name in set(sys.modules) - before} | _imported_beside(module, path.parent)
+    code = _code_of(path, helpers)
+    for entry in _entries.values():
+        if entry.source == path.resolve():
+            entry.schema.code = code
+
+
+def _imported_beside(module: ModuleType, folder: Path) -> set[ModuleType]:
+    """Return the modules of a folder that a module refers to, those that were imported earlier too."""
+    found = set()
+    for value in vars(module).values():
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        other = sys.modules.get(name) if isinstance(name, str) else None
+        if other is not None and other is not module and _source(other, folder):
+            found.add(other)
+    return found
+
+
+def _source(module: ModuleType, folder: Path) -> Path | None:
+    """Return a module's file if it lies below a folder."""
+    name = getattr(module, "__file__", None)
+    path = Path(name).resolve() if name else None
+    return path if path and path.is_relative_to(folder.resolve()) else None
+
+
+def _code_of(path: Path, helpers: set[ModuleType]) -> str:
+    """Return the checksum of a user's file and of the modules beside it that it imports."""
+    files = {path.resolve()} | {found for helper in helpers if (found := _source(helper, path.parent))}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def entries(group: str | None = None) -> list[Entry]:
@@ -121,8 +157,3 @@ def did_you_mean(word: str, known: list[str]) -> str:
         shown = top if len(top) < len(known) else get_close_matches(word, known, n=8, cutoff=0.2)
         known = [*shown, f"and {len(known) - len(shown)} more"]
     return f"{hint} (allowed: {', '.join(known)})" if known else " (it takes none)"
-
-
-def source_hash(path: Path) -> str:
-    """Return the SHA-256 of a user file's bytes, which stands in for a version number."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -33,7 +33,7 @@ def warm_outputs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outputs(warm_outputs: Path, tmp_path: Path) -> Path:
     """A fresh outputs folder that knows the tiny world's heads and images (which need open_clip, 5 s to import)."""
     fresh = tmp_path / "outputs"
-    for kind in ("head", "images"):
+    for kind in ("head", "decoded"):
         shutil.copytree(warm_outputs / "store" / kind, fresh / "store" / kind)
     return fresh
 

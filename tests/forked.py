@@ -110,12 +110,12 @@ PRELOADED = (
     "pyarrow.parquet",
     "safetensors.torch",
     "taskvec.cli.run",
-    "taskvec.models.clip_vit",
-    "taskvec.protocols.evaluate",
+    "taskvec.models.clip.vit",
+    "taskvec.training.evaluator",
     "taskvec.report.table",
     "taskvec.runner.compose",
-    "taskvec.runner.workspace",
-    "taskvec.training.fit",
+    "taskvec.graph.workspace",
+    "taskvec.finetune.recipe",
 )
 
 
@@ -180,10 +180,10 @@ class Accident:
         import safetensors.torch
         import torch
 
-        from taskvec.merge.composition import Scaled
+        from taskvec.vectors.composition import Scaled
         from taskvec.merge.task_arithmetic import TaskArithmetic
-        from taskvec.models.clip import ClipModel
-        from taskvec.runner.store import Store
+        from taskvec.models.clip.backbone import ClipModel
+        from taskvec.graph.store import Store
         from taskvec.training import checkpoint
 
         self.wrap(torch.optim.AdamW, "step", "finetune")

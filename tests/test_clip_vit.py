@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
-from taskvec.models import clip_config
-from taskvec.models.clip_config import (
+from taskvec.models.clip import config as clip_config
+from taskvec.models.clip.config import (
     VisionConfig,
     check_shapes,
     expected_shapes,
@@ -30,8 +30,8 @@ from taskvec.models.clip_config import (
     trained_with_quick_gelu,
     vision_config,
 )
-from taskvec.models.clip_vit import VisionTransformer, from_open_clip, to_open_clip
-from taskvec.models.zero_shot import classify, load_open_clip, zero_shot_head
+from taskvec.models.clip.vit import VisionTransformer, from_open_clip, to_open_clip
+from taskvec.models.clip.zero_shot import classify, load_open_clip, zero_shot_head
 
 SMALL = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -385,7 +385,7 @@ class TestConfig:
     def test_configuration_needs_neither_torch_nor_open_clip(self):
         code = """
 import sys
-from taskvec.models.clip_config import expected_shapes, linear_layers, open_clip_config, vision_config
+from taskvec.models.clip.config import expected_shapes, linear_layers, open_clip_config, vision_config
 config = vision_config(open_clip_config("ViT-B-32"), quick_gelu=True)
 assert len(linear_layers(config)) == 73 and len(expected_shapes(config)) == 152
 assert not {"torch", "open_clip", "numpy"} & set(sys.modules)

@@ -24,7 +24,7 @@ from taskvec.data.images import batches, decode_split, resize_and_crop
 from taskvec.data.splits import hold_out
 from taskvec.data.tasks import ASSETS, ImageSuite, ImageTask, load_tasks
 from taskvec.errors import UserError
-from taskvec.models.clip import ClipModel
+from taskvec.models.clip.backbone import ClipModel
 from taskvec.runner.compose import conf_dir
 
 # --- hold-out -------------------------------------------------------------------------------------------------------

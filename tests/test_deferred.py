@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taskvec.merge.composition import Scaled
-from taskvec.models import gpt2
+from taskvec.models.language import gpt2
 from taskvec.vectors import Deferred, TaskVector, converted, save_tensors
+from taskvec.vectors.composition import Scaled
 
 
 def tensors(seed: int, names: str = "abc") -> dict[str, torch.Tensor]:

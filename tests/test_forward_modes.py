@@ -18,9 +18,9 @@ from world import FAST
 from taskvec import cli, registry
 from taskvec.data.views import TaskView
 from taskvec.merge.composition import Composition, Scaled
-from taskvec.models.clip import Clip, ClipModel
-from taskvec.models.clip_config import linear_layers, open_clip_config, vision_config
-from taskvec.models.clip_vit import VisionTransformer
+from taskvec.models.clip.backbone import Clip, ClipModel
+from taskvec.models.clip.config import linear_layers, open_clip_config, vision_config
+from taskvec.models.clip.vit import VisionTransformer
 from taskvec.protocols.predict import predict
 from taskvec.runner import compose
 from taskvec.runner.execute import execute
@@ -530,7 +530,7 @@ class Perplexed(Addition):
     monkeypatch.setitem(os.environ, "TASKVEC_INCLUDE", f"{tiny}{os.pathsep}{tmp_path / 'own.py'}")
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what a user registers here stays here
     loaded = []
-    monkeypatch.setattr("taskvec.models.clip.Clip.load", lambda *_: loaded.append(1))
+    monkeypatch.setattr("taskvec.models.clip.backbone.Clip.load", lambda *_: loaded.append(1))
     assert cli.main([*FAST, f"outputs={tmp_path}/out", *words]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1

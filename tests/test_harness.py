@@ -166,7 +166,7 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
     finally:
         path.write_text(text)
     costs = changed.result.timing["artefacts"].values()
-    assert {stage["kind"] for stage in costs if stage["computed"]} == {"cell"}
+    assert {stage["kind"] for stage in costs if stage["computed"]} == {"answer"}
 
 
 def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ class TestHeads:
         (tmp_path / "config.json").write_text(json.dumps(SIZES | {"model_type": "bert"}))
         backbone = Encoder(model=str(tmp_path))
         heads = backbone.heads({"a": (["x"] * 500, []), "b": (["x"] * 500, [])})
-        assert backbone.learns_heads
+        assert backbone.gives == {"learned_heads"}
         assert heads["a"].shape == (500, 17)
         assert (heads["a"][:, -1] == 0).all()
         assert abs(heads["a"][:, :-1].std().item() - 0.02) < 1e-3

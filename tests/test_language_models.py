@@ -47,6 +47,13 @@ FAMILIES = {
     "bert": (Encoder, "bert", "BertForMaskedLM", SIZES | {"type_vocab_size": 2}),
     "deberta_v2": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA),
     "deberta_v3": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA | {"share_att_key": True}),
+    "deberta_v2_conv": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA | {"conv_kernel_size": 3}),
+    "deberta_v2_plain": (
+        Encoder,
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        DEBERTA | {"norm_rel_ebd": "none", "position_biased_input": True},
+    ),
     "t5": (TextToText, "t5", "T5ForConditionalGeneration", T5),
     "t5_v1_1": (
         TextToText,

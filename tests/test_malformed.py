@@ -14,7 +14,7 @@ import pytest
 import world
 
 from taskvec.runner.folder import RunFolder
-from taskvec.runner.result import read_result
+from taskvec.graph.result import read_result
 
 
 class Case(NamedTuple):
@@ -188,9 +188,9 @@ CASES = [
     Case("empty grid", "protocol.grid (command line)", ["protocol.grid=[]"]),
     Case("unknown rule", "did you mean 'lowest_target'", ["protocol=negation", "protocol.rule=lowest"]),
     Case("threshold over 1", "protocol.control_threshold", ["protocol=negation", "protocol.control_threshold=95"]),
-    Case("unknown precision", "unknown value 'fp8'", ["precision=fp8"]),
-    Case("malformed device", "device (command line)", ["device=gpu"]),
-    Case("absent device", "cuda:99", ["device=cuda:99"], code=1),
+    Case("unknown precision", "unknown value 'fp8'", ["compute.precision=fp8"]),
+    Case("malformed device", "compute.device (command line)", ["compute.device=gpu"]),
+    Case("absent device", "cuda:99", ["compute.device=cuda:99"], code=1),
     Case("deleted group", "merge", ["~merge"]),
     Case("scalar for a group", "transform.purify: must be a component", ["+transform.purify=3"]),
     Case("missing value", "protocol.a: no value given", ["protocol=analogy"]),

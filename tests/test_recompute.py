@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from taskvec import registry
 from taskvec.data.views import TaskView
-from taskvec.models.clip_config import VisionConfig
-from taskvec.models.clip_vit import VisionTransformer
+from taskvec.models.clip.config import VisionConfig
+from taskvec.models.clip.vit import VisionTransformer
 from taskvec.training.fit import fit
 from taskvec.training.recipe import Recipe
 from taskvec.training.recompute import offload, recomputed

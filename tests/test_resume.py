@@ -17,7 +17,7 @@ import pytest
 import world
 
 from taskvec.runner.folder import RunFolder
-from taskvec.runner.result import Result, read_result
+from taskvec.graph.result import Result, read_result
 
 EVERY_STEP = [*world.FAST, "finetune.checkpoint_every=0"]
 PHASES = ("finetune", "merge", "evaluate", "write")
@@ -218,7 +218,7 @@ def test_four_processes_share_one_sweep(tiny, outputs, undisturbed, tmp_path):
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("done ") == 2
     begun = Counter(line for folder in folders for line in computed(folder, "before"))
-    stored = {path.parent.name for kind in ("vector", "cell") for path in outputs.glob(f"store/{kind}/*/SHA256SUMS")}
+    stored = {path.parent.name for kind in ("vector", "answer") for path in outputs.glob(f"store/{kind}/*/SHA256SUMS")}
     assert {line.rsplit(" ", 1)[1] for line in begun} >= stored
     assert set(begun.values()) == {1}
     first, second = results(outputs)

@@ -13,13 +13,13 @@ import pytest
 import world
 
 from taskvec import cli
-from taskvec.runner import artefact, compose, stages
-from taskvec.runner.artefact import Artefact
-from taskvec.runner.compose import RunConfig
+from taskvec.graph.artefact import Node
+from taskvec.graph.plan import Plan
+from taskvec.graph.result import read_result
+from taskvec.graph.run import RunConfig
+from taskvec.graph.store import CorruptError, Store
+from taskvec.runner import compose
 from taskvec.runner.folder import RunFolder, run_id
-from taskvec.runner.plan import Plan
-from taskvec.runner.result import read_result
-from taskvec.runner.store import CorruptError, Store
 
 DAMAGES = ("empty", "half", "bit")
 
@@ -53,9 +53,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def nodes(plan: Plan) -> dict[str, Artefact]:
-    """Every artefact of a plan by label."""
-    return {node.label: node for root in plan.cells.values() for node in root.walk()}
+def nodes(plan: Plan) -> dict[str, Node]:
+    """Every stored artefact of a plan, and its base, by label."""
+    return {node.label: node for node in plan.nodes if node.stored or node.kind == "base"}
 
 
 def only(outputs: Path) -> RunFolder:
@@ -79,11 +79,11 @@ def names(message: str, file: Path) -> bool:
 
 def test_every_damaged_file_is_detected_named_and_computed_again(config, done, caplog, one_thread):
     """Each file of a finished store emptied, cut in half and with a flipped bit, in turn."""
-    from taskvec.runner.workspace import Workspace
+    from taskvec.graph.workspace import Workspace
 
     run = config(f"outputs={done}")
     store, every = Store(done / "store"), nodes(Plan(run))
-    stored = {store.folder(node): node for node in every.values() if node.kind != "base"}
+    stored = {store.folder(node): node for node in every.values() if node.stored}
     files = sorted(path for folder in stored for path in folder.iterdir())
     assert {path.parent for path in done.glob("store/[!lp]*/*/SHA256SUMS")} == set(stored)
     assert len(files) == 3 * len(stored)
@@ -98,7 +98,7 @@ def test_every_damaged_file_is_detected_named_and_computed_again(config, done, c
             assert names(str(found.value), file)
             if damage != DAMAGES[(number + number // 3) % 3]:  # each kind for each of an artefact's three files
                 continue
-            work = Workspace(store, "cpu", "fp32", False, lambda *_: None, lambda *_: None)
+            work = Workspace(store, run.compute, lambda *_: None, lambda *_: None)
             work.get(node)
             assert work.usage[node.fingerprint]["computed"], (file, damage)
             (said,) = [record.getMessage() for record in caplog.records]
@@ -114,12 +114,12 @@ def test_every_damaged_file_is_detected_named_and_computed_again(config, done, c
             (file.parent / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["head", "images", "vector", "cell"])
+@pytest.mark.parametrize("kind", ["head", "decoded", "vector", "answer"])
 def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp_path):
     """Through the command: a damaged file, and nothing above it that would make it superfluous."""
     store, every = Store(done / "store"), nodes(Plan(config(f"outputs={done}")))
-    label, number = {"head": ("head stripes", 0), "images": ("images stripes/train", 1)}.get(kind, (None, 2))
-    label = label or {"vector": "vector stripes", "cell": "cell individual/stripes"}[kind]
+    label, number = {"head": ("head stripes", 0), "decoded": ("examples stripes/train", 1)}.get(kind, (None, 2))
+    label = label or {"vector": "vector stripes", "answer": "answer individual/stripes"}[kind]
     above = [node for node in every.values() if every[label] in node.walk() and node is not every[label]]
     for node in above:
         shutil.rmtree(store.folder(node))
@@ -138,7 +138,7 @@ def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp
 
 def test_every_bit_of_a_manifest_and_many_of_its_record_count(done):
     store = Store(done / "store")
-    folder = next(done.glob("store/cell/*"))
+    folder = next(done.glob("store/answer/*"))
     for name, every in (("SHA256SUMS", 1), ("artefact.json", 37)):
         content = (folder / name).read_bytes()
         for bit in range(0, 8 * len(content), every):
@@ -204,11 +204,11 @@ def test_a_damaged_run_is_done_again_from_the_store(name, damage, tiny, done, wa
 
 TASKS = world.TASKS
 HEADS = {f"head {task}" for task in TASKS}
-IMAGES = {f"images {task}/{split}" for task in TASKS for split in world.COUNTS}
+EXAMPLES = {f"examples {task}/{split}" for task in TASKS for split in world.COUNTS}
 VECTORS = {f"vector {task}" for task in TASKS}
-TUNED = {f"cell individual/{task}" for task in TASKS} | {"cell merged"}
-CELLS = TUNED | {"cell zero_shot"}
-OF_STRIPES = {"cell individual/stripes", "cell merged"}
+TUNED = {f"answer individual/{task}" for task in TASKS} | {"answer merged"}
+CELLS = TUNED | {"answer zero_shot"}
+OF_STRIPES = {"answer individual/stripes", "answer merged"}
 
 
 def changed(before: Plan, after: Plan) -> set[str]:
@@ -218,7 +218,7 @@ def changed(before: Plan, after: Plan) -> set[str]:
 
 
 def test_the_plan_is_the_one_these_tests_know(config):
-    assert set(nodes(Plan(config()))) == {"base weights", *HEADS, *IMAGES, *VECTORS, *CELLS}
+    assert set(nodes(Plan(config()))) == {"base weights", *HEADS, *EXAMPLES, *VECTORS, *CELLS}
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_the_plan_is_the_one_these_tests_know(config):
         (["finetune.steps=7"], VECTORS | TUNED),
         (["finetune.augment=none"], VECTORS | TUNED),
         (["seed=1"], VECTORS | TUNED),
-        (["precision=bf16"], VECTORS | CELLS),
-        (["precision=tf32"], VECTORS | CELLS),
-        (["protocol.grid=[0,1]"], {"cell merged"}),
-        (["protocol.joint=true"], {"vector 3 tasks", "cell joint"}),
-        (["suite.tasks=[stripes,corners]"], {"cell zero_shot", "cell merged"}),
+        (["compute.precision=bf16"], VECTORS | CELLS),
+        (["compute.precision=tf32"], VECTORS | CELLS),
+        (["protocol.grid=[0,1]"], {"answer merged"}),
+        (["protocol.joint=true"], {"vector 3 tasks", "answer joint"}),
+        (["suite.tasks=[stripes,corners]"], {"answer zero_shot", "answer merged"}),
         (["backbone.mean=[0.4,0.4,0.4]"], {"base weights"} | HEADS | VECTORS | CELLS),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -244,7 +244,7 @@ def test_a_setting_touches_what_depends_on_it(overrides, touched, config):
 
 @pytest.mark.parametrize(
     "override",
-    ["tracker=none", "outputs=/tmp/elsewhere", "device=cpu", "device=cuda:1", "finetune.checkpoint_every=7",
+    ["tracker=none", "outputs=/tmp/elsewhere", "compute.device=cpu", "compute.device=cuda:1", "finetune.checkpoint_every=7",
      "backbone.recipe.steps=9"],
 )  # fmt: skip
 def test_a_setting_that_changes_no_result_touches_nothing(override, config):
@@ -291,12 +291,12 @@ def another_template(path: Path) -> None:
 
 
 CHANGES: list[tuple[str, Callable[[Path], None], Iterable[str]]] = [
-    ("data/stripes/train.parquet", one_pixel, {"images stripes/train", "vector stripes"} | OF_STRIPES),
-    ("data/stripes/train.parquet", one_label, {"images stripes/train", "vector stripes"} | OF_STRIPES),
-    ("data/stripes/val.parquet", one_pixel, {"images stripes/val", "cell zero_shot"} | OF_STRIPES),
-    ("data/stripes/test.parquet", one_label, {"images stripes/test", "cell zero_shot"} | OF_STRIPES),
+    ("data/stripes/train.parquet", one_pixel, {"examples stripes/train", "vector stripes"} | OF_STRIPES),
+    ("data/stripes/train.parquet", one_label, {"examples stripes/train", "vector stripes"} | OF_STRIPES),
+    ("data/stripes/val.parquet", one_pixel, {"examples stripes/val", "answer zero_shot"} | OF_STRIPES),
+    ("data/stripes/test.parquet", one_label, {"examples stripes/test", "answer zero_shot"} | OF_STRIPES),
     ("data/control/test.parquet", one_pixel, set()),
-    ("task/stripes.yaml", another_template, {"head stripes", "vector stripes", "cell zero_shot"} | OF_STRIPES),
+    ("task/stripes.yaml", another_template, {"head stripes", "vector stripes", "answer zero_shot"} | OF_STRIPES),
     ("clip/open_clip_model.safetensors", one_weight_bit, {"base weights"} | HEADS | VECTORS | CELLS),
 ]
 
@@ -322,12 +322,12 @@ def world_copy(tiny: Path, folder: Path) -> Path:
     [
         ("stage/base", {"base weights"} | HEADS | VECTORS | CELLS),
         ("backbone/clip", {"base weights"} | HEADS | VECTORS | CELLS),
-        ("stage/images", IMAGES | VECTORS | CELLS),
+        ("stage/images", EXAMPLES | VECTORS | CELLS),
         ("stage/head", HEADS | VECTORS | CELLS),
         ("stage/vector", VECTORS | TUNED),
         ("finetune/full", VECTORS | TUNED),
         ("stage/cell", CELLS),
-        ("merge/task_arithmetic", {"cell merged"}),
+        ("merge/task_arithmetic", {"answer merged"}),
         ("protocol/addition", set()),
         ("protocol/negation", set()),
     ],

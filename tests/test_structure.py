@@ -1,21 +1,37 @@
-"""The house's limits of size, and the README's commands."""
+"""The house's limits: size, density, imports that point downwards and form no circle, and the README's commands."""
 
 from __future__ import annotations
 
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, command
+from density import density, table
 
+PACKAGE = ROOT / "taskvec"
 SOURCES = [path for folder in ("taskvec", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHOWN = [
-    line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()
-]
+BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
+SHOWN = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 RUNS = [line for line in SHOWN if line.startswith("taskvec") and "my_" not in line]
+
+# From the bottom to the top; a package may import those of its own line and of lines before it.
+LAYERS = [
+    {"errors", "config", "registry", "needs"},
+    {"vectors"},
+    {"data", "models", "statistics"},
+    {"training"},
+    {"finetune", "transform", "merge"},
+    {"protocols"},
+    {"graph"},
+    {"report", "runner"},
+    {"cli", "__init__", "__main__"},
+]
+REWRITTEN = ("graph", "finetune", "transform", "merge", "protocols", "statistics", "training", "report", "runner")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -25,6 +41,80 @@ def test_files_and_functions_are_short(path: Path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is {node.end_lineno - node.lineno + 1} lines long"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports anywhere, those for types included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskvec"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if module_path(inner) else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("taskvec"))
+
+
+def module_path(module: str) -> Path | None:
+    """The file of a module, None if there is none of that name."""
+    path = ROOT.joinpath(*module.split("."))
+    found = [path.with_suffix(".py"), path / "__init__.py"]
+    return next((file for file in found if file.is_file()), None)
+
+
+def layer(module: str) -> int:
+    """The number of a module's line, counted from the bottom."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    return next(number for number, names in enumerate(LAYERS) if name in names)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def test_imports_point_downwards():
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        here = module_of(path)
+        wrong += [f"{here} imports {there}" for there in imports(path) if layer(there) > layer(here)]
+    assert wrong == []
+
+
+def test_imports_form_no_circle():
+    graph = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        here = module_of(path)
+        graph[here] = {there for there in imports(path) if there != here}
+    done, open_ = set(), []
+
+    def visit(module: str) -> None:
+        assert module not in open_, f"a circle of imports: {' -> '.join([*open_[open_.index(module):], module])}"
+        if module in done:
+            return
+        open_.append(module)
+        for child in sorted(graph.get(module, ())):
+            visit(child)
+        done.add(open_.pop())
+
+    for module in graph:
+        visit(module)
+
+
+def test_the_plan_names_no_method_family_or_modality():
+    from taskvec import registry
+
+    registry.load_builtin()
+    names = {entry.name for entry in registry.entries() if entry.group in ("finetune", "transform", "merge", "backbone")}
+    names |= {"image", "images", "text", "texts", "clip", "causal", "encoder", "t5"}
+    tree = ast.parse((PACKAGE / "graph" / "plan.py").read_text(encoding="utf-8"))
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert words.isdisjoint(names - {"none"})
+
+
+def test_code_is_told_one_thought_per_line():
+    print("\n" + table(PACKAGE))
+    for name in REWRITTEN:
+        assert density([PACKAGE / name]) <= 9.5, f"taskvec/{name} packs too much into its lines"
 
 
 @pytest.mark.parametrize("line", RUNS)

@@ -20,7 +20,7 @@ from taskvec.data.tasks import TextSuite, TextTask, load_tasks
 from taskvec.data.texts import tokenise_split
 from taskvec.data.views import TaskView
 from taskvec.errors import NoFeasibleCoefficientError, UserError
-from taskvec.merge.composition import Scaled
+from taskvec.vectors.composition import Scaled
 from taskvec.protocols import predict as predicting
 from taskvec.protocols.perplexity import perplexity, surprise
 from taskvec.protocols.question import Answer, Cell

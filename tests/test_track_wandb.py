@@ -13,8 +13,8 @@ import pytest
 import world
 from conftest import command
 
-from taskvec.runner.result import Result, read_result
-from taskvec.runner.track_wandb import WandbSession
+from taskvec.graph.result import Result, read_result
+from taskvec.runner.track.wandb import WandbSession
 
 CLOSED = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
 FLAT = {"run_id", "method", "experiment", "seed", "precision"} | {
@@ -79,7 +79,7 @@ def test_summary_holds_every_metric_of_the_result(sweep):
     for run in sweep.runs:
         result = sweep.results[run["name"]]
         assert {key: run["summary"].get(key) for key in result.metrics} == result.metrics
-        assert run["summary"]["primary"] == result.primary
+        assert run["summary"]["criterion"] == result.criterion.value
         assert run["summary"]["tables/rows"]["nrows"] == len(result.rows)
         assert run["summary"]["tables/alpha_curve"]["nrows"] == sum(map(len, result.curves.values()))
         assert (run["state"], run["exit_code"], run["summary"]["state"]) == ("finished", 0, "done")

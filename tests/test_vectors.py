@@ -8,9 +8,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from taskvec.vectors import TaskVector, random_like, weights_hash
+from taskvec.errors import UserError
+from taskvec.vectors import LowRank, TaskVector, random_like, weights_hash
 
 EPS = torch.finfo(torch.float64).eps
 SHAPES = {"z.conv": (4, 3, 2, 2), "scale": (), "a.proj": (5, 7), "bias": (7,), "none": (0, 3)}
@@ -243,6 +244,72 @@ def test_arithmetic_keeps_the_base_hash_and_drops_what_differs(draw):
     for combined in (left + right, left - right, sum([left, right])):
         assert combined.metadata == {"base_hash": "1111", "seed": 3}
     assert (-left).metadata == left.metadata
+
+
+def test_a_vector_never_loads_onto_another_base(draw):
+    base = draw()
+    tau = TaskVector(draw(), {"base_hash": "1" * 64})
+    tau.check_base(base, "1" * 64)
+    TaskVector({"bias": base["bias"]}).check_base(base, "2" * 64)  # absent ones are zero; nothing says what it was of
+    with pytest.raises(UserError, match=r"made on other base weights \(1{12}\)"):
+        tau.check_base(base, "2" * 64)
+    with pytest.raises(UserError, match="the base has no parameter scale"):
+        tau.check_base({name: weight for name, weight in base.items() if name != "scale"}, "1" * 64)
+    with pytest.raises(UserError, match=r"bias: shapes differ, \(7,\) and \(8,\)"):
+        TaskVector({"bias": torch.zeros(8)}).check_base(base, "1" * 64)
+
+
+# --- factors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def low_rank(draw, seed):
+    """A vector of one dense delta and one product of rank 2."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    up, down = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((5, 2), (2, 7)))
+    dense = {"bias": draw()["bias"]}
+    return TaskVector(dense, {"base_hash": "b", "seed": seed}, {"a.proj": LowRank(up, down, 0.5)})
+
+
+def test_factors_are_multiplied_when_they_are_looked_at(low_rank, draw):
+    product = low_rank.factors["a.proj"]
+    assert list(low_rank) == ["bias", "a.proj"]
+    torch.testing.assert_close(low_rank["a.proj"], 0.5 * product.up @ product.down)
+    dense = low_rank.materialised()
+    assert not dense.factors and not dense.deferred
+    same(dense, low_rank)
+    base = draw()
+    same(low_rank.apply_to(base, 0.3), dense.apply_to(base, 0.3))
+    with pytest.raises(ValueError, match=r"a\.proj is given as a delta and as factors"):
+        TaskVector(dense, factors=low_rank.factors)
+
+
+@pytest.mark.parametrize("factor", [-1, 0.25, np.float64(3.0)])
+def test_scaling_keeps_factors_and_a_sum_does_not(low_rank, draw, factor):
+    scaled = low_rank * factor
+    assert scaled.factors["a.proj"].up is low_rank.factors["a.proj"].up
+    close(scaled, low_rank.materialised() * factor)
+    other = TaskVector(draw(), {"base_hash": "b"})
+    for total in (low_rank + other, other + low_rank, low_rank + low_rank):
+        assert not total.factors
+    close((low_rank + low_rank).materialised(), 2 * low_rank.materialised())
+    single = low_rank.to(torch.float32)
+    assert single["a.proj"].dtype == single.factors["a.proj"].up.dtype == single["bias"].dtype == torch.float32
+
+
+def test_a_file_keeps_factors_and_a_store_may_keep_more_beside_them(low_rank, tmp_path):
+    low_rank.save(tmp_path / "v.safetensors")
+    loaded = TaskVector.load(tmp_path / "v.safetensors")
+    same(loaded, low_rank)
+    assert loaded.factors.keys() == {"a.proj"} and loaded.factors["a.proj"].up.shape == (5, 2)
+    assert loaded.metadata == low_rank.metadata
+    assert load_file(tmp_path / "v.safetensors").keys() == {"bias", "up/a.proj", "down/a.proj"}
+    for vector in (low_rank, loaded, loaded * 2):
+        tensors, header = vector.pack()
+        beside = {**tensors, "head/stripes": torch.zeros(3)}
+        same(TaskVector.unpack(beside, header), vector)
+    with pytest.raises(ValueError, match="format 99; this version reads format 1"):
+        TaskVector.unpack(tensors, header | {"format": 99})
 
 
 # --- measures -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import sys
 
 from taskvec.errors import UserError
+from taskvec.text import printable
 
 VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
         return importlib.import_module(f"taskvec.cli.{verb}").main(arguments)
     except UserError as error:
-        print(f"taskvec: error: {error}", file=sys.stderr)
+        print(printable(f"taskvec: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("taskvec: interrupted; the same command resumes", file=sys.stderr)

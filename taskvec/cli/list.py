@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from taskvec import registry
 from taskvec.cli.options import Parser, write
-from taskvec.runner import compose
+from taskvec.runner import configs
 
 GROUPS = ("method", *registry.PACKAGES, "experiment", "task")
 EXAMPLES = """\
@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> int:
     for group in groups:
         if group not in GROUPS:
             parser.error(f"unknown group {group!r}{registry.did_you_mean(group, list(GROUPS))}")
-    compose.register_all()
+    configs.register_all()
     for group in groups or GROUPS:
-        lines = [_line(group, option) for option in compose.options(group)]
+        lines = [_line(group, option) for option in configs.options(group)]
         if lines:
             write(f"{group}\n{tabulate(lines, tablefmt='plain')}\n")
     return 0
@@ -42,7 +42,7 @@ def _line(group: str, option: str) -> list[str]:
 
 def _first_comment(group: str, option: str) -> str:
     """Return the first comment line of an option's YAML file, which says what it is."""
-    for folder in compose.search_dirs():
+    for folder in configs.search_dirs():
         path = folder / group / f"{option}.yaml"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()

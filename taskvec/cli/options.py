@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from taskvec.errors import UserError
+from taskvec.text import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +46,27 @@ class Parser(argparse.ArgumentParser):
         """Add the option for the outputs folder."""
         self.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
 
+    def stale(self) -> None:
+        """Add the option for runs whose inputs have changed."""
+        self.add_argument("--stale", action="store_true", help="show runs too whose inputs have changed since")
+
+
+def standing() -> Callable[[Path], str]:
+    """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
+    from taskvec.runner import compose
+    from taskvec.runner.folder import RunFolder
+    from taskvec.runner.survey import state_of
+
+    compose.register_all()
+
+    def state(folder: Path) -> str:
+        found, _ = state_of(RunFolder(folder))
+        return found
+
+    return state
+
 
 def write(text: str) -> None:
-    """Print text to standard output."""
-    sys.stdout.write(f"{text}\n")
+    """Print text to standard output, control characters spelt out."""
+    lines = [printable(line) for line in text.split("\n")]
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import yaml
+
 from taskvec.cli.options import Parser, write
 from taskvec.runner import compose
 
@@ -16,5 +18,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     overrides = parser.read(arguments).overrides
     compose.register_all()
-    write(compose.resolve(compose.compose(overrides)).to_yaml().rstrip("\n"))
+    config = compose.resolve(compose.compose(overrides))
+    text = yaml.safe_dump(config.recorded(), sort_keys=False, allow_unicode=True)
+    write(text.rstrip("\n"))
     return 0

@@ -47,7 +47,7 @@ def list_(options: Namespace) -> int:
 
 def verify(options: Namespace) -> int:
     """Check every artefact against its checksums; exit 1 if one is corrupt (it is computed again when needed)."""
-    from taskvec.runner.store import CorruptError
+    from taskvec.graph.store import CorruptError
 
     store, corrupt, count = _store(options), 0, 0
     for folder, _ in store.records():
@@ -68,8 +68,8 @@ def explain(options: Namespace) -> int:
         UserError: if no artefact has the fingerprint.
     """
     from taskvec.runner import compose
-    from taskvec.runner.history import reasons
-    from taskvec.runner.plan import Plan
+    from taskvec.graph.history import reasons
+    from taskvec.graph.plan import Plan
 
     store = _store(options)
     if len(options.words) == 1 and "=" not in options.words[0]:
@@ -80,7 +80,7 @@ def explain(options: Namespace) -> int:
     else:
         compose.register_all()
         plan = Plan(compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"])))
-        nodes = [(node.recipe, node.label, store.has(node)) for node in plan.nodes if node.kind != "base"]
+        nodes = [(node.recipe, node.label, store.has(node)) for node in plan.nodes if node.stored]
         planned = {node.fingerprint: node.recipe for node in plan.nodes}
     for recipe, label, stored in nodes:
         why = reasons(recipe, label, store, planned) if not stored or len(nodes) == 1 else []
@@ -96,7 +96,7 @@ def prune(options: Namespace) -> int:
     Raises:
         UserError: while a run is working.
     """
-    from taskvec.runner.artefact import read_json
+    from taskvec.graph.artefact import read_json
     from taskvec.runner.folder import run_folders
 
     store = _store(options)
@@ -116,7 +116,7 @@ def prune(options: Namespace) -> int:
 
 
 def _store(options: Namespace):
-    from taskvec.runner.store import Store
+    from taskvec.graph.store import Store
 
     return Store(options.outputs / "store")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskvec.cli.options import Parser, write
+from taskvec.cli.options import Parser, standing, write
 
 EXAMPLES = """\
   taskvec table                                       all runs: method x row, mean over seeds
@@ -16,8 +16,9 @@ EXAMPLES = """\
 
 def main(arguments: list[str]) -> int:
     """Print mean and standard deviation over seeds, rows and columns by any config key."""
-    from taskvec.report.records import find_results
-    from taskvec.report.table import FORMATS, table
+    from taskvec.report.render import STYLES
+    from taskvec.report.runs import find_results
+    from taskvec.report.table import table
 
     parser = Parser("table", "Print results as a table.", EXAMPLES)
     parser.add_argument("places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs, result.json files")
@@ -25,13 +26,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--columns", nargs="+", default=["metric"], metavar="KEY", help="default: metric")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="accuracy, accuracy/TASK, validation, control ...")
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records")
-    parser.add_argument("--format", choices=list(FORMATS), default="md")
+    parser.add_argument("--format", choices=list(STYLES), default="md")
     parser.add_argument("--output", type=Path, help="write to a file instead")
+    parser.stale()
     parser.outputs()
     options = parser.read(arguments)
     where = parser.conditions(options.where)
-    results = find_results(options.places or [options.outputs])
-    text = table(results, options.rows, options.columns, options.metrics, options.format, where)
+    runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
+    text = table(runs, options.rows, options.columns, options.metrics, options.format, where)
     if options.output:
         from taskvec.runner.folder import write_atomically
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
+from taskvec.finetune.recipe import Penalised, Penalty
+from taskvec.needs import Examples, Given, Scope, Statistics
 from taskvec.registry import register
-from taskvec.statistics.settings import CurvatureSettings, PenaltySettings
-from taskvec.training.recipe import Recipe, Reference
+from taskvec.statistics.settings import CurvatureSettings
 
 if TYPE_CHECKING:
-    from taskvec.training.fit import Penalty
+    from torch import Tensor
+
+    from taskvec.statistics.curvature_value import Curvature
 
 
 @register("finetune", "kfac", paper="Porrello et al., ICLR 2026, arXiv 2602.17385")
-class Kfac(Recipe):
+class Kfac(Penalised):
     """L = CE + weight * tau^T G tau, G the curvature of the features on the suite's other tasks at theta_0 (spec 3.1).
 
     ``curvature.structure`` is ``kfac``, ``ekfac`` or ``diag_ggn``. ``per_task`` keeps the other tasks' curvatures apart
@@ -24,31 +27,49 @@ class Kfac(Recipe):
     """
 
     kind: Literal["kfac"] = "kfac"
-    forward_mode: Literal["standard", "tangent"] = "tangent"
-    decay_towards: Literal["zero", "base"] = "base"
     curvature: CurvatureSettings = CurvatureSettings()
-    penalty: PenaltySettings = PenaltySettings()
     per_task: bool = False
     regularised_only: bool = True
 
-    reference: ClassVar[Literal["nothing", "curvature", "data"]] = "curvature"
+    def needs(self, scope: Scope) -> list[Statistics]:
+        """Return the curvature on each other task, estimated on unlabelled training examples."""
+        settings, needs = self.curvature, []
+        for task in scope.others(*scope.tasks):
+            examples = Examples(task, "train", "calibration", budget=settings.budget)
+            needs.append(Statistics(settings.statistic, examples, side=scope.side))
+        return needs
 
-    def penalties(self, others: Mapping[str, Reference], seed: int) -> list[Penalty]:
+    def penalties(self, given: Given) -> Sequence[Penalty]:
         """Return the penalty under the other tasks' curvature, merged into one unless ``per_task``."""
-        from taskvec.statistics.curvature import exact_sum, merge
+        from taskvec.statistics.curvature_value import exact_sum, merge
         from taskvec.training.regularisers import penalty, regulariser
 
-        if not others:
-            return []
+        needs = self.needs(given.scope)
+        if not needs:
+            return ()
         apart = self.per_task or self.curvature.structure == "ekfac"
-        found = (reference.curvature() for reference in others.values())
+        found = self._curvatures(given, needs)
         curvature = exact_sum(list(found)) if apart else merge(found)
         settings = self.penalty
-        scales = {"full_scale": settings.full_scale, "projection_scale": settings.projection_scale}
-        return [
-            lambda step, deltas: regulariser(lambda _: penalty(curvature, deltas, **scales), settings)(step),
-        ]
 
-    def frozen(self, others: Mapping[str, Reference]) -> Collection[str]:
+        def drift(step: int, deltas: Mapping[str, Tensor]) -> Tensor:
+            return penalty(
+                curvature, deltas, full_scale=settings.full_scale, projection_scale=settings.projection_scale
+            )
+
+        return [regulariser(drift, settings)]
+
+    def frozen(self, given: Given) -> Collection[str]:
         """Return the parameters without a block."""
-        return next(iter(others.values())).curvature().untracked if self.regularised_only and others else ()
+        needs = self.needs(given.scope)
+        if not needs or not self.regularised_only:
+            return ()
+        return given[needs[0]].untracked
+
+    @staticmethod
+    def _curvatures(given: Given, needs: Sequence[Statistics]) -> Iterator[Curvature]:
+        """Yield the curvatures one after another, so that merging holds two at a time."""
+        import torch
+
+        for need in needs:
+            yield given[need].to(given.device, torch.float32)

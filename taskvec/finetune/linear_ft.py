@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from taskvec.finetune.recipe import Recipe
 from taskvec.registry import register
-from taskvec.training.recipe import Recipe
 
 
 @register("finetune", "linear_ft", paper="Jin et al., ICLR 2025, arXiv 2407.07089")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from taskvec.finetune.recipe import Recipe
 from taskvec.registry import register
-from taskvec.training.recipe import Recipe
 
 
 @register("finetune", "tangent", paper="Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827")

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from taskvec.finetune.recipe import Penalised, Penalty
+from taskvec.needs import Examples, Given, Scope
 from taskvec.registry import register
-from taskvec.statistics.settings import PenaltySettings
-from taskvec.training.recipe import Recipe, Reference
 
 if TYPE_CHECKING:
-    from taskvec.training.fit import Penalty
+    from torch import Tensor
 
 
 @register("finetune", "tau_jp", paper="Yoshida et al., ICLR 2025, openreview 1VwWi6zbxs")
-class TauJp(Recipe):
+class TauJp(Penalised):
     """L = CE + weight * mean ||J(x) tau||^2 over ``examples`` of another task at each step, the tasks in turn."""
 
     kind: Literal["tau_jp"] = "tau_jp"
-    forward_mode: Literal["standard", "tangent"] = "tangent"
-    decay_towards: Literal["zero", "base"] = "base"
-    penalty: PenaltySettings = PenaltySettings()
     examples: int = Field(64, ge=1)
 
-    reference: ClassVar[Literal["nothing", "curvature", "data"]] = "data"
+    def needs(self, scope: Scope) -> list[Examples]:
+        """Return the unlabelled training examples of the other tasks."""
+        return [Examples(task, "train", "calibration") for task in scope.others(*scope.tasks)]
 
-    def penalties(self, others: Mapping[str, Reference], seed: int) -> list[Penalty]:
-        """Return the drift on the other tasks' training examples."""
+    def penalties(self, given: Given) -> Sequence[Penalty]:
+        """Return the drift on the other tasks' examples; each task has its turn, whatever the cadence."""
         import torch
 
         from taskvec.training.batches import generator
         from taskvec.training.regularisers import drift, regulariser
 
-        if not others:
-            return []
-        references = list(others.values())
+        views = [given[need] for need in self.needs(given.scope)]
+        if not views:
+            return ()
 
-        def measured(step: int, deltas: Mapping) -> torch.Tensor:
-            other = references[step % len(references)]
-            chosen = torch.randint(len(other.view), (self.examples,), generator=generator(seed, -1 - step))
-            return drift(other.model, deltas, other.view.inputs[chosen], other.view.head)
+        def measured(step: int, deltas: Mapping[str, Tensor]) -> Tensor:
+            view = views[self.penalty.turn(step) % len(views)]
+            chosen = torch.randint(len(view), (self.examples,), generator=generator(given.seed, -1 - step))
+            return drift(given.model, deltas, view.take(chosen), view.head)
 
-        return [lambda step, deltas: regulariser(lambda s: measured(s, deltas), self.penalty)(step)]
+        return [regulariser(measured, self.penalty)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from taskvec.config import Component, Config
+from taskvec.config import Component, Config, immaterial
 from taskvec.errors import UserError
 from taskvec.models.layers import LinearLayer
+from taskvec.models.spaces import Axes, Seen, Spaces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,14 +32,22 @@ class Recipe(Config):
     drift_weight: float = Field(100.0, ge=0)
 
 
+# What a family can do, asked instead of its kind. ``perplexity``: it gives the probability of a text; ``generation``:
+# it writes. The others say where heads come from: the text tower, the vocabulary (label words after a task's frame), or
+# training.
+Ability = Literal["zero_shot_heads", "label_words", "learned_heads", "perplexity", "generation"]
+
+
 class Backbone(Component):
-    """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`."""
+    """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`.
 
-    recipe: Recipe = Recipe()
+    ``gives`` says what the family can do.
+    """
 
-    unfingerprinted: ClassVar[frozenset[str]] = frozenset({"recipe"})
+    recipe: Recipe = immaterial(Recipe())
+
     modality: ClassVar[str] = "images"
-    learns_heads: ClassVar[bool] = False
+    gives: ClassVar[frozenset[Ability]]
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
 
     @abstractmethod
@@ -60,6 +70,33 @@ class Backbone(Component):
         """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
         return None
 
+    def spaces(self) -> dict[str, Axes]:
+        """Return the activation space of each axis of every editable parameter (see :mod:`taskvec.models.spaces`).
+
+        Raises:
+            UserError: for a model of the hub that is not cached yet, and a parameter whose spaces are not known.
+        """
+        return self._known_spaces.axes
+
+    def observed(self) -> dict[str, Seen]:
+        """Return the module, and its ``input`` or ``output``, at which each space can be seen.
+
+        Raises:
+            UserError: as :meth:`spaces`.
+        """
+        return self._known_spaces.observed
+
+    @cached_property
+    def _known_spaces(self) -> Spaces:
+        names = self.parameter_names()
+        if names is None:
+            raise UserError(f"backbone={self.kind}: the weights are not there yet, so their spaces are not known")
+        return self._spaces().of(names)
+
+    @abstractmethod
+    def _spaces(self) -> Spaces:
+        """Return the spaces of every parameter that a model of the family can have."""
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Return the model with its base weights."""
@@ -81,11 +118,28 @@ class Model:
     right with -1.
     """
 
+    backbone: Backbone  # what it was loaded from
+
     def __init__(self, module: nn.Module):
         self.module = module.eval()
         self.parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         for parameter in module.parameters():
             parameter.requires_grad_(False)
+
+    @cached_property
+    def layers(self) -> list[LinearLayer]:
+        """The linear layers in the order of the forward pass."""
+        return self.backbone.linear_layers()
+
+    @cached_property
+    def spaces(self) -> dict[str, Axes]:
+        """The activation space of each axis of every editable parameter."""
+        return self.backbone.spaces()
+
+    @cached_property
+    def observed(self) -> dict[str, Seen]:
+        """The module, and its side, at which each space can be seen."""
+        return self.backbone.observed()
 
     def prepare(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the module's arguments for a batch of decoded examples."""

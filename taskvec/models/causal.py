@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.language import LanguageModel
+from taskvec.models.base import Ability
+from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.models.lm_modules import CausalModel
+    from taskvec.models.language.modules import CausalModel
 
 
 @register("backbone", "causal", paper="Radford et al., 2019; Touvron et al., arXiv 2302.13971")
@@ -25,6 +26,7 @@ class Causal(LanguageModel):
     kind: Literal["causal"] = "causal"
 
     style: ClassVar[Style] = "causal"
+    gives: ClassVar[frozenset[Ability]] = frozenset({"label_words", "perplexity", "generation"})
 
     def load(self, device: str) -> CausalModel:
         """Return the model with its base weights.
@@ -32,7 +34,7 @@ class Causal(LanguageModel):
         Raises:
             UserError: if weights cannot be read, are missing or not finite.
         """
-        from taskvec.models.lm_modules import CausalModel
+        from taskvec.models.language.modules import CausalModel
 
         return CausalModel(self._network(device))
 
@@ -44,12 +46,12 @@ class Causal(LanguageModel):
         """
         import torch
 
-        from taskvec.models.lm_tokens import first_tokens
+        from taskvec.models.language.tokens import first_tokens
 
         tokenizer = self.text_tokenizer
         return {task: torch.tensor(first_tokens(tokenizer, task, words, ":")) for task, (words, _) in tasks.items()}
 
     def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
-        from taskvec.models.lm_tokens import encode_framed
+        from taskvec.models.language.tokens import encode_framed
 
         return encode_framed(self.text_tokenizer, examples, room, None)

@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.language import LanguageModel
+from taskvec.models.base import Ability
+from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.models.lm_modules import EncoderModel
+    from taskvec.models.language.modules import EncoderModel
 
 
 @register("backbone", "encoder", paper="Devlin et al., NAACL 2019, arXiv 1810.04805; Liu et al., arXiv 1907.11692")
@@ -23,7 +24,7 @@ class Encoder(LanguageModel):
     kind: Literal["encoder"] = "encoder"
 
     style: ClassVar[Style] = "encoder"
-    learns_heads: ClassVar[bool] = True
+    gives: ClassVar[frozenset[Ability]] = frozenset({"learned_heads"})
 
     def load(self, device: str) -> EncoderModel:
         """Return the encoder with its base weights, without pooler and pre-training head.
@@ -31,7 +32,7 @@ class Encoder(LanguageModel):
         Raises:
             UserError: if weights or tokenizer cannot be read, or weights are missing or not finite.
         """
-        from taskvec.models.lm_modules import EncoderModel
+        from taskvec.models.language.modules import EncoderModel
 
         module = self._network(device)
         kinds = getattr(module.config, "type_vocab_size", 0)
@@ -53,6 +54,6 @@ class Encoder(LanguageModel):
         return heads
 
     def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
-        from taskvec.models.lm_tokens import encode_pairs
+        from taskvec.models.language.tokens import encode_pairs
 
         return encode_pairs(self.text_tokenizer, examples, room)

@@ -14,7 +14,7 @@ Source: transformers 5.23, ``models/*/modeling_*.py`` and ``configuration_*.py``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from taskvec.models.layers import LinearLayer
@@ -101,6 +101,7 @@ class Layout:
     norm: Literal["layer", "rms", "rms_plus_one"]
     keys: Mapping[str, str] = field(default_factory=dict)
     positions: str | None = "max_position_embeddings"
+    tied: bool = True  # the output embedding is the input embedding, where the config does not say
     ignored: tuple[str, ...] = ()  # prefixes of checkpoint tensors that are not part of the model
 
     def get(self, config: Mapping[str, Any], size: str, default: int | None = None) -> int:
@@ -203,9 +204,13 @@ def _bert_like(package: str, network: str, prefix: str, roles: Roles, **changes:
     return Layout("encoder", package, network, prefix, embedding, stacks, "layer", ignored=ignored, **changes)
 
 
-def _llama_like(package: str, name: str, norm: str = "rms", **keys: str) -> Layout:
-    stacks = {"model.layers": ("num_hidden_layers", _LLAMA)}
-    return Layout("causal", package, f"{name}ForCausalLM", "model", "model.embed_tokens.weight", stacks, norm, keys)
+def _llama_like(package: str, name: str) -> Layout:
+    stacks, network = {"model.layers": ("num_hidden_layers", _LLAMA)}, f"{name}ForCausalLM"
+    return Layout("causal", package, network, "model", "model.embed_tokens.weight", stacks, "rms", tied=False)
+
+
+def _gemma_like(package: str, name: str) -> Layout:
+    return replace(_llama_like(package, name), norm="rms_plus_one", tied=True)
 
 
 _GPT2_KEYS = {
@@ -242,7 +247,7 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2": _llama_like("qwen2", "Qwen2"),
     "qwen3": _llama_like("qwen3", "Qwen3"),
     "mistral": _llama_like("mistral", "Mistral"),
-    "gemma": _llama_like("gemma", "Gemma", "rms_plus_one"),
-    "gemma2": _llama_like("gemma2", "Gemma2", "rms_plus_one"),
-    "gemma3_text": _llama_like("gemma3", "Gemma3", "rms_plus_one"),
+    "gemma": _gemma_like("gemma", "Gemma"),
+    "gemma2": _gemma_like("gemma2", "Gemma2"),
+    "gemma3_text": _gemma_like("gemma3", "Gemma3"),
 }

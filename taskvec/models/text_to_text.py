@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.language import LanguageModel
+from taskvec.models.base import Ability
+from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.models.lm_modules import TextToTextModel
+    from taskvec.models.language.modules import TextToTextModel
 
 
 @register("backbone", "text_to_text", paper="Raffel et al., JMLR 2020, arXiv 1910.10683")
@@ -22,6 +23,7 @@ class TextToText(LanguageModel):
     kind: Literal["text_to_text"] = "text_to_text"
 
     style: ClassVar[Style] = "text_to_text"
+    gives: ClassVar[frozenset[Ability]] = frozenset({"label_words"})
 
     def load(self, device: str) -> TextToTextModel:
         """Return the model with its base weights.
@@ -29,7 +31,7 @@ class TextToText(LanguageModel):
         Raises:
             UserError: if weights cannot be read, are missing or not finite.
         """
-        from taskvec.models.lm_modules import TextToTextModel
+        from taskvec.models.language.modules import TextToTextModel
 
         return TextToTextModel(self._network(device))
 
@@ -41,12 +43,12 @@ class TextToText(LanguageModel):
         """
         import torch
 
-        from taskvec.models.lm_tokens import first_tokens
+        from taskvec.models.language.tokens import first_tokens
 
         tokenizer = self.text_tokenizer
         return {task: torch.tensor(first_tokens(tokenizer, task, words, "")) for task, (words, _) in tasks.items()}
 
     def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
-        from taskvec.models.lm_tokens import encode_framed
+        from taskvec.models.language.tokens import encode_framed
 
         return encode_framed(self.text_tokenizer, examples, room, self.text_tokenizer.eos_token_id)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import (
-    REPORT,
-    Answer,
-    Cell,
-    Protocol,
-    Report,
-    Row,
-    VectorRef,
-    curve,
-    individual,
-    joined,
-    mean,
-    row,
-    zero_shot,
-)
-from taskvec.protocols.selection import denominators
+from taskvec.needs import Examples
+from taskvec.protocols.base import REPORT, SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.questions.scores import scores
+from taskvec.protocols.rows import Criterion, Report, mean
+from taskvec.protocols.selection import Rule, denominators
+from taskvec.protocols.summing import Rows, curve, individual, zero_shot
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -36,6 +26,7 @@ class Addition(Protocol):
     """Merges the vectors of all tasks and asks for absolute and normalised accuracy, at the searched alpha and at 1.
 
     ``subset_size`` k asks the same of every k of the tasks. ``joint`` adds the multi-task model trained on their union.
+    A learned merge learns on the tasks' validation splits.
     """
 
     kind: Literal["addition"] = "addition"
@@ -58,34 +49,49 @@ class Addition(Protocol):
             return {"merged": suite.tasks}
         return {f"merged/{'+'.join(chosen)}": chosen for chosen in combinations(suite.tasks, self.subset_size)}
 
-    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, ask: Ask) -> list[Cell]:
         """Return zero-shot, individual, (joint,) and merged cells."""
-        singles = {f"individual/{task}": individual(task) for task in suite.tasks}
-        cells = [zero_shot(suite.tasks), *singles.values()]
+        suite = ask.suite
+        singles = {}
+        for task in suite.tasks:
+            singles[f"individual/{task}"] = individual(self, suite, task, ask.tuned(task))
+        cells = [zero_shot(self, suite, suite.tasks), *singles.values()]
         if self.joint:
-            vector = ((1.0, VectorRef(suite.tasks, transformed=False)),)
-            cells.append(Cell("joint", vector, suite.tasks, fixed=(1.0,), merge=False))
+            composed = Composed(((1.0, ask.tuned(*suite.tasks)),), forward=self.forward)
+            cells.append(Cell("joint", composed, scores(suite, suite.tasks, fixed=(1.0,), on_selection=True)))
         for name, chosen in self.subsets(suite).items():
-            vectors = tuple((1.0, VectorRef((task,))) for task in chosen)
-            needs = {f"individual/{task}": singles[f"individual/{task}"] for task in chosen}
-            cells.append(Cell(name, vectors, chosen, grid=tuple(grid), rule=self.rule, needs=needs, fixed=(1.0,)))
+            cells.append(self._merged(ask, name, chosen, singles))
         return cells
+
+    def _merged(self, ask: Ask, name: str, chosen: tuple[str, ...], singles: Mapping[str, Cell]) -> Cell:
+        vectors = tuple((1.0, ask.vector(task, among=chosen)) for task in chosen)
+        examples = tuple(Examples(task, SELECTION, "learning", labels=True) for task in chosen)
+        learning = Learning("cross_entropy", examples) if ask.learns else None
+        composed = Composed(vectors, merge=True, forward=self.forward, learning=learning)
+        question = scores(
+            ask.suite, chosen, grid=ask.grid, fixed=(1.0,), rule=Rule(kind=self.rule), on_selection=1.0 not in ask.grid
+        )
+        needs = tuple((f"individual/{task}", singles[f"individual/{task}"]) for task in chosen)
+        return Cell(name, composed, question, needs)
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, (joint,) merged and merged_alpha_1."""
-        own = denominators(suite.tasks, answers, REPORT)
-        singles = {t: row("individual", answers[f"individual/{t}"], 1.0, [t], denominators=own) for t in suite.tasks}
-        rows = [
-            row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, denominators=own),
-            joined("individual", singles),
-        ]
+        make = Rows(suite, denominators(suite.tasks, answers, REPORT))
+        singles = {}
+        for task in suite.tasks:
+            name = f"individual/{task}"
+            singles[task] = make.row("individual", answers[name], 1.0, [task], cell=name)
+        rows = [make.row("zero_shot", answers["zero_shot"], 0.0, suite.tasks), make.joined("individual", singles)]
         if self.joint:
-            rows.append(row("joint", answers["joint"], 1.0, suite.tasks, denominators=own))
-        merged: list[Row] = []
-        curves = {}
+            rows.append(make.row("joint", answers["joint"], 1.0, suite.tasks))
+        curves, chosen_on_validation = {}, []
         for name, chosen in self.subsets(suite).items():
             answer, at_one = answers[name], name.replace("merged", "merged_alpha_1", 1)
-            merged.append(row(name, answer, answer.alpha, chosen, denominators=own))
-            rows += [merged[-1], row(at_one, answer, 1.0, chosen, denominators=own, searched=False)]
+            merged = make.row(name, answer, answer.alpha, chosen)
+            rows.append(merged)
+            if 1.0 in answer.report:
+                rows.append(make.row(at_one, answer, 1.0, chosen, cell=name, searched=False))
             curves[name] = curve(answer, chosen)
-        return Report(rows=tuple(rows), curves=curves, primary=mean(r.normalised_mean for r in merged))
+            chosen_on_validation.append(merged.mean("validation"))
+        criterion = Criterion(name="merged/validation", value=mean(chosen_on_validation))
+        return Report(rows=tuple(rows), curves=curves, criterion=criterion)

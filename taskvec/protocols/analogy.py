@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import (
-    REPORT,
-    Answer,
-    Cell,
-    Protocol,
-    Report,
-    VectorRef,
-    curve,
-    individual,
-    row,
-    zero_shot,
-)
-from taskvec.protocols.selection import denominators
+from taskvec.needs import Examples
+from taskvec.protocols.base import REPORT, SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.questions.scores import scores
+from taskvec.protocols.rows import Criterion, Report
+from taskvec.protocols.selection import Rule, denominators
+from taskvec.protocols.summing import Rows, curve, individual, zero_shot
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -56,25 +49,39 @@ class Analogy(Protocol):
         if len({self.a, self.b, self.c, self.target}) < 4:
             raise UserError("protocol: a, b, c and target must be four different tasks")
 
-    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, ask: Ask) -> list[Cell]:
         """Return zero-shot, target-tuned, auxiliary and analogy cells."""
-        a, b, c = (VectorRef((task,)) for task in (self.a, self.b, self.c))
+        sources = (self.a, self.b, self.c)
+        a, b, c = (ask.vector(task, among=sources) for task in sources)
         parts = {"auxiliary": ((1.0, c),), "analogy": ((1.0, c), (1.0, b), (-1.0, a))}
-        searched = [
-            Cell(n, v, (self.target,), grid=tuple(grid), rule=self.rule, fixed=(1.0,)) for n, v in parts.items()
+        targets, rule = (self.target,), Rule(kind=self.rule)
+        cells = [
+            zero_shot(self, ask.suite, targets),
+            individual(self, ask.suite, self.target, ask.tuned(self.target)),
         ]
-        return [zero_shot((self.target,)), individual(self.target), *searched]
+        examples = (Examples(self.target, SELECTION, "learning", labels=True),)
+        learning = Learning("cross_entropy", examples) if ask.learns else None
+        for name, vectors in parts.items():
+            composed = Composed(vectors, merge=True, forward=self.forward, learning=learning)
+            question = scores(ask.suite, targets, grid=ask.grid, fixed=(1.0,), rule=rule)
+            cells.append(Cell(name, composed, question))
+        return cells
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual (tuned on the target), auxiliary and analogy."""
         targets = (self.target,)
-        own = denominators(targets, answers, REPORT)
+        make = Rows(suite, denominators(targets, answers, REPORT))
+        own = f"individual/{self.target}"
         rows = [
-            row("zero_shot", answers["zero_shot"], 0.0, targets, denominators=own),
-            row("individual", answers[f"individual/{self.target}"], 1.0, targets, denominators=own),
+            make.row("zero_shot", answers["zero_shot"], 0.0, targets),
+            make.row("individual", answers[own], 1.0, targets, cell=own),
         ]
         for name in ("auxiliary", "analogy"):
-            rows.append(row(name, answers[name], answers[name].alpha, targets, denominators=own))
-            rows.append(row(f"{name}_alpha_1", answers[name], 1.0, targets, denominators=own, searched=False))
+            answer = answers[name]
+            rows.append(make.row(name, answer, answer.alpha, targets))
+            if 1.0 in answer.report:
+                rows.append(make.row(f"{name}_alpha_1", answer, 1.0, targets, cell=name, searched=False))
         curves = {name: curve(answers[name], targets) for name in ("auxiliary", "analogy")}
-        return Report(rows=tuple(rows), curves=curves, primary=rows[4].mean)
+        chosen = next(row for row in rows if row.row == "analogy")
+        criterion = Criterion(name="analogy/validation", value=chosen.mean("validation"))
+        return Report(rows=tuple(rows), curves=curves, criterion=criterion)

@@ -69,11 +69,12 @@ class Answer(Config):
 class Question(Component):
     """Something that can be asked of a composition or of vectors; one file, registered under "question".
 
-    ``models`` are the kinds of composition that it can be asked of. ``summary`` turns an answer into quantities for an
-    analysis: row name -> value by task.
+    ``models`` are the kinds of composition that it can be asked of; ``of_vectors`` ones look at the vectors too.
+    ``summary`` turns an answer into quantities for an analysis: row name -> value by task.
     """
 
     models: ClassVar[frozenset[str]] = frozenset({"one", "per_task"})
+    of_vectors: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
     capabilities: ClassVar[frozenset[str]] = frozenset()  # what a backbone must give
 
@@ -110,6 +111,7 @@ class Ask(Typed):
     suite: Suite
     grid: tuple[float, ...]
     backbone: Any
+    learns: bool
 
     def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
         """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite)."""
@@ -157,6 +159,10 @@ class Protocol(Seeded):
             Grant("report", REPORT, labels=True),
             *(test if self.transductive else ()),
         )
+
+    def shared(self, suite: Suite) -> tuple[str, ...]:
+        """Return the tasks that a component may see beside its own: all of the suite unless a protocol keeps some."""
+        return suite.tasks
 
     @abstractmethod
     def check(self, suite: Suite) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import (
-    Answer,
-    Cell,
-    Protocol,
-    Report,
-    VectorRef,
-    curve,
-    individual,
-    joined,
-    mean,
-    row,
-    zero_shot,
-)
+from taskvec.needs import Examples
+from taskvec.protocols.base import SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.questions.scores import scores
+from taskvec.protocols.rows import Criterion, Report
+from taskvec.protocols.selection import Rule
+from taskvec.protocols.summing import Rows, curve, individual, zero_shot
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -44,6 +37,7 @@ class Negation(Protocol):
     random: bool = True
     ascent: bool = False
 
+    draws: ClassVar[bool] = True
     uses_control: ClassVar[bool] = True
 
     def check(self, suite: Suite) -> None:
@@ -55,41 +49,52 @@ class Negation(Protocol):
         if suite.control is None:
             raise UserError("protocol=negation: the suite has no control task; set suite.control=NAME")
 
-    def cells(self, suite: Suite, grid: Sequence[float]) -> list[Cell]:
+    def cells(self, ask: Ask) -> list[Cell]:
         """Return zero-shot, individual, and per task the negated, random and gradient-ascent models."""
-        base = zero_shot(suite.tasks, suite.control)
+        suite, base = ask.suite, zero_shot(self, ask.suite, ask.suite.tasks, ask.suite.control)
         cells = [base]
-        settings = {"control_threshold": self.control_threshold}
-        if suite.control_metric == "perplexity":
-            settings = {"perplexity_tolerance": self.perplexity_tolerance}
         for task in suite.tasks:
-            cells.append(individual(task, suite.control))
-            for name, sign, source in self._searched():
-                cells.append(
-                    Cell(f"{name}/{task}", ((sign, VectorRef((task,), source, source == "finetune")),), (task,),
-                         suite.control, tuple(grid), self.rule, settings, {"zero_shot": base}, merge=name == "negated")
-                )  # fmt: skip
+            tuned = ask.tuned(task)
+            cells.append(individual(self, suite, task, tuned, suite.control))
+            cells.append(self._searched(ask, "negated", task, self._negated(ask, task), base))
+            if self.random:
+                drawn = Composed(((1.0, ask.drawn(tuned)),), forward=self.forward)
+                cells.append(self._searched(ask, "random", task, drawn, base))
             if self.ascent:
-                vector = ((1.0, VectorRef((task,), "ascent", transformed=False)),)
-                cells.append(Cell(f"ascent/{task}", vector, (task,), suite.control, fixed=(1.0,), merge=False))
+                ascended = Composed(((1.0, ask.tuned(task, ascend=True)),), forward=self.forward)
+                question = scores(suite, (task,), suite.control, fixed=(1.0,))
+                cells.append(Cell(f"ascent/{task}", ascended, question))
         return cells
 
-    def _searched(self) -> list[tuple[str, float, str]]:
-        return [("negated", -1.0, "finetune"), *([("random", 1.0, "random")] if self.random else [])]
+    def _negated(self, ask: Ask, task: str) -> Composed:
+        named = (task, ask.suite.control)
+        examples = tuple(Examples(name, SELECTION, "learning", labels=True) for name in named)
+        learning = Learning("negation", examples) if ask.learns else None
+        vectors = ((-1.0, ask.vector(task)),)
+        return Composed(vectors, merge=True, forward=self.forward, learning=learning)
+
+    def _searched(self, ask: Ask, name: str, task: str, composed: Composed, base: Cell) -> Cell:
+        keeps: dict[str, Any] = {"control_threshold": self.control_threshold}
+        if ask.suite.control_metric == "perplexity":
+            keeps = {"perplexity_tolerance": self.perplexity_tolerance}
+        rule = Rule(kind=self.rule, **keeps)
+        question = scores(ask.suite, (task,), ask.suite.control, grid=ask.grid, rule=rule)
+        return Cell(f"{name}/{task}", composed, question, (("zero_shot", base),))
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, negated, (random, ascent): mean target and mean control accuracy."""
-        perplexity = suite.control_metric == "perplexity"
-        rows = [row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control)]
-        names = ["individual", *(name for name, _, _ in self._searched()), *(["ascent"] if self.ascent else [])]
-        for name in names:
+        make = Rows(suite)
+        rows = {"zero_shot": make.row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control)}
+        named = {"individual": True, "negated": True, "random": self.random, "ascent": self.ascent}
+        for name in [name for name, asked in named.items() if asked]:
             parts = {}
             for task in suite.tasks:
-                answer = answers[f"{name}/{task}"]
+                cell = f"{name}/{task}"
+                answer = answers[cell]
                 alpha = answer.alpha if answer.rule else 1.0
-                parts[task] = row(name, answer, alpha, [task], control=suite.control)
-            rows.append(joined(name, parts))
-        if perplexity:
-            rows = [r.model_copy(update={"control": None, "perplexity": r.control}) for r in rows]
+                parts[task] = make.row(name, answer, alpha, [task], control=suite.control, cell=cell)
+            rows[name] = make.joined(name, parts)
         curves = {f"negated/{t}": curve(answers[f"negated/{t}"], [t], suite.control) for t in suite.tasks}
-        return Report(rows=tuple(rows), curves=curves, primary=-mean(rows[2].accuracy.values()))
+        value = rows["negated"].mean("validation")
+        criterion = Criterion(name="negated/validation", value=value, better="lower")
+        return Report(rows=tuple(rows.values()), curves=curves, criterion=criterion)

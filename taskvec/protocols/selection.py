@@ -5,17 +5,48 @@ An accuracy stands for the metric of its task, whichever that is; higher is bett
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from taskvec.config import Config
 from taskvec.errors import NoFeasibleCoefficientError
-from taskvec.protocols.question import SELECTION, Answer, Cell
+from taskvec.protocols.base import SELECTION, Answer
 
-Accuracies = Mapping[float, Mapping[str, float]]
+Curve = Mapping[float, Mapping[str, float]]  # alpha -> task -> accuracy
+Named = Literal["highest_normalised", "highest_accuracy", "lowest_target", "largest_feasible"]
 
 
-def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> float:
+class Rule(Config):
+    """A selection rule by name, with the settings of those that keep a control.
+
+    ``control_threshold`` is the share of the zero-shot control accuracy that must remain, ``perplexity_tolerance`` how
+    far a control perplexity may rise instead.
+    """
+
+    kind: Named
+    control_threshold: float | None = None
+    perplexity_tolerance: float | None = None
+
+
+def choose(
+    rule: Rule, curve: Curve, targets: Sequence[str], control: str | None, answers: Mapping[str, Answer]
+) -> float:
+    """Return the coefficient that a rule picks from validation accuracies, given the answers it compares with.
+
+    Raises:
+        NoFeasibleCoefficientError: if the rule has no admissible coefficient.
+    """
+    if rule.kind == "highest_normalised":
+        return highest_normalised(curve, denominators(targets, answers, SELECTION))
+    if rule.kind == "highest_accuracy":
+        return highest_accuracy(curve, targets)
+    keeps = _keeps(rule, control, answers["zero_shot"])
+    pick = lowest_target if rule.kind == "lowest_target" else largest_feasible
+    return pick(curve, targets[0], keeps)
+
+
+def highest_normalised(curve: Curve, denominators: Mapping[str, float]) -> float:
     """Return argmax_alpha mean_t acc_t(alpha) / acc_t(individual); ties go to the smallest alpha.
 
     Raises:
@@ -23,10 +54,20 @@ def highest_normalised(curve: Accuracies, denominators: Mapping[str, float]) -> 
     """
     _positive(denominators)
 
-    def score(alpha: float) -> float:
-        return sum(curve[alpha][task] / accuracy for task, accuracy in denominators.items()) / len(denominators)
+    def normalised(alpha: float) -> float:
+        ratios = [curve[alpha][task] / accuracy for task, accuracy in denominators.items()]
+        return sum(ratios) / len(ratios)
 
-    return max(sorted(curve), key=score)  # max keeps the first of equals
+    return max(sorted(curve), key=normalised)  # max keeps the first of equals
+
+
+def highest_accuracy(curve: Curve, targets: Sequence[str]) -> float:
+    """Return the alpha of highest mean target accuracy; ties go to the smallest alpha (analogies, single vectors)."""
+
+    def accuracy(alpha: float) -> float:
+        return sum(curve[alpha][task] for task in targets) / len(targets)
+
+    return max(sorted(curve), key=accuracy)
 
 
 @dataclass(frozen=True)
@@ -42,7 +83,7 @@ class Keeps:
         return value <= self.bound if self.below else value >= self.bound
 
 
-def lowest_target(curve: Accuracies, target: str, keeps: Keeps) -> float:
+def lowest_target(curve: Curve, target: str, keeps: Keeps) -> float:
     """Return the alpha of lowest target accuracy among those that keep the control; ties go to the smallest alpha.
 
     The rule of the tangent-space paper's code and of aTLAS.
@@ -53,7 +94,7 @@ def lowest_target(curve: Accuracies, target: str, keeps: Keeps) -> float:
     return min(_feasible(curve, keeps), key=lambda alpha: curve[alpha][target])
 
 
-def largest_feasible(curve: Accuracies, target: str, keeps: Keeps) -> float:
+def largest_feasible(curve: Curve, target: str, keeps: Keeps) -> float:
     """Return the largest alpha that keeps the control, the rule of Ilharco et al. (2023).
 
     Raises:
@@ -62,60 +103,41 @@ def largest_feasible(curve: Accuracies, target: str, keeps: Keeps) -> float:
     return max(_feasible(curve, keeps))
 
 
-def highest_accuracy(curve: Accuracies, target: str) -> float:
-    """Return the alpha of highest target accuracy; ties go to the smallest alpha (analogies)."""
-    return max(sorted(curve), key=lambda alpha: curve[alpha][target])
-
-
-def _feasible(curve: Accuracies, keeps: Keeps) -> list[float]:
-    feasible = [alpha for alpha in sorted(curve) if keeps.admits(curve[alpha][keeps.control])]
-    if not feasible:
-        best = (min if keeps.below else max)(at[keeps.control] for at in curve.values())
-        metric, side, remedy = (
-            ("perplexity", "less", "raise protocol.perplexity_tolerance")
-            if keeps.below
-            else ("accuracy", "more", "lower protocol.control_threshold")
-        )
-        raise NoFeasibleCoefficientError(
-            f"no coefficient keeps the control {metric} on {keeps.control} at {keeps.bound:.4f} or {side} "
-            f"(best {best:.4f}); add 0 to protocol.grid or {remedy}"
-        )
-    return feasible
-
-
-def choose(cell: Cell, curve: Accuracies, needs: Mapping[str, Answer]) -> float:
-    """Return the coefficient that the cell's rule picks from its validation accuracies.
-
-    Raises:
-        NoFeasibleCoefficientError: if the rule has no admissible coefficient.
-        ValueError: for an unknown rule.
-    """
-    settings: Mapping[str, Any] = cell.rule_settings
-    if cell.rule == "highest_normalised":
-        return highest_normalised(curve, denominators(cell.targets, needs, SELECTION))
-    if cell.rule == "highest_accuracy":
-        return highest_accuracy(curve, cell.targets[0])
-    if cell.rule in ("lowest_target", "largest_feasible"):
-        start = needs["zero_shot"].selection[0.0][cell.control]
-        if "perplexity_tolerance" in settings:
-            keeps = Keeps(cell.control, start + settings["perplexity_tolerance"], below=True)
-        else:
-            keeps = Keeps(cell.control, settings["control_threshold"] * start)
-        rule = lowest_target if cell.rule == "lowest_target" else largest_feasible
-        return rule(curve, cell.targets[0], keeps)
-    raise ValueError(f"unknown selection rule {cell.rule!r}")
-
-
-def denominators(targets: tuple[str, ...], answers: Mapping[str, Answer], split: str) -> dict[str, float]:
+def denominators(targets: Sequence[str], answers: Mapping[str, Answer], split: str) -> dict[str, float]:
     """Return each target's individually fine-tuned accuracy on a split.
 
     Raises:
         NoFeasibleCoefficientError: if one is zero or below, which leaves normalised accuracy without meaning.
     """
-    which = "selection" if split == SELECTION else "report"
-    own = {task: getattr(answers[f"individual/{task}"], which)[1.0][task] for task in targets}
+    own = {}
+    for task in targets:
+        answer = answers[f"individual/{task}"]
+        scores = answer.selection if split == SELECTION else answer.report
+        own[task] = scores[1.0][task]
     _positive(own)
     return own
+
+
+def _keeps(rule: Rule, control: str, zero_shot: Answer) -> Keeps:
+    start = zero_shot.selection[0.0][control]
+    if rule.perplexity_tolerance is not None:
+        return Keeps(control, start + rule.perplexity_tolerance, below=True)
+    return Keeps(control, rule.control_threshold * start)
+
+
+def _feasible(curve: Curve, keeps: Keeps) -> list[float]:
+    feasible = [alpha for alpha in sorted(curve) if keeps.admits(curve[alpha][keeps.control])]
+    if feasible:
+        return feasible
+    values = [at[keeps.control] for at in curve.values()]
+    if keeps.below:
+        metric, side, best, remedy = "perplexity", "less", min(values), "raise protocol.perplexity_tolerance"
+    else:
+        metric, side, best, remedy = "accuracy", "more", max(values), "lower protocol.control_threshold"
+    raise NoFeasibleCoefficientError(
+        f"no coefficient keeps the control {metric} on {keeps.control} at {keeps.bound:.4f} or {side} "
+        f"(best {best:.4f}); add 0 to protocol.grid or {remedy}"
+    )
 
 
 def _positive(denominators: Mapping[str, float]) -> None:

@@ -1,57 +1,60 @@
-"""Tables over any set of runs: rows and columns by any config key, mean and standard deviation over the rest."""
+"""Tables over any set of runs: rows and columns by any key, mean and standard deviation over the rest."""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tabulate import tabulate
+from taskvec.graph.result import Result
+from taskvec.protocols.rows import Metric, Row
+from taskvec.report.keys import row_keys, text_of
+from taskvec.report.records import METRICS, Measured, Record, check_keys, metrics_of, read, select
+from taskvec.report.render import render
+from taskvec.report.runs import Run
+from taskvec.report.units import exactly, shown, summarised
+from taskvec.text import printable
 
-from taskvec.errors import UserError
-from taskvec.registry import did_you_mean
-from taskvec.report.records import METRICS, records, says
-from taskvec.runner.result import WHERE_AND_HOW, Result
-from taskvec.training.recipe import Recipe
+METRIC = "metric"  # the key under which a table's rows or columns name metrics
+BESIDE = ("normalised", "control", "perplexity")  # columns after the tasks in the table of one run
+DERIVED = ("normalised", "validation", "control")  # never what a row is about
 
-FORMATS = {"md": "github", "latex": "latex_booktabs", "csv": "csv"}
-NOT_SPLIT = {"seed", "run", "row", "experiment", *WHERE_AND_HOW, *(f"finetune.{key}" for key in Recipe.unfingerprinted)}
-NOT_SPLIT_BELOW = ("choices.", "tracker", "backbone.recipe.")
-PERCENT = 100
-NOT_PERCENT = ("alpha", "perplexity")
-
-
-def run_table(result: Result) -> str:
-    """Return one run's rows: each task's accuracy, or the metric its heading names, in percent, then what sums up."""
-    tasks = list(dict.fromkeys(task for row in result.rows for task in row.accuracy))
-    known = ("normalised_mean", "control", "perplexity")
-    shown = [name for name in known if any(getattr(row, name) is not None for row in result.rows)]
-    lines = []
-    for row in result.rows:
-        cells = [row.accuracy.get(task) for task in tasks] + [row.mean]
-        extra = [number(getattr(row, name)) if name == "perplexity" else percent(getattr(row, name)) for name in shown]
-        lines.append([row.row, "" if row.alpha is None else f"{row.alpha:.3g}", *map(percent, cells), *extra])
-    definitions = result.config.get("suite", {}).get("definitions") or {}
-    metrics = {task: (definitions.get(task) or {}).get("metric", "accuracy") for task in tasks}
-    named = [task if metrics[task] == "accuracy" else f"{task} ({metrics[task]})" for task in tasks]
-    heads = ["", "alpha", *named, "mean", *(name.removesuffix("_mean") for name in shown)]
-    return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, stralign="right")
+Key = tuple[str, ...]
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction as percent with one decimal, empty for None."""
-    return "" if value is None else f"{PERCENT * value:.1f}"
+@dataclass
+class Sample:
+    """The numbers of one cell, all in one unit."""
+
+    unit: str
+    values: list[float] = field(default_factory=list)
 
 
-def number(value: float | None) -> str:
-    """Return a number with two decimals, empty for None."""
-    return "" if value is None else f"{value:.2f}"
+@dataclass
+class Table:
+    """Samples by the values of row and column keys, in the order in which they were added."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    heads: dict[Key, None] = field(default_factory=dict)
+    cells: dict[Key, dict[Key, Sample]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record: Record, name: str, measured: Measured) -> None:
+        """Add a record's number; one in another unit than the metric's others gets a name of its own."""
+        label = name
+        if self.units.setdefault(name, measured.unit) != measured.unit:
+            label = f"{name} ({measured.unit})"
+        keys = {**record.keys, METRIC: label}
+        line = tuple(text_of(keys.get(key)) for key in self.rows)
+        head = tuple(text_of(keys.get(key)) for key in self.columns)
+        self.heads[head] = None
+        sample = self.cells.setdefault(line, {}).setdefault(head, Sample(measured.unit))
+        sample.values.append(measured.value)
 
 
 def table(
-    results: Sequence[Result],
+    runs: Iterable[Run | Result],
     rows: Sequence[str],
     columns: Sequence[str],
     metrics: Sequence[str] | None = None,
@@ -61,98 +64,134 @@ def table(
     """Return mean ± sample standard deviation of each metric per row and column group; ``where`` filters records.
 
     Runs that differ in a key that is neither a row nor a column nor a seed are not averaged: the key becomes a row key.
-    Nor are different metrics, or different rows of one run.
-    ``metrics`` None means those of :data:`METRICS` that have values.
+    ``metrics`` None means those that have values, the validation accuracy and single tasks left out.
 
     Raises:
         UserError: for an unknown key or metric.
     """
-    lines = [record for result in results for record in records(result)]
-    known = sorted({key for line in lines for key in line} - {"values"})
-    available = list(dict.fromkeys([*METRICS, *(name for line in lines for name in line["values"])]))
-    for key in (*rows, *columns, *(where or {})):
-        if key not in known and key != "metric":
-            raise UserError(f"table: unknown key {key!r}{did_you_mean(key, [*known, 'metric'])}")
-    lines = [line for line in lines if all(says(v, line.get(k)) for k, v in (where or {}).items())]
-    metrics = metrics or [m for m in METRICS if any(line["values"].get(m) is not None for line in lines)]
-    for metric in metrics:
-        if metric not in available:
-            raise UserError(f"table: unknown metric {metric!r}{did_you_mean(metric, available)}")
-    if not lines:
-        raise UserError(f"table: no record has {', '.join(f'{k}={v}' for k, v in (where or {}).items())}")
-    if len(metrics) > 1 and "metric" not in (*rows, *columns):
-        columns = [*columns, "metric"]
-    if len({line["row"] for line in lines}) > 1 and "row" not in (*rows, *columns):
-        rows = [*rows, "row"]
-    rows = [*rows, *undeclared(lines, (*rows, *columns))]
-    lines = [{**line, "metric": m, "value": line["values"].get(m)} for line in lines for m in metrics]
-    lines = [line for line in lines if line["value"] is not None]
-    heads = list(dict.fromkeys(tuple(line.get(c) for c in columns) for line in lines))
-    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = {}
-    for line in lines:
-        key = tuple(line.get(r) for r in rows)
-        groups.setdefault(key, {}).setdefault(tuple(line.get(c) for c in columns), []).append(
-            line["value"] if line["metric"].startswith(NOT_PERCENT) else PERCENT * line["value"]
-        )
-    names = [" ".join(map(_text, head)) for head in heads]
-    if style == "csv":
-        names = [name for head in names for name in (head, f"{head} std")]
-        body = [
-            [*map(_text, key), *(n for h in heads for n in exact(cells.get(h, [])))] for key, cells in groups.items()
-        ]
-        return render([*rows, *names], body, style)
-    digits = {tuple(line.get(c) for c in columns): 2 if line["metric"].startswith(NOT_PERCENT) else 1 for line in lines}
-    body = [
-        [*map(_text, key), *(summarised(cells.get(h, []), digits[h]) for h in heads)] for key, cells in groups.items()
-    ]
-    return render([*rows, *names], body, style)
+    everything = read(runs)
+    check_keys(everything, [key for key in (*rows, *columns) if key != METRIC], "table")
+    records = select(everything, where or {})
+    # A metric that only other records have is no mistake.
+    names = metrics_of(records) if metrics is None else metrics_of(everything, metrics)
+    found = aggregate(records, rows, columns, names)
+    heads, lines = laid_out(found, exact=style == "csv")
+    return render(heads, lines, style)
 
 
-def undeclared(lines: Sequence[dict[str, Any]], declared: Sequence[str]) -> list[str]:
-    """Return the keys by which runs differ although they share every declared key, the fewest that tell them apart."""
-    extra: list[str] = []
-    found = dict.fromkeys(key for line in lines for key in line)
-    keys = [k for k in found if k not in NOT_SPLIT and k != "values" and not k.startswith(NOT_SPLIT_BELOW)]
-    labels = [k for k in keys if "." not in k] + [k for k in keys if "." in k]
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault(tuple(_text(line.get(k)) for k in (*declared, "row")), []).append(line)
-    for key in labels:
-        if key in declared:
+def aggregate(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str]) -> Table:
+    """Return the records' metrics by row and column keys, with further row keys for what must not be averaged."""
+    units = {(name, record.metrics[name].unit) for record in records for name in metrics if name in record.metrics}
+    if max(len(units), len(metrics)) > 1 and METRIC not in (*rows, *columns):
+        columns = (*columns, METRIC)
+    keys = row_keys(records, rows, columns)
+    found = Table(tuple(keys), tuple(columns))
+    for record in records:
+        for name in metrics:
+            if name in record.metrics:
+                found.add(record, name, record.metrics[name])
+    return found
+
+
+def laid_out(found: Table, *, exact: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return a table's heads and lines as text.
+
+    ``exact`` gives mean and deviation as two columns in full precision, else they are one text in the metric's digits.
+    """
+    names = [" ".join(head) for head in found.heads]
+    heads = [*found.rows, *names]
+    if exact:
+        heads = list(found.rows)
+        for name in names:
+            heads += [name, f"{name} std"]
+    lines = []
+    for key, samples in found.cells.items():
+        line = list(key)
+        for head in found.heads:
+            sample = samples.get(head, Sample("number"))
+            line += exactly(sample.values, sample.unit) if exact else [summarised(sample.values, sample.unit)]
+        lines.append(line)
+    return heads, lines
+
+
+def run_table(result: Result) -> str:
+    """Return one run's rows: each task's number under the metric that judges it, then the mean and what sums up."""
+    tasks = list(dict.fromkeys(task for row in result.rows for task in judged(row)))
+    beside = [name for name in BESIDE if any(row.mean(name) is not None for row in result.rows)]
+    lines = []
+    for row in result.rows:
+        by_task = judged(row)
+        line = [row.row, "" if row.alpha is None else f"{row.alpha:.3g}"]
+        for task in tasks:
+            line.append(task_text(by_task.get(task), task))
+        line.append(mean_text(main_metric(row)))
+        line += [mean_text(row.metrics.get(name)) for name in beside]
+        lines.append(line)
+    heads = ["", "alpha", *(task_head(result, task) for task in tasks), "mean", *beside]
+    return render(heads, lines, "md", align="right")
+
+
+def main_metric(row: Row) -> Metric | None:
+    """Return the metric that a row is about: the first that is not derived from another or about the control."""
+    names = [name for name in row.metrics if name not in DERIVED]
+    return row.metrics[names[0]] if names else None
+
+
+def judged(row: Row) -> dict[str, tuple[str, Metric]]:
+    """Return the name and metric that judge each task of a row."""
+    found: dict[str, tuple[str, Metric]] = {}
+    for name, metric in row.metrics.items():
+        if name in DERIVED:
             continue
-        for members in groups.values():
-            told = {(tuple(_text(m.get(e)) for e in extra), _text(m.get(key))) for m in members}
-            if len(told) > len({told_apart[0] for told_apart in told}):
-                extra.append(key)
-                break
-    return extra
+        for task in metric.values:
+            found.setdefault(task, (metric.by_task.get(task, name), metric))
+    return found
 
 
-def exact(values: Sequence[float]) -> tuple[str, str]:
-    """Return mean and sample standard deviation in full precision, empty where there is none."""
-    centre = repr(statistics.fmean(values)) if values else ""
-    return centre, repr(statistics.stdev(values)) if len(values) > 1 else ""
-
-
-def summarised(values: Sequence[float], digits: int) -> str:
-    """Return "mean ± deviation" (n > 1), the value, or nothing."""
-    if not values:
+def task_text(found: tuple[str, Metric] | None, task: str) -> str:
+    """Return a task's number as text, empty where the row has none."""
+    if found is None:
         return ""
-    centre = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{centre:.{digits}f}"
-    return f"{centre:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    _, metric = found
+    return shown(metric.values[task], metric.unit)
 
 
-def render(heads: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
-    """Return the table as markdown, LaTeX (booktabs) or CSV."""
-    if style == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([heads, *body])
-        return out.getvalue().rstrip("\n")
-    text = tabulate(body, headers=heads, tablefmt=FORMATS[style], disable_numparse=True)
-    return text.replace("±", "$\\pm$") if style == "latex" else text
+def task_head(result: Result, task: str) -> str:
+    """Return a task's name, with the metric that judges it where all rows agree on one that is not accuracy."""
+    names = {judged(row)[task][0] for row in result.rows if task in judged(row)}
+    (name, *others) = names
+    return task if others or name == METRICS[0] else f"{task} ({name})"
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def mean_text(metric: Metric | None) -> str:
+    """Return a metric's mean as text, empty where there is none."""
+    return "" if metric is None else shown(metric.mean, metric.unit)
+
+
+def report_lines(result: Result) -> list[str]:
+    """Return what the stages have to say, one line each: words and numbers, of several numbers the range."""
+    found = []
+    for stage, report in result.reports.items():
+        words = []
+        for name, value in report.items():
+            text = said(value)
+            if text:
+                words.append(f"{name} {text}")
+        if words:
+            found.append(printable(f"{stage}: {', '.join(words)}"))
+    return found
+
+
+def said(value: Any) -> str:
+    """Return a word or number as text, of a collection of numbers the smallest and the largest, else nothing."""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int | float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list) or not value:
+        return ""
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
+        return ""
+    return f"{min(value):.4g} to {max(value):.4g}"

@@ -6,23 +6,24 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.errors import UserError, describe
-from taskvec.protocols.question import REPORT, SELECTION, Answer
-from taskvec.runner.artefact import read_json
-from taskvec.runner.compose import RunConfig
+from taskvec.graph.artefact import read_json
+from taskvec.graph.plan import Plan
+from taskvec.graph.result import Result, Stage
+from taskvec.graph.run import RunConfig
+from taskvec.graph.store import RECORD, Store
+from taskvec.protocols.base import Answer
+from taskvec.protocols.rows import Report
 from taskvec.runner.folder import RunFolder, environment, run_id
-from taskvec.runner.plan import Plan
 from taskvec.runner.progress import Progress
-from taskvec.runner.result import Result, Stage, flat_metrics
-from taskvec.runner.store import RECORD, Store
 from taskvec.runner.validate import preflight
 
 if TYPE_CHECKING:
-    from taskvec.runner.workspace import Workspace
+    from taskvec.graph.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -93,75 +94,88 @@ def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]
 
 def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
     folder.start(config, overrides)
+    with _logged(folder):
+        try:
+            tracker = config.tracker.open(config, folder.name)
+            with tracker, Progress(tracker) as progress:
+                result = _answer(config, plan, progress)
+                folder.finish(result, mirrored_to=config.tracker.kind)
+                tracker.finish(result)
+        except KeyboardInterrupt:
+            folder.fail("interrupted; the same command resumes it")
+            raise
+        except Exception as error:
+            reason = describe(error)
+            folder.fail(reason)
+            log.error("%s: failed: %s", folder.name, reason)
+            log.debug("details", exc_info=True)
+            if os.environ.get("TASKVEC_TRACEBACK"):
+                raise
+            return Outcome(folder.name, "failed", reason=reason)
+    return Outcome(folder.name, "done", result)
+
+
+@contextlib.contextmanager
+def _logged(folder: RunFolder) -> Iterator[None]:
     handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("taskvec").addHandler(handler)
     try:
-        tracker = config.tracker.open(config, folder.name)
-        with tracker, Progress(tracker) as progress:
-            result = _answer(config, plan, progress)
-            folder.finish(result, mirrored_to=config.tracker.kind)
-            tracker.finish(result)
-    except KeyboardInterrupt:
-        folder.fail("interrupted; the same command resumes it")
-        raise
-    except Exception as error:
-        reason = describe(error)
-        folder.fail(reason)
-        log.error("%s: failed: %s", folder.name, reason)
-        log.debug("details", exc_info=True)
-        if os.environ.get("TASKVEC_TRACEBACK"):
-            raise
-        return Outcome(folder.name, "failed", reason=reason)
+        yield
     finally:
         logging.getLogger("taskvec").removeHandler(handler)
         handler.close()
-    return Outcome(folder.name, "done", result)
 
 
 def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
-    from taskvec.runner.workspace import Workspace
+    from taskvec.graph.workspace import Workspace
 
     start = time.perf_counter()
     store = Store(config.root / "store")
-    work = Workspace(store, config.device, config.precision, config.offload, progress.observe, progress.done)
-    answers: dict[str, Answer] = {}
-    for name, node in plan.cells.items():
-        answers[name] = Answer.model_validate(work.get(node).meta["answer"])
+    work = Workspace(store, config.compute, progress.observe, progress.done)
+    work.plan(plan.nodes)
+    answers: dict[str, Answer] = {name: node.value(work) for name, node in plan.cells.items()}
     _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)
+    stages = [Stage(kind=node.kind, label=node.label, fingerprint=node.fingerprint) for node in plan.nodes]
+    wall = round(time.perf_counter() - start, 3)
     return Result(
         run_id=run_id(config),
         fingerprint=plan.fingerprint,
-        config=config.model_dump(mode="json"),
-        primary=report.primary,
-        metrics=flat_metrics(report.rows),
-        rows=report.rows,
+        config=config.recorded(),
+        criterion=report.criterion,
+        rows=with_fingerprints(report, plan),
         curves=report.curves,
         maps=report.maps,
-        data_seen=data_seen(plan),
-        stages=tuple(Stage(kind=n.kind, label=n.label, fingerprint=n.fingerprint) for n in plan.nodes),
-        timing=timing(plan, work) | {"wall_s": round(time.perf_counter() - start, 3)},
+        reports=stage_reports(plan, store),
+        data_seen=plan.data_seen(),
+        stages=tuple(stages),
+        timing=timing(plan, work) | {"wall_s": wall},
         environment=environment(),
     )
 
 
-def data_seen(plan: Plan) -> dict[str, list[str]]:
-    """Return which splits were used for learning, for selection and for the report."""
-    seen: dict[str, set[str]] = {"learning": set(), "selection": set(), "report": set()}
-    uses = {SELECTION: "selection", REPORT: "report"}
+def with_fingerprints(report: Report, plan: Plan) -> tuple:
+    """Return the rows with the fingerprints of their cells in place of the cells' names."""
+    found = []
+    for row in report.rows:
+        cells = {key: plan.cells[name].fingerprint for key, name in row.cells.items()}
+        found.append(row.model_copy(update={"cells": cells}))
+    return tuple(found)
+
+
+def stage_reports(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return what stages have to say, by the label of the artefact that says it."""
+    reports = {}
     for node in plan.nodes:
-        for name in node.inputs:
-            kind, _, rest = name.partition("/")
-            if kind in ("data", "other") and node.kind in ("vector", "curvature"):
-                seen["learning"].add(f"{rest}/train")
-            elif kind == "data" and node.kind == "cell":
-                split, _, task = rest.partition("/")
-                seen[uses[split]].add(f"{task}/{split}")
-    return {use: sorted(splits) for use, splits in seen.items()}
+        record = read_json(store.folder(node) / RECORD) if node.stored else None
+        said = record["meta"].get("report") if record else None
+        if said:
+            reports[node.label] = said
+    return reports
 
 
-def timing(plan: Plan, work: Workspace) -> dict[str, Any]:
+def timing(plan: Plan, work: Workspace) -> Mapping[str, Any]:
     """Return wall time and peak memory of each artefact, and whether this run computed it."""
     used = [node for node in plan.nodes if node.fingerprint in work.usage]
     per_stage = {f"{node.label} {node.fingerprint[:8]}": work.usage[node.fingerprint] for node in used}

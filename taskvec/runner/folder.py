@@ -17,24 +17,20 @@ from filelock import FileLock, Timeout
 from taskvec import registry
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
-from taskvec.runner.artefact import fingerprint, read_json
-from taskvec.runner.compose import RunConfig
-from taskvec.runner.locking import held
-from taskvec.runner.result import SCHEMA_VERSION, Result, read_result
+from taskvec.graph.artefact import fingerprint, read_json
+from taskvec.graph.locking import held
+from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
+from taskvec.graph.run import RunConfig
 
 State = Literal["done", "running", "failed", "stale", "missing"]
-NOT_IN_IDENTITY = {"device", "offload", "outputs", "tracker", "choices", "method", "experiment"}
 
 
 def run_id(config: RunConfig) -> str:
     """Return a run's name: readable labels and a hash of every setting that can change its result."""
-    identity = config.model_dump(mode="json", exclude=NOT_IN_IDENTITY)
-    for group in ("backbone", "finetune"):
-        for key in getattr(config, group).unfingerprinted:
-            identity[group].pop(key)
     chosen = config.choices
     labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
-    return "-".join([*(str(label) for label in labels if label), fingerprint(identity)[:8]])
+    named = [str(label).replace("/", ".") for label in labels if label]
+    return "-".join([*named, fingerprint(config.identity())[:8]])
 
 
 class RunFolder:

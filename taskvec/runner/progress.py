@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taskvec.runner.artefact import Artefact
+from taskvec.graph.artefact import Node
 
 if TYPE_CHECKING:
-    from taskvec.runner.track import Session
+    from taskvec.runner.track.base import Session
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
 
-    def observe(self, node: Artefact, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def observe(self, node: Node, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Show one point of a training curve."""
         self.tracker.curve(node.label, step, metrics)
         if sys.stderr.isatty():
@@ -40,7 +40,7 @@ class Progress:
             self._lines[node.fingerprint] = part
             log.info("%s: step %d of %d, loss %.4f", node.label, step, total, metrics["loss"])
 
-    def done(self, node: Artefact, record: Mapping[str, Any], computed: bool) -> None:
+    def done(self, node: Node, record: Mapping[str, Any], computed: bool) -> None:
         """Note that an artefact is there."""
         self._close()
         if computed:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import yaml
 
 from taskvec.errors import UserError
+from taskvec.graph.plan import Plan
+from taskvec.graph.run import RunConfig
 from taskvec.runner import compose
-from taskvec.runner.compose import RunConfig
 from taskvec.runner.folder import RunFolder, State
-from taskvec.runner.plan import Plan
 
 
 def config_of(folder: RunFolder) -> RunConfig:

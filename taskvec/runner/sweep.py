@@ -9,20 +9,21 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import hydra as hydra_package
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError
-from taskvec.runner import compose, explain
-from taskvec.runner.compose import Composed, RunConfig
+from taskvec.graph.run import RunConfig
+from taskvec.runner import compose
+from taskvec.runner.compose import Composed, grouped
+from taskvec.runner.configs import conf_dir, search_path_overrides
 from taskvec.runner.execute import execute
-from taskvec.runner.folder import RunFolder
-from taskvec.runner.launch import IN_SWEEP, SweepConfig, run_processes
+from taskvec.runner.expand import expand, unions
+from taskvec.runner.folder import RunFolder, run_id
+from taskvec.runner.launch.processes import IN_SWEEP, SweepConfig, run_processes
 
 log = logging.getLogger(__name__)
+PLUGINS = ("hydra/launcher=", "hydra/sweeper=")
 
 
 def one(overrides: Sequence[str]) -> int:
@@ -32,7 +33,10 @@ def one(overrides: Sequence[str]) -> int:
         UserError: for input that cannot be worked with.
     """
     in_sweep = IN_SWEEP in os.environ
-    config = compose.resolve(compose.compose(overrides))
+    composed = compose.compose(overrides)
+    if composed.node.parts and not in_sweep:
+        raise UserError("the experiment is a union of sweeps; start it with -m")
+    config = compose.resolve(composed)
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
         return 1  # the reason is logged and recorded
@@ -47,59 +51,49 @@ def many(overrides: Sequence[str]) -> int:
     """Run a sweep: every job is validated first, every job is run, and one summary lists all outcomes.
 
     Jobs run on this machine (``sweep.jobs``, ``sweep.devices``) unless ``hydra/launcher`` or ``hydra/sweeper`` says
-    otherwise; then Hydra's plugin runs them.
+    otherwise; then Hydra's plugin runs them. An experiment with ``parts`` is the union of their sweeps.
 
     Raises:
         UserError: if any job's config is wrong; then none is started.
     """
-    jobs = expand(overrides)
-    configs = [compose.resolve(compose.compose(job)) for job in jobs]
-    local = compose.sweep_config(compose.compose([o for o in overrides if o.startswith("sweep.")]))
+    sweeps = unions(overrides)
+    jobs = distinct([job for words in sweeps for job in expand(words)])
+    local = compose.sweep_config(compose.compose([word for word in overrides if word.startswith("sweep.")]))
     log.info("%d jobs", len(jobs))
-    if any(o.startswith(("hydra/launcher=", "hydra/sweeper=")) for o in overrides):
-        status = hydra(["--multirun", *overrides])
-        return summary(configs) or status
-    if local == SweepConfig():
-        for config, job_overrides in zip(configs, jobs, strict=True):
-            execute(config, tuple(job_overrides), refuse=False)
+    status = 0
+    if any(word.startswith(PLUGINS) for word in overrides):
+        for words in sweeps:
+            status = max(status, hydra(["--multirun", *map(grouped, words)]))
+    elif local == SweepConfig():
+        for config, words in jobs.values():
+            execute(config, tuple(words), refuse=False)
     else:
-        run_processes(jobs, local)
-    return summary(configs)
+        run_processes([words for _, words in jobs.values()], local)
+    return summary([config for config, _ in jobs.values()]) or status
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job, cut by Hydra's own sweeper from the command line and the experiment file.
-
-    Raises:
-        UserError: for an override that cannot be parsed.
-    """
-    experiment = [o for o in overrides if o.startswith("experiment=") and "," not in o]
-    with compose.hydra_context():
-        loader = GlobalHydra.instance().config_loader()
-        try:
-            words = [*experiment, *compose.search_path_overrides()]
-            params = hydra_package.compose("config", words, return_hydra_config=True).hydra.sweeper.get("params") or {}
-            given = {override.split("=", 1)[0] for override in overrides}
-            words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
-            batches = BasicSweeper.split_arguments(parsed, None)
-        except Exception as error:
-            raise UserError(
-                explain.composition(error, overrides, compose.known_keys, compose.options, compose.presets)
-            ) from error
-    return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in batches[0]]
+def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequence[str]]]:
+    """Return each different job once, by the name of its run: typed, and as overrides."""
+    found = {}
+    for words in jobs:
+        config = compose.resolve(compose.compose(words))
+        found.setdefault(run_id(config), (config, words))
+    return found
 
 
 def summary(jobs: Sequence[RunConfig]) -> int:
-    """Print one line per job with its state, and return 1 if any is not done."""
+    """Print one line per job with its state and validation number, and return 1 if any is not done."""
     failed = 0
     print(f"\n{len(jobs)} jobs:")
     for folder in {f.name: f for f in map(RunFolder.of, jobs)}.values():
         status = folder.status()
         state, reason = status.get("state", "missing"), status.get("reason")
         failed += state != "done"
-        result = folder.result()
-        number = f"  primary {result.primary:.4f}" if state == "done" and result else ""
+        result = folder.result() if state == "done" else None
+        number = ""
+        if result is not None:
+            criterion = result.criterion
+            number = f"  {criterion.name} {criterion.value:.4f}"
         print(f"  {state:<8}{folder.name}{number}{f'  {reason}' if reason else ''}")
     if failed:
         print(f"{failed} failed; `taskvec retry` runs them again", file=sys.stderr)
@@ -108,8 +102,8 @@ def summary(jobs: Sequence[RunConfig]) -> int:
 
 def hydra(arguments: Sequence[str]) -> int:
     """Hand the command line to Hydra itself: other launchers and sweepers, ``--cfg``, completion queries."""
-    decorated = hydra_package.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name="config")(job)
-    with _argv([*arguments, *compose.search_path_overrides()]):
+    decorated = hydra_package.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
+    with _argv([*arguments, *search_path_overrides()]):
         try:
             decorated()
         except SystemExit as end:
@@ -118,13 +112,13 @@ def hydra(arguments: Sequence[str]) -> int:
 
 
 def job(node: DictConfig) -> float:
-    """Run one job of a sweep and return its primary metric, nan if it failed; other jobs go on."""
+    """Run one job of a sweep and return its validation number, nan if it failed; other jobs go on."""
     overrides = tuple(HydraConfig.get().overrides.task)
     choices = dict(HydraConfig.get().runtime.choices)
     plain = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
     compose.register_all()  # in another process nobody has yet
     outcome = execute(compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False)
-    return outcome.result.primary if outcome.result else float("nan")
+    return outcome.result.criterion.value if outcome.result else float("nan")
 
 
 @contextlib.contextmanager

@@ -6,15 +6,13 @@ import contextlib
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from taskvec.data.tasks import Task
 from taskvec.errors import UserError
-from taskvec.runner.compose import RunConfig
-from taskvec.runner.store import Store
-
-if TYPE_CHECKING:
-    from taskvec.runner.plan import Plan
+from taskvec.graph.nodes.head import InitialHead
+from taskvec.graph.plan import Plan
+from taskvec.graph.run import RunConfig
+from taskvec.graph.store import Store
 
 CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
 
@@ -25,72 +23,91 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     Raises:
         UserError: naming the first thing that is wrong and its remedy.
     """
+    for name, backbone in backbones(config).items():
+        readable(config, name, backbone)
     compatible(config)
     config.protocol.check(config.suite)
-    config.backbone.check()
-    selection(config)
+    for backbone in backbones(config).values():
+        backbone.check()
+        selection(config, backbone)
+    capable(config, plan)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
     label_words(config, plan)
     writable(config.root)
     enough_disk(config, plan)
 
 
+def backbones(config: RunConfig) -> dict[str, Any]:
+    """Return the run's backbones by the key that chooses them."""
+    found = {"backbone": config.backbone}
+    return found if config.source is None else found | {"source": config.source}
+
+
+def chosen(config: RunConfig, group: str) -> str:
+    """Return a choice as it was typed."""
+    return f"{group}={config.choices.get(group) or getattr(config, group).kind}"
+
+
 def compatible(config: RunConfig) -> None:
-    """Check that every stage supports the forward mode that fine-tuning produces.
+    """Check that the forward mode that fine-tuning produces can be evaluated, and offloaded.
+
+    Which stages take it is checked where the plan puts them together.
 
     Raises:
         UserError: naming the two components that do not go together.
     """
-    if config.backbone.modality != config.suite.modality:
+    method = config.method_on("source" if config.moves else "target")
+    if config.compute.offload and method.mode == "tangent":
         raise UserError(
-            f"suite={config.choices.get('suite') or config.suite.kind} holds {config.suite.modality}, "
-            f"backbone={config.choices.get('backbone') or config.backbone.kind} reads {config.backbone.modality}"
+            "compute.offload: forward_mode=tangent keeps every block's weights on the device for the way back; "
+            "use compute.offload=false or finetune.forward_mode=standard"
         )
-    readable(config)
-    mode = config.finetune.forward_mode
-    for group, component in (*config.transform.items(), ("merge", config.merge), ("protocol", config.protocol)):
-        if mode not in component.forward_modes:
-            takes = "/".join(sorted(component.forward_modes))
-            raise UserError(
-                f"{group}={component.kind} takes {takes} vectors, finetune={config.finetune.kind} gives {mode}"
-            )
-    if config.offload and mode == "tangent":
-        raise UserError(
-            "offload: forward_mode=tangent keeps every block's weights on the device for the way back; "
-            "use offload=false or finetune.forward_mode=standard"
-        )
-    if config.protocol.post_hoc and mode == "tangent":
-        raise UserError(f"protocol.post_hoc: finetune={config.finetune.kind} is linear already; leave post_hoc out")
-    if (
-        mode not in config.backbone.forward_modes
-        or config.protocol.post_hoc
-        and "tangent" not in config.backbone.forward_modes
-    ):
+    if config.protocol.post_hoc and method.mode == "tangent":
+        raise UserError(f"protocol.post_hoc: finetune={method.kind} is linear already; leave post_hoc out")
+    linearised = method.mode == "tangent" or config.protocol.post_hoc
+    if linearised and "tangent" not in config.backbone.forward_modes:
         raise UserError(
             f"backbone={config.backbone.kind} has no forward-mode derivative; use finetune.forward_mode=standard"
         )
 
 
-def readable(config: RunConfig) -> None:
-    """Check that the backbone can answer what the protocol asks: perplexity of a corpus, heads without target labels.
+def readable(config: RunConfig, group: str, backbone: Any) -> None:
+    """Check that a backbone reads the suite, and needs no labels that the protocol keeps back.
 
     Raises:
         UserError: naming the two components that do not go together.
     """
-    protocol, suite, backbone = config.protocol, config.suite, config.backbone
-    chosen = f"backbone={config.choices.get('backbone') or backbone.kind}"
-    if protocol.uses_control and suite.control_metric == "perplexity" and getattr(backbone, "style", "") != "causal":
+    named = chosen(config, group)
+    if backbone.modality != config.suite.modality:
+        suite = chosen(config, "suite")
+        raise UserError(f"{suite} holds {config.suite.modality}, {named} reads {backbone.modality}")
+    if config.protocol.unseen_targets and "learned_heads" in backbone.gives:
         raise UserError(
-            f"suite.control: {suite.control} is a corpus, and {chosen} gives no probability of a text; take a causal "
-            "language model, or a task as suite.control"
-        )
-    if protocol.generates and getattr(backbone, "style", "") != "causal":
-        raise UserError(f"protocol={protocol.kind} lets the model write, and {chosen} is no causal language model")
-    if protocol.unseen_targets and backbone.learns_heads:
-        raise UserError(
-            f"protocol={protocol.kind} must not see the target's labels, from which {chosen} would learn a head; "
+            f"protocol={config.protocol.kind} must not see the target's labels, from which {named} would learn a head; "
             "take a causal or text-to-text model"
         )
+
+
+def capable(config: RunConfig, plan: Plan) -> None:
+    """Check that the backbone can answer what is asked: perplexity of a corpus, generation, or what a question says.
+
+    Raises:
+        UserError: naming what it cannot do.
+    """
+    named, gives = chosen(config, "backbone"), config.backbone.gives
+    suite = config.suite
+    if config.protocol.uses_control and suite.control_metric == "perplexity" and "perplexity" not in gives:
+        raise UserError(
+            f"suite.control: {suite.control} is a corpus, and {named} gives no probability of a text; take a causal "
+            "language model, or a task as suite.control"
+        )
+    for cell in plan.asked:
+        missing = sorted(cell.question.capabilities - gives)
+        if missing:
+            raise UserError(
+                f"protocol={config.protocol.kind} asks for {missing[0]}, which {named} does not give; "
+                "take a causal language model"
+            )
 
 
 def label_words(config: RunConfig, plan: Plan) -> None:
@@ -99,15 +116,15 @@ def label_words(config: RunConfig, plan: Plan) -> None:
     Raises:
         UserError: if the tokenizer cannot be loaded, or two words share their first token.
     """
-    if config.suite.modality != "texts" or config.backbone.learns_heads:
+    if config.suite.modality != "texts":
         return
     store = Store(config.root / "store")
-    for task in dict.fromkeys(task for cell in plan.questions for task in cell.tasks):
-        if isinstance(plan.tasks[task], Task) and not store.has(plan.initial_head(task)):
-            config.backbone.heads({task: plan.prompts(task)})
+    for node in plan.nodes:
+        if isinstance(node, InitialHead) and "label_words" in node.base.backbone.gives and not store.has(node):
+            node.base.backbone.heads({node.task: node.prompt})
 
 
-def selection(config: RunConfig) -> None:
+def selection(config: RunConfig, backbone: Any) -> None:
     """Check that fine-tuning trains something, where the backbone's header says what there is.
 
     Raises:
@@ -115,10 +132,10 @@ def selection(config: RunConfig) -> None:
     """
     from taskvec.training.selectors import selected
 
-    names = config.backbone.parameter_names()
-    if names and config.finetune.select != "full":
+    select, names = getattr(config.finetune, "select", "full"), backbone.parameter_names()
+    if names and select != "full":
         try:
-            selected(config.finetune.select, names, config.backbone.linear_layers())
+            selected(select, names, backbone.linear_layers())
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -141,17 +158,18 @@ def writable(root: Path) -> None:
 
 
 def enough_disk(config: RunConfig, plan: Plan) -> None:
-    """Check that the vectors still to be made, and one training checkpoint, fit on the disk.
+    """Check that the vectors and statistics still to be made, and one training checkpoint, fit on the disk.
 
     Raises:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    missing = [node for node in plan.nodes if node.kind == "vector" and not store.has(node)]
-    need = config.backbone.weight_bytes() * (len(missing) + CHECKPOINT_COPIES) if missing else 0
+    missing = [node for node in plan.nodes if node.kind in ("vector", "statistic") and not store.has(node)]
+    weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
+    need = weights * (len(missing) + CHECKPOINT_COPIES) if missing else 0
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} task vectors need {need / 1e6:,.1f} MB, {config.root} has {free / 1e6:,.1f} MB; "
-            "set outputs=FOLDER on another disk or free space with `taskvec store prune`"
+            f"outputs: {len(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
+            f"{free / 1e6:,.1f} MB; set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )

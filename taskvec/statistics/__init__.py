@@ -1,1 +1,4 @@
-"""Second moments of layer inputs and output gradients, and the curvature made of them; modules load torch lazily."""
+"""Statistics of a model on examples: registered components, and one collector whose passes serve several of them.
+
+A component's file holds its schema and loads torch lazily; ``passes`` runs the models, ``accumulators`` adds up.
+"""

@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taskvec.config import Component
-from taskvec.needs import Examples, Given, Needs, Scope, Vector
+from taskvec.needs import Given, Needs, Scope, Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.statistics.taps import OnInput
+    from taskvec.statistics.passes.forward import Forward
+    from taskvec.statistics.passes.survey import Survey
+    from taskvec.statistics.passes.taps import OnTokens, Place
+
+
+class Root(NamedTuple):
+    """Where a backward pass starts.
+
+    ``tensor`` comes from the forward pass, ``gradient`` makes that of the objective with respect to it (None: the
+    tensor is a scalar). ``receive`` gets the gradients of all editable parameters by name; an accumulator that only
+    looks at taps leaves it out.
+    """
+
+    tensor: Tensor
+    gradient: Callable[[], Tensor] | None = None
+    receive: Callable[[Mapping[str, Tensor]], None] | None = None
 
 
 class Accumulator(ABC):
-    """The running sums of one statistic in one pass.
+    """The running sums of one statistic in one pass over the examples.
 
-    A pass shows every batch to the visitors of all accumulators that it serves: module inputs, and what a visitor
-    returns sees the gradient of the module's output (see :class:`taskvec.statistics.taps.Taps`).
+    A pass runs the model (of a pair both, side 0 the source and side 1 the target, on the same examples) and shows each
+    batch to the visitors of all accumulators that it serves; then it runs backwards from their roots, one accumulator
+    after the other, and only the taps of the root's owner listen. ``precision`` is the dtype that taps show tokens in.
+    ``group`` cuts the examples into groups of that size, counted from the first one, for gradients that are needed
+    group by group; None takes them as they come. ``weights``: roots receive the gradients of the parameters.
     """
 
-    @abstractmethod
-    def visitors(self) -> Sequence[Mapping[str, OnInput]]:
-        """Return groups of taps by module name."""
+    precision: str = "float32"
+    group: int | None = None
+    weights: bool = False
+
+    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+        """Return what looks at the tokens of which place; several mappings where one place has several visitors."""
+        return ()
+
+    def copies(self) -> Mapping[str, Callable[[Tensor], None]]:
+        """Return, by the name of a parameter [d], what sees its gradient on each example [N, d].
+
+        The pass gives every example a copy [1, d] of it.
+        """
+        return {}
+
+    def roots(self, forward: Forward) -> Sequence[Root]:
+        """Return the backward passes that the accumulator wants; none where its statistic takes no gradient."""
+        return ()
 
     @abstractmethod
     def finish(self, examples: int) -> Accumulator | Any:
@@ -35,30 +68,30 @@ class Statistic(Component):
     """A registered statistic. Collected ones have :meth:`accumulator`, derived ones have :meth:`made` and needs.
 
     ``gradient``: a pass must run backwards; ``labels``: it takes the loss of the labels, which must be granted;
-    ``head``: features depend on the task's head.
+    ``head``: the task's head shapes it; ``pair``: it is one of two models. Subclasses whose fields decide make
+    properties of them.
     """
 
     gradient: ClassVar[bool] = False
     labels: ClassVar[bool] = False
     head: ClassVar[bool] = True
+    pair: ClassVar[bool] = False
     derived: ClassVar[bool] = False
 
-    def needs(self, on: Examples, at: Vector | None, scope: Scope) -> Needs:
-        """Return the statistics that a derived one is made from."""
+    def needs(self, asked: Statistics, scope: Scope | None = None) -> Needs:
+        """Return what a derived statistic is made from; ``asked`` is the need for it."""
         return ()
 
-    def accumulator(self, model: Any, inputs: Any, head: Any) -> Accumulator:
-        """Return the accumulator of the first pass, given the model and a few examples of it to look at.
-
-        A pair's statistic gets a pair of models and of inputs.
+    def accumulator(self, *surveys: Survey) -> Accumulator:
+        """Return the accumulator of the first pass, given what a look at the model (at both models of a pair) showed.
 
         Raises:
             NotImplementedError: for a derived statistic.
         """
         raise NotImplementedError(f"{type(self).__name__} is not collected")
 
-    def made(self, given: Given) -> Any:
-        """Return the value of a derived statistic.
+    def made(self, asked: Statistics, given: Given) -> Any:
+        """Return the value of a derived statistic from what its needs give.
 
         Raises:
             NotImplementedError: for a collected statistic.
@@ -71,4 +104,4 @@ class Statistic(Component):
 
     @abstractmethod
     def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Any:
-        """Invert :meth:`pack`; tensors are memory-mapped."""
+        """Invert :meth:`pack`; tensors are memory-mapped and must not be copied."""

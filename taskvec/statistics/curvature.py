@@ -1,4 +1,4 @@
-"""The curvature of a model's features on one task or merged over several, and its tensors for the store.
+"""The curvature of a model's features: the GGN of the squared change of the features, as independent blocks.
 
 TAK, the authors' KFAC-regularised task vectors (spec 3.1, 3.2); Eschenhagen et al., Kronecker-Factored Approximate
 Curvature for Modern Neural Network Architectures, NeurIPS 2023, arXiv 2311.00636.
@@ -6,160 +6,83 @@ Curvature for Modern Neural Network Architectures, NeurIPS 2023, arXiv 2311.0063
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from taskvec.statistics.blocks import KINDS, Block
+from taskvec.config import Config
+from taskvec.registry import register
+from taskvec.statistics.base import Accumulator, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskvec.statistics.curvature_value import Curvature
+    from taskvec.statistics.passes.survey import Survey
 
 
-@dataclass(frozen=True, eq=False)
-class Curvature:
-    """G = (1/n) sum_x J(x)^T J(x) of the features at theta_0, as independent blocks.
+class Approximation(Config):
+    """How the GGN of the features is approximated and estimated (spec 3.2, 3.5).
 
-    ``layers``: by layer name, a block on [dW | db] [out, in + 1] where the layer's bias is editable (``biased``), else
-    on dW. ``vectors``: by parameter name, blocks of norm gains and shifts and the class token. ``roles``: by layer
-    name. ``examples`` is n, ``untracked`` says of each editable parameter without a block why, and ``settings`` is the
-    record of all that shaped the tensors.
+    ``probes`` counts the Gaussian backward vectors per example, drawn by ``seed``; 0 takes the exact sum over the
+    feature's channels. ``precision`` is that of products and sums. ``faithful`` takes the conventions of the authors'
+    code: 1/R in B too, probes summed, full blocks of EKFAC summed over examples, and B summed over tasks when merged.
+
+    ``sharing`` is the treatment of a layer's tokens (Eschenhagen et al.). curvlinops gives c B (x) A where its loss is
+    MSELoss: c = 2n with reduction "sum" over n examples (its Hessian is 2 I, and it does not divide by n), c = 2/d with
+    "mean" over the features' d channels. ``reduce`` gives key projections no curvature, so it leaves them unpenalised:
+    their gradients sum to zero over the tokens, because the same shift of all keys moves all scores of a query alike
+    and softmax does not see it (with rotary positions the shift differs from token to token, and something is left).
     """
 
-    layers: dict[str, Block]
-    vectors: dict[str, Block]
-    biased: frozenset[str]
-    roles: dict[str, str]
-    examples: int
-    untracked: dict[str, str]
-    settings: dict[str, Any]
+    structure: Literal["kfac", "ekfac", "diag_ggn"] = "kfac"
+    probes: int = Field(1, ge=0)
+    sharing: Literal["expand", "reduce"] = "expand"
+    precision: Literal["float32", "float64"] = "float32"
+    seed: int = 0
+    faithful: bool = False
 
-    def trace(self) -> Tensor:
-        """Return tr G over the tracked parameters, a scalar."""
-        return torch.stack([block.trace() for block in (*self.layers.values(), *self.vectors.values())]).sum()
+    @model_validator(mode="after")
+    def _faithful_expands(self) -> Approximation:
+        if self.faithful and self.sharing != "expand":
+            raise ValueError("faithful: the authors' code expands; set sharing=expand")
+        return self
 
-    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Curvature:
-        """Return the curvature on a device and in a dtype (None: as it is); shared factors stay shared."""
-        memo: dict[int, Tensor] = {}
+    def record(self) -> dict[str, Any]:
+        """Return what shapes the tensors as JSON values, to be stored with them."""
+        return {name: getattr(self, name) for name in Approximation.model_fields}
 
-        def move(tensor: Tensor) -> Tensor:
-            if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.to(device, dtype or tensor.dtype)
-            return memo[id(tensor)]
 
-        return replace(
-            self,
-            layers={name: block.map(move) for name, block in self.layers.items()},
-            vectors={name: block.map(move) for name, block in self.vectors.items()},
-        )
+@register("statistic", "curvature", paper="Eschenhagen et al., NeurIPS 2023, arXiv 2311.00636")
+class FeatureCurvature(Approximation, Statistic):
+    """G = (1/n) sum_x J(x)^T J(x), J the Jacobian of the features, block by block; EKFAC takes two passes.
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors by flat name, a shared factor once, and the JSON header that ``unpack`` needs."""
-        tensors, names, blocks = {}, {}, {}
-        for group, members in (("layers", self.layers), ("vectors", self.vectors)):
-            for name, block in members.items():
-                places = {}
-                for field, tensor in block.tensors().items():
-                    key = names.setdefault(id(tensor), f"{name}/{field}")
-                    tensors[key] = tensor
-                    places[field] = key
-                blocks[f"{group}/{name}"] = {"kind": type(block).__name__, "tensors": places}
-        header = {
-            "blocks": blocks,
-            "biased": sorted(self.biased),
-            "roles": self.roles,
-            "examples": self.examples,
-            "untracked": self.untracked,
-            "settings": self.settings,
-        }
-        return tensors, header
+    The value is a :class:`taskvec.statistics.curvature_value.Curvature`. Parameters that modules share, that are used
+    several times or not once per example, or of another kind (position, patch and token embeddings) have no block.
+    """
 
-    @classmethod
-    def unpack(
-        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-    ) -> Curvature:
-        """Invert ``pack``; where ``settings`` is given, only a curvature that they shaped is accepted.
+    kind: Literal["curvature"] = "curvature"
+
+    gradient: ClassVar[bool] = True
+
+    def accumulator(self, *surveys: Survey) -> Accumulator:
+        """Return the sums of the first pass."""
+        from taskvec.statistics.accumulators.ggn import CurvatureSums
+
+        (survey,) = surveys
+        return CurvatureSums(survey, self)
+
+    def pack(self, value: Curvature) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the blocks' tensors, a shared factor once, and the header."""
+        return value.pack()
+
+    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Curvature:
+        """Return the curvature over stored tensors.
 
         Raises:
-            ValueError: naming the settings that differ.
+            ValueError: if other settings shaped them, naming these.
         """
-        if settings is not None:
-            _same_settings([header["settings"], settings], "the stored curvature was made with other settings")
-        groups: dict[str, dict[str, Block]] = {"layers": {}, "vectors": {}}
-        for path, block in header["blocks"].items():
-            group, name = path.split("/", 1)
-            fields = {field: tensors[key] for field, key in block["tensors"].items()}
-            groups[group][name] = KINDS[block["kind"]](**fields)
-        return cls(
-            **groups,
-            biased=frozenset(header["biased"]),
-            roles=dict(header["roles"]),
-            examples=header["examples"],
-            untracked=dict(header["untracked"]),
-            settings=dict(header["settings"]),
-        )
+        from taskvec.statistics.curvature_value import Curvature
 
-
-def exact_sum(curvatures: Sequence[Curvature], counts: Sequence[float] | None = None) -> list[tuple[float, Curvature]]:
-    """Return the pairs (lambda_t, G_t) of sum_t lambda_t G_t, lambda_t = n_t / sum_s n_s: cost O(T) (spec 3.1).
-
-    n_t are the examples each curvature was estimated on, or ``counts``. The caller leaves the trained task out.
-
-    Raises:
-        ValueError: for no curvature, or settings that differ between tasks.
-    """
-    if not curvatures:
-        raise ValueError("no task to take the curvature of")
-    _same_settings([curvature.settings for curvature in curvatures], "the tasks' curvatures differ in their settings")
-    chosen = [curvature.examples for curvature in curvatures] if counts is None else counts
-    return [(count / sum(chosen), curvature) for count, curvature in zip(chosen, curvatures, strict=True)]
-
-
-def merge(curvatures: Iterable[Curvature], counts: Sequence[float] | None = None) -> Curvature:
-    """Return one curvature in place of the sum over tasks, of constant cost (spec 3.1).
-
-    A = sum_t lambda_t A_t and B = sum_t lambda_t B_t, full and diagonal blocks sum_t lambda_t H_t (exact), with lambda
-    as in ``exact_sum``: identical tasks give back their curvature. Where the curvatures are ``faithful`` to the
-    authors' code, B = sum_t B_t: for T identical tasks T times as much. Tasks are taken one by one, so two are held at
-    a time if ``curvatures`` loads them so; the caller leaves the trained one out.
-
-    Raises:
-        ValueError: for no curvature, settings or blocks that differ between tasks, or EKFAC's, which share no basis.
-    """
-    totals: dict[str, Tensor] = {}
-    header: dict[str, Any] = {}
-    mass, examples = 0.0, 0
-    for index, part in enumerate(curvatures):
-        tensors, own = part.pack()
-        if part.settings["structure"] == "ekfac":
-            raise ValueError("EKFAC blocks of several tasks have no common basis; use their exact sum")
-        if header:
-            message = "the tasks' curvatures differ in their settings"
-            _same_settings([header["settings"], part.settings], message)
-            if own["blocks"] != header["blocks"]:
-                raise ValueError("the tasks' curvatures have blocks for different parameters")
-        else:
-            header, totals = own, {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        count = part.examples if counts is None else counts[index]
-        mass, examples = mass + count, examples + part.examples
-        for name, tensor in tensors.items():
-            if header["settings"]["faithful"] and name.endswith("/gradients"):
-                totals[name] += tensor.to(totals[name])
-            elif count:  # the running mean, exact for identical tasks
-                totals[name].lerp_(tensor.to(totals[name]), count / mass)
-    if not header:
-        raise ValueError("no task to take the curvature of")
-    return Curvature.unpack(totals, header | {"examples": examples})
-
-
-def _same_settings(records: Sequence[Mapping[str, Any]], message: str) -> None:
-    """Compare records key by key.
-
-    Raises:
-        ValueError: with ``message`` and the settings that differ.
-    """
-    keys = dict.fromkeys(key for record in records for key in record)
-    found = {key: list(dict.fromkeys(str(record.get(key)) for record in records)) for key in keys}
-    differing = [f"{key}: {' or '.join(values)}" for key, values in found.items() if len(values) > 1]
-    if differing:
-        raise ValueError(f"{message} ({'; '.join(differing)})")
+        return Curvature.unpack(tensors, meta, self.record())

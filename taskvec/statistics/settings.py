@@ -1,53 +1,34 @@
-"""What shapes a curvature and its penalty, as schemas that need no torch."""
+"""What a user sets of a curvature and its penalty, as schemas that need no torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from taskvec.config import Config
+from taskvec.needs import Budget
+from taskvec.statistics.curvature import Approximation, FeatureCurvature
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
+class CurvatureSettings(Approximation):
+    """How a curvature is approximated, and the examples it is estimated on.
 
-class CurvatureSettings(Config):
-    """How the GGN of the features is approximated and estimated (spec 3.2, 3.5).
-
-    ``probes`` counts the Gaussian backward vectors per example; 0 takes the exact sum over the feature's channels.
-    ``sharing`` is the treatment of a layer's tokens (Eschenhagen et al., NeurIPS 2023). ``examples`` is the budget per
-    task; ``fraction``, where given, replaces it. ``precision`` is that of products and sums. ``faithful`` takes the
-    conventions of the authors' code: 1/R in B too, probes summed, full blocks of EKFAC summed over examples, and B
-    summed over tasks when merged.
+    ``examples`` is the budget per task; ``fraction``, where given, replaces it. ``seed`` draws probes and examples.
     """
 
-    structure: Literal["kfac", "ekfac", "diag_ggn"] = "kfac"
-    probes: int = Field(1, ge=0)
-    sharing: Literal["expand", "reduce"] = "expand"
     examples: int = Field(256, ge=1)
     fraction: float | None = Field(None, gt=0, le=1)
-    precision: Literal["float32", "float64"] = "float32"
-    seed: int = 0
-    faithful: bool = False
 
-    @model_validator(mode="after")
-    def _faithful_expands(self) -> CurvatureSettings:
-        if self.faithful and self.sharing != "expand":
-            raise ValueError("faithful: the authors' code expands; set sharing=expand")
-        return self
+    @property
+    def statistic(self) -> FeatureCurvature:
+        """The statistic to ask for."""
+        return FeatureCurvature(**self.record())
 
-    def record(self) -> dict[str, Any]:
-        """Return every setting as JSON values, to be stored with what they shaped."""
-        return self.model_dump(mode="json")
-
-    def choose(self, total: int) -> Tensor:
-        """Return the indices [n] int64 of the budget's examples out of ``total``, drawn by the seed, in order."""
-        import torch
-
-        count = self.examples if self.fraction is None else max(1, round(self.fraction * total))
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
-        return order[:count].sort().values
+    @property
+    def budget(self) -> Budget:
+        """The examples to ask for."""
+        if self.fraction is not None:
+            return Budget(fraction=self.fraction, seed=self.seed)
+        return Budget(count=self.examples, seed=self.seed)
 
 
 class PenaltySettings(Config):

@@ -5,70 +5,91 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskvec.data.views import TaskView
+from taskvec.needs import View
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2  # area and aspect of each try, and the place
 
 
 class Batch(NamedTuple):
-    """Examples of one or several tasks: ``inputs`` stacked, and per task the rows it owns with their labels."""
+    """Examples of one or several tasks: ``inputs`` stacked, and per task the rows it owns, with labels if granted."""
 
     inputs: Tensor
     rows: dict[str, slice]
     labels: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.inputs)
 
 
 class Batches:
     """Epochs of shuffled examples over the union of some tasks, cut into micro-batches.
 
     The permutation of epoch e and the augmentation of step s are drawn from generators seeded with (seed, e) and
-    (seed, s); the last batch of an epoch is the shorter one.
+    (seed, s); the last batch of an epoch is the shorter one. ``crop`` is the smallest area of a random crop, None takes
+    images as they are. Labels are asked for only with ``labels``.
     """
 
     def __init__(
-        self, views: Mapping[str, TaskView], *, batch_size: int, accumulation: int, seed: int, crop: float | None
+        self,
+        views: Mapping[str, View],
+        *,
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        crop: float | None,
+        labels: bool = True,
     ):
-        self.views, self.batch_size, self.accumulation = views, batch_size, accumulation
+        self.views, self.labels = views, labels
+        self.batch_size, self.accumulation = batch_size, accumulation
         self.seed, self.crop = seed, crop
-        self.owner = torch.cat([torch.full((len(v.labels),), i) for i, v in enumerate(views.values())])
-        self.local = torch.cat([torch.arange(len(v.labels)) for v in views.values()])
-        self.per_epoch = math.ceil(len(self.owner) / batch_size)
+        sizes = [len(view) for view in views.values()]
+        self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # of each example of the union
+        self.local = torch.cat([torch.arange(size) for size in sizes])
+        self.per_epoch = math.ceil(len(self) / batch_size)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.owner)
 
-    def at(self, step: int) -> list[Batch]:
-        """Return the micro-batches of a step."""
+    def at(self, step: int, state: Mapping[str, Any] | None = None) -> list[Batch]:
+        """Return the micro-batches of a step; the state of the objective makes no difference."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._order = torch.randperm(len(self), generator=generator(self.seed, 2 * epoch))
             self._epoch = epoch
-        chosen = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        start = position * self.batch_size
+        chosen = self._order[start : start + self.batch_size]
         draws = torch.rand(len(chosen), CROP_DRAWS, generator=generator(self.seed, 2 * step + 1))
         parts = zip(chosen.tensor_split(self.accumulation), draws.tensor_split(self.accumulation), strict=True)
         return [self._batch(part, drawn) for part, drawn in parts if len(part)]
 
     def _batch(self, chosen: Tensor, draws: Tensor) -> Batch:
-        inputs, rows, labels, drawn, start = [], {}, {}, [], 0
+        inputs, rows, labels, drawn = [], {}, {}, []
+        start = 0
         for index, (task, view) in enumerate(self.views.items()):
             own = self.owner[chosen] == index
             local = self.local[chosen[own]]
-            if len(local):
-                inputs.append(view.inputs[local])
-                labels[task] = view.labels[local]
-                drawn.append(draws[own])
-                rows[task] = slice(start, start := start + len(local))
+            if not len(local):
+                continue
+            inputs.append(view.take(local))
+            if self.labels:
+                labels[task] = view.labels(local)
+            drawn.append(draws[own])
+            rows[task] = slice(start, start + len(local))
+            start += len(local)
         stacked = torch.cat(_same_length(inputs))
-        crop = self.crop and stacked.ndim == 4  # texts are not augmented
-        return Batch(random_resized_crop(stacked, self.crop, torch.cat(drawn)) if crop else stacked, rows, labels)
+        if self.crop and stacked.ndim == 4:  # texts are not augmented
+            stacked = random_resized_crop(stacked, self.crop, torch.cat(drawn))
+        return Batch(stacked, rows, labels)
 
 
 def generator(seed: int, stream: int) -> torch.Generator:
@@ -80,8 +101,10 @@ def generator(seed: int, stream: int) -> torch.Generator:
 
 def _same_length(inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return token ids [N, L] padded with -1 to the longest L; images are returned as they are."""
+    if inputs[0].ndim != 2:
+        return list(inputs)
     longest = max(part.shape[1] for part in inputs)
-    return [F.pad(part, (0, longest - part.shape[1]), value=-1) if part.ndim == 2 else part for part in inputs]
+    return [F.pad(part, (0, longest - part.shape[1]), value=-1) for part in inputs]
 
 
 def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tensor:
@@ -98,7 +121,8 @@ def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tens
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)
     fits = (sides <= 1).all(2)
     first = fits.int().argmax(1)
-    size = torch.where(fits.any(1, keepdim=True), sides[torch.arange(len(images)), first], 1.0)
+    chosen = sides[torch.arange(len(images)), first]
+    size = torch.where(fits.any(1, keepdim=True), chosen, 1.0)
     place = (2 * draws[:, -2:] - 1) * (1 - size)
     theta = torch.cat([torch.diag_embed(size), place.unsqueeze(2)], 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

@@ -51,11 +51,21 @@ def along(
     """
     names = list(dict.fromkeys(name for direction in directions for name in direction))
     base = {name: model.parameters[name] for name in names}
-    zero = {name: torch.zeros_like(parameter) for name, parameter in base.items()}
-    stacked = {n: torch.stack([d[n].to(zero[n]) if n in d else zero[n] for d in directions]) for n in names}
+    stacked = {}
+    for name, parameter in base.items():
+        zero = torch.zeros_like(parameter)
+        deltas = [direction[name].to(zero) if name in direction else zero for direction in directions]
+        stacked[name] = torch.stack(deltas)
 
     def product(inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features, derivatives = differentiate(lambda moved: model.features(moved, inputs, head), base, stacked)
-        return features, features.new_zeros(len(directions), *features.shape) if derivatives is None else derivatives
+        if derivatives is None:
+            derivatives = features.new_zeros(len(directions), *features.shape)
+        return features, derivatives
 
     return product
+
+
+def exact(x: Tensor) -> Tensor:
+    """Return bfloat16 features in float32, for the head."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

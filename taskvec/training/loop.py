@@ -1,70 +1,248 @@
-"""The training loop: one function for every parameterisation, forward mode, objective and regulariser."""
+"""The training loop: one function for every parameterisation, objective, penalty and optimiser."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from taskvec.training.checkpoint import Checkpoint
-from taskvec.training.recipe import Recipe, learning_rate
+from taskvec.errors import NotFinite
+from taskvec.needs import Checkpointed, Observe
+from taskvec.training.finite import broken
+from taskvec.training.objectives.base import MicroBatch, State, Steps
+from taskvec.training.schedule import Schedule
 
-Observe = Callable[[int, int, Mapping[str, float]], None]
+log = logging.getLogger(__name__)
+
+POINTS = 50  # of a curve, about
+REMEDY = "lower the learning rate"
+
+Loss = Callable[[Any, State], Tensor]  # of a micro-batch, given the objective's state
+Penalty = Callable[[int], Tensor]  # of a step
 
 
-class Steps(Protocol):
-    """Micro-batches by step number."""
+@dataclass(frozen=True)
+class Group:
+    """Leaf tensors by name that are trained together: ``factor`` times the schedule's rate, and their weight decay.
 
-    def at(self, step: int) -> list:
-        """Return the micro-batches of a step."""
+    ``weight_decay`` None takes the schedule's.
+    """
+
+    leaves: Mapping[str, Tensor]
+    factor: float = 1.0
+    weight_decay: float | None = None
+
+
+class Moment(NamedTuple):
+    """Where training is after a step: steps done, of how many, how many make an epoch, and the step's loss (0-d)."""
+
+    done: int
+    total: int
+    per_epoch: int
+    loss: Tensor
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether an epoch, or the training, ends here."""
+        return self.done % self.per_epoch == 0 or self.done == self.total
+
+
+class Callback(Protocol):
+    """Something that looks at the leaves after every step, and may change them or, returning True, end the training.
+
+    What it remembers is its state, of tensors and JSON values, which the checkpoint keeps.
+    """
+
+    def __call__(self, moment: Moment) -> bool | None:
+        """Look at training after a step; True ends it."""
+
+    def state(self) -> State:
+        """Return what the callback remembers."""
+
+    def load(self, state: State) -> None:
+        """Take up a remembered state."""
 
 
 def train(
-    trainable: Mapping[str, Tensor],
-    loss: Callable[[object], Tensor],
-    batches: Steps,
-    recipe: Recipe,
-    total: int,
+    groups: Sequence[Group],
+    loss: Loss,
+    steps: Steps,
+    schedule: Schedule,
     *,
-    regularisers: Sequence[Callable[[int], Tensor]] = (),
-    checkpoint: Checkpoint | None = None,
+    epoch: Callable[[int, int], State] | None = None,
+    penalties: Sequence[Penalty] = (),
+    after: Sequence[Callback] = (),
+    checkpoint: Checkpointed | None = None,
     observe: Observe | None = None,
 ) -> list[dict[str, float]]:
-    """Minimise the mean of ``loss`` over each step's micro-batches plus the regularisers, and return the curve.
+    """Minimise the mean of ``loss`` over each step's micro-batches plus the penalties, and return the curve.
 
-    ``trainable`` holds the leaf tensors that AdamW changes in place; how they enter the model is the business of
-    ``loss``. A run resumed from ``checkpoint`` continues exactly as the interrupted one would have.
+    The optimiser changes the groups' leaves in place; how they enter the model is the business of ``loss``. ``epoch``
+    makes the objective's state before epoch e of E. A run resumed from ``checkpoint`` continues exactly as the
+    interrupted one would have.
 
     Raises:
-        FloatingPointError: as soon as the loss is not finite.
+        NotFinite: naming the step if loss or gradient is not finite, or the leaf that is not.
     """
-    tensors = list(trainable.values())
-    optimiser = torch.optim.AdamW(tensors, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    start, curve = checkpoint.restore(trainable, optimiser) if checkpoint else (0, [])
-    for step in range(start, total):
-        rate = learning_rate(step, peak=recipe.lr, warmup=min(recipe.warmup, total), total=total)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        micro_batches = batches.at(step)
-        examples = sum(len(batch.inputs) for batch in micro_batches)
-        mean = torch.zeros((), device=tensors[0].device)
-        for batch in micro_batches:
-            part = loss(batch) * (len(batch.inputs) / examples)
+    total = schedule.total(steps.per_epoch)
+    epochs = math.ceil(total / steps.per_epoch)
+    interval = max(1, total // POINTS)
+    run = _Run(groups, schedule, after)
+    run.restore(checkpoint)
+    slope = _Slope(run, loss, penalties, schedule.clip_norm)
+    while run.done < total and not run.ended:
+        step = run.done
+        if epoch and step % steps.per_epoch == 0:
+            with torch.no_grad():
+                run.state = epoch(step // steps.per_epoch, epochs)
+        rate = schedule.rate(step, total)
+        run.set_rate(rate)
+        slope.begin(step, steps.at(step, run.state))
+        run.optimiser.step(slope)
+        run.done = step + 1
+        run.watch(slope)
+        run.tell(Moment(run.done, total, steps.per_epoch, slope.loss))
+        if run.done % interval == 0 or run.done == total or run.ended:  # reading a loss waits for the device
+            run.check()
+            point = {"step": run.done, "loss": slope.loss.item(), "grad_norm": slope.norm.item(), "lr": rate}
+            run.curve.append(point)
+            if observe:
+                observe(run.done, total, point)
+        if checkpoint:
+            checkpoint.save_if_due(run.pack)
+    return run.curve
+
+
+class _Slope:
+    """The loss of a step and its clipped gradient, for an optimiser that may ask again at moved weights.
+
+    ``loss`` and ``norm`` are those at the weights the step starts from.
+    """
+
+    def __init__(self, run: _Run, loss: Loss, penalties: Sequence[Penalty], clip_norm: float | None):
+        self.run, self.of, self.penalties = run, loss, penalties
+        self.limit = math.inf if clip_norm is None else clip_norm
+
+    def begin(self, step: int, batches: Sequence[MicroBatch]) -> None:
+        """Turn to the micro-batches of a step."""
+        self.step, self.batches = step, batches
+        self.loss: Tensor | None = None
+        self.norm: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """Compute the leaves' gradients and return the mean loss over the micro-batches (0-d float32)."""
+        leaves = list(self.run.leaves.values())
+        self.run.optimiser.zero_grad()
+        examples = sum(batch.size for batch in self.batches)
+        mean = torch.zeros((), device=leaves[0].device)
+        for batch in self.batches:
+            part = self.of(batch, self.run.state) * (batch.size / examples)
             part.backward()
             mean += part.detach()
-        for regulariser in regularisers:
-            regulariser(step).backward()
-        norm = nn.utils.clip_grad_norm_(tensors, recipe.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad()
-        if (step + 1) % max(1, total // 50) == 0 or step + 1 == total:  # reading a loss waits for the device
-            curve.append({"step": step + 1, "loss": mean.item(), "grad_norm": norm.item(), "lr": rate})
-            if not torch.isfinite(mean):
-                raise FloatingPointError(f"the training loss is {mean.item()} at step {step + 1}; lower finetune.lr")
-            if observe:
-                observe(step + 1, total, curve[-1])
-        if checkpoint:
-            checkpoint.save_if_due(step + 1, trainable, optimiser, curve)
-    return curve
+        for penalty in self.penalties:
+            penalty(self.step).backward()
+        norm = nn.utils.clip_grad_norm_(leaves, self.limit)
+        if self.loss is None:
+            self.loss, self.norm = mean, norm
+        return mean
+
+
+@dataclass
+class _Run:
+    """What changes while training, all of which a checkpoint holds."""
+
+    groups: Sequence[Group]
+    schedule: Schedule
+    after: Sequence[Callback]
+    done: int = 0
+    ended: bool = False
+    state: State = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.leaves = {name: leaf for group in self.groups for name, leaf in group.leaves.items()}
+        self.optimiser = optimiser(self.groups, self.schedule)
+        device = next(iter(self.leaves.values())).device
+        self.failed = torch.zeros(2, dtype=torch.long, device=device)  # first step with a broken loss, gradient
+
+    def set_rate(self, rate: float) -> None:
+        """Give each group its factor of a rate."""
+        for group, settings in zip(self.groups, self.optimiser.param_groups, strict=True):
+            settings["lr"] = rate * group.factor
+
+    def tell(self, moment: Moment) -> None:
+        """Let every callback look; any of them may end the training."""
+        for callback in self.after:
+            if callback(moment):
+                self.ended = True
+
+    def watch(self, slope: _Slope) -> None:
+        """Note a loss or gradient that is not finite, without waiting for the device."""
+        values = torch.stack([slope.loss.isfinite(), slope.norm.isfinite()])
+        fine = values | (self.failed > 0)
+        self.failed = torch.where(fine, self.failed, self.done)
+
+    def check(self) -> None:
+        """Check all losses, gradients and leaves so far.
+
+        Raises:
+            NotFinite: naming what is not finite first.
+        """
+        for what, step in zip(("training loss", "gradient"), self.failed.tolist(), strict=True):
+            if step:
+                raise NotFinite(f"the {what} is not finite at step {step}; {REMEDY}")
+        name = broken(self.leaves)
+        if name:
+            raise NotFinite(f"{name} is not finite after step {self.done} of training; {REMEDY}")
+
+    def pack(self) -> dict[str, Any]:
+        """Return everything a resumed training needs."""
+        self.check()
+        moments = self.optimiser.state_dict()["state"]
+        callbacks = {str(number): callback.state() for number, callback in enumerate(self.after)}
+        return {
+            "done": self.done,
+            "ended": self.ended,
+            "curve": self.curve,
+            "leaves": self.leaves,
+            "optimiser": {str(number): held for number, held in moments.items()},
+            "objective": self.state,
+            "callbacks": callbacks,
+        }
+
+    def restore(self, checkpoint: Checkpointed | None) -> None:
+        """Take up the state of a checkpoint; one of other leaves is not taken, with a warning."""
+        saved = checkpoint.restore() if checkpoint else None
+        if saved is None:
+            return
+        shapes = {name: leaf.shape for name, leaf in saved["leaves"].items()}
+        if shapes != {name: leaf.shape for name, leaf in self.leaves.items()}:
+            log.warning("the checkpoint is one of other parameters; training starts again")
+            return
+        with torch.no_grad():
+            for name, leaf in self.leaves.items():
+                leaf.copy_(saved["leaves"][name])
+        moments = {int(number): held for number, held in saved["optimiser"].items()}
+        settings = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": settings})
+        for number, callback in enumerate(self.after):
+            callback.load(saved["callbacks"][str(number)])
+        self.done, self.ended = saved["done"], saved["ended"]
+        self.state, self.curve = saved["objective"], list(saved["curve"])
+        log.info("training resumes at step %d", self.done)
+
+
+def optimiser(groups: Sequence[Group], schedule: Schedule) -> torch.optim.Optimizer:
+    """Return the schedule's optimiser over the leaves of the groups."""
+    settings = []
+    for group in groups:
+        decay = schedule.weight_decay if group.weight_decay is None else group.weight_decay
+        settings.append({"params": list(group.leaves.values()), "weight_decay": decay})
+    if schedule.optimiser == "sgd":
+        return torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
+    return torch.optim.AdamW(settings, lr=schedule.lr, betas=tuple(schedule.betas), eps=schedule.eps)

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from taskvec.statistics.blocks import Block
-from taskvec.statistics.curvature import Curvature
-from taskvec.statistics.settings import PenaltySettings
 from taskvec.training.linearise import jvp_features
+from taskvec.training.schedule import PenaltySettings
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
+    from taskvec.statistics.blocks import Block
+    from taskvec.statistics.curvature_value import Curvature
 
 Deltas = Mapping[str, Tensor]
+Value = Callable[[int, Deltas], Tensor]  # of step and deltas
 PROJECTION = "projection"  # the role of the layer that writes the features
 
 
@@ -42,9 +43,11 @@ def penalty(
     Raises:
         ValueError: for a delta whose shape is not that of its block.
     """
-    pairs = [(1.0, curvature)] if isinstance(curvature, Curvature) else curvature
-    terms = [torch.zeros((), device=delta.device, dtype=delta.dtype) for delta in list(deltas.values())[:1]]
-    for weight, part in pairs:
+    if not deltas:
+        return torch.zeros(())
+    first = next(iter(deltas.values()))
+    terms = [first.new_zeros(())]
+    for weight, part in curvature if isinstance(curvature, Sequence) else [(1.0, curvature)]:
         for name, block in part.layers.items():
             scale = weight * (projection_scale if part.roles[name] == PROJECTION else 1.0)
             delta = layer_delta(deltas, name, block, name in part.biased)
@@ -53,13 +56,14 @@ def penalty(
         for name, block in part.vectors.items():
             if weight * full_scale and name in deltas:
                 terms.append(weight * full_scale * quadratic(block, deltas[name], name))
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    return torch.stack(terms).sum()
 
 
 def layer_delta(deltas: Deltas, name: str, block: Block, biased: bool) -> Tensor | None:
     """Return [dW | db] [out, in + 1] of a layer with an editable bias, else dW [out, in]; None if neither moved."""
-    weight, bias = deltas.get(f"{name}.weight"), deltas.get(f"{name}.bias") if biased else None
-    if not biased or weight is None and bias is None:
+    weight = deltas.get(f"{name}.weight")
+    bias = deltas.get(f"{name}.bias") if biased else None
+    if not biased or (weight is None and bias is None):
         return weight
     if weight is None:
         weight = bias.new_zeros(len(bias), block.shape[1] - 1)
@@ -98,20 +102,19 @@ class _Quadratic(torch.autograd.Function):
 def drift(model: Model, deltas: Deltas, inputs: Tensor, head: Tensor | None = None) -> Tensor:
     """Return mean_x ||J(x) tau||^2 over a batch of decoded examples: the data-dependent penalty tau-Jp (spec 3.4)."""
     moved = jvp_features(model, deltas, inputs, head)[1]
-    return moved.to(torch.promote_types(moved.dtype, torch.float32)).square().sum(1).mean()
+    moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
+    return moved.square().sum(1).mean()
 
 
-def regulariser(value: Callable[[int], Tensor], settings: PenaltySettings) -> Callable[[int], Tensor]:
-    """Return step -> strength(step) * value(step) for the training loop; steps of strength 0 compute nothing.
+def regulariser(value: Value, settings: PenaltySettings) -> Value:
+    """Return (step, deltas) -> strength(step) * value(step, deltas); steps of strength 0 compute nothing."""
 
-    For a stored curvature ``value`` is ``lambda step: penalty(G, parameterisation.deltas(), ...)``; for tau-Jp it is
-    ``drift`` on the step's batch of the other tasks.
-    """
-
-    def term(step: int) -> Tensor:
+    def term(step: int, deltas: Deltas) -> Tensor:
         strength = settings.strength(step)
-        found = strength * value(step) if strength else None
-        # without a block for anything that is trained there is no graph, and the loop wants one
-        return torch.zeros((), requires_grad=True) if found is None or not found.requires_grad else found
+        found = strength * value(step, deltas) if strength else None
+        if found is None or not found.requires_grad:
+            # without a block for anything that is trained there is no graph, and the loop wants one
+            return torch.zeros((), requires_grad=True)
+        return found
 
     return term

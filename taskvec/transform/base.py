@@ -29,13 +29,15 @@ class Transform(Seeded):
 
     One that ``moves`` carries vectors from the source backbone to the target. A ``joint`` one is fitted once over all
     vectors that a cell may use: its scope's tasks are theirs; for the others they are the one vector's. A fit is
-    identified by component and needs, so equal needs share it. ``grid`` overrides the merge's coefficients.
+    identified by component and needs, so equal needs share it. ``grid`` overrides the merge's coefficients. One that
+    ``prepares`` changes the source model before pair statistics are taken on it.
     """
 
     on: Literal["vectors", "merged"] = "vectors"
 
     moves: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    prepares: ClassVar[bool] = False
     grid: ClassVar[tuple[float, ...] | None] = None
 
     def needs(self, scope: Scope) -> Needs:
@@ -43,11 +45,8 @@ class Transform(Seeded):
         return ()
 
     def prepare(self, source: Any) -> Any:
-        """Return the source model as vectors are taken on it, for moving transforms that change it first (depth).
-
-        None leaves the source as it is.
-        """
-        return None
+        """Return the source model as pair statistics see it, for moving transforms that change it first (depth)."""
+        return source
 
     def fit(self, given: Given) -> Fit:
         """Return what does not depend on the vector's deltas; stored."""

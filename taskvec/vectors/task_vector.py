@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from taskvec.errors import UserError
 from taskvec.vectors.deferred import Deferred, like, save_tensors
+from taskvec.vectors.low_rank import LowRank
 
 BASE_HASH = "base_hash"
+FORMAT = 1  # of the header in a vector's file
+SHOWN = 5  # names in a message
+
+Look = Callable[[Mapping[str, Tensor], str], Tensor]
 
 
 class TaskVector(Mapping[str, Tensor]):
@@ -24,15 +30,25 @@ class TaskVector(Mapping[str, Tensor]):
     An editable parameter that is absent has delta zero. ``metadata`` says what the vector was made from; the entry
     ``base_hash`` (see :func:`weights_hash`) ties it to its base weights. (Ilharco et al. 2023, section 2.)
 
+    ``factors`` are the deltas that are known as products of low rank; they come after the others, are multiplied at
+    every look, and stay factors under scaling.
+
     A vector opened from a file is deferred: its deltas stay in the file, and sums and multiples of it are computed,
     tensor by tensor, at every look. :meth:`materialised` keeps them in memory for those who look often.
     """
 
     __array_ufunc__ = None  # so that a NumPy scalar on the left leaves the product to __rmul__
 
-    def __init__(self, deltas: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None):
-        self._deltas = deltas if isinstance(deltas, Deferred) else dict(deltas)
+    def __init__(
+        self,
+        deltas: Mapping[str, Tensor],
+        metadata: Mapping[str, Any] | None = None,
+        factors: Mapping[str, LowRank] | None = None,
+    ):
         self.metadata = dict(metadata or {})
+        self.factors = dict(factors or {})
+        self._dense = deltas if isinstance(deltas, Deferred) else dict(deltas)
+        self._deltas = _multiplied(self._dense, self.factors) if self.factors else self._dense
 
     @classmethod
     def between(
@@ -52,8 +68,13 @@ class TaskVector(Mapping[str, Tensor]):
             ValueError: if the shapes of an entry differ.
         """
         _check(base, tuned)
-        floating = {name: shape for name in tuned if (shape := like(tuned, name)).is_floating_point()}
-        deltas = Deferred(floating, lambda name: tuned[name].detach() - base[name].detach())
+        shapes = {name: like(tuned, name) for name in tuned}
+        floating = {name: shape for name, shape in shapes.items() if shape.is_floating_point()}
+
+        def difference(name: str) -> Tensor:
+            return tuned[name].detach() - base[name].detach()
+
+        deltas = Deferred(floating, difference)
         return cls(deltas if deferred else dict(deltas), metadata)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -69,7 +90,8 @@ class TaskVector(Mapping[str, Tensor]):
         return len(self._deltas)
 
     def __repr__(self) -> str:
-        return f"TaskVector({len(self)} tensors, norm {float(self.norm()):.4g}, {self.metadata})"
+        norm = float(self.norm())
+        return f"TaskVector({len(self)} tensors, norm {norm:.4g}, {self.metadata})"
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if isinstance(other, int) and other == 0:  # the start value of the built-in sum
@@ -79,11 +101,14 @@ class TaskVector(Mapping[str, Tensor]):
         shared = _same_base(self, other)
         for name in self.keys() & other.keys():
             _same_shape(name, like(self._deltas, name), like(other._deltas, name))
-        names = [*self, *(name for name in other if name not in self)]
+        only_theirs = [name for name in other if name not in self]
+        names = [*self, *only_theirs]
 
-        def total(name: str, look: Callable[[Mapping[str, Tensor], str], Tensor] = getitem) -> Tensor:
-            parts = [look(vector._deltas, name) for vector in (self, other) if name in vector]
-            return parts[0] + (parts[1] if len(parts) > 1 else 0)
+        def total(name: str, look: Look = getitem) -> Tensor:
+            if name not in self:
+                return look(other._deltas, name) + 0  # a tensor of its own
+            own = look(self._deltas, name)
+            return own + (look(other._deltas, name) if name in other else 0)
 
         if self.deferred or other.deferred:
             shapes = {name: total(name, like) for name in names}
@@ -96,14 +121,19 @@ class TaskVector(Mapping[str, Tensor]):
         return self + (-other)
 
     def __neg__(self) -> TaskVector:
-        return self._each(torch.neg)
+        return self * -1.0
 
     def __mul__(self, factor: float) -> TaskVector:
         if isinstance(factor, TaskVector):
             return NotImplemented
         if self.deferred and isinstance(factor, int | float) and factor == 1:
             return self
-        return self._each(lambda delta: delta * factor)
+
+        def scaled(delta: Tensor) -> Tensor:
+            return delta * factor
+
+        factors = {name: product.times(factor) for name, product in self.factors.items()}
+        return TaskVector(_each(self._dense, scaled, scaled), self.metadata, factors)
 
     __rmul__ = __mul__
 
@@ -112,7 +142,11 @@ class TaskVector(Mapping[str, Tensor]):
 
     def dot(self, other: TaskVector) -> Tensor:
         """Return the inner product over the shared names, accumulated in float64 (0-d)."""
-        terms = [(self[name].double() * other[name].double()).sum() for name in self if name in other]
+        terms = []
+        for name in self:
+            if name in other:
+                products = self[name].double() * other[name].double()
+                terms.append(products.sum())
         return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
     def norm(self) -> Tensor:
@@ -123,33 +157,34 @@ class TaskVector(Mapping[str, Tensor]):
         """Return the parameter names of each block: one block per tensor, or ``pattern`` maps names to block names."""
         grouped: dict[str, list[str]] = {}
         for name in self:
-            grouped.setdefault(pattern[name] if pattern else name, []).append(name)
+            block = pattern[name] if pattern else name
+            grouped.setdefault(block, []).append(name)
         return grouped
 
     def to(self, *args: Any, **kwargs: Any) -> TaskVector:
         """Return the vector with every delta moved or cast as by ``Tensor.to``."""
-        if not self.deferred or torch.empty(0).to(*args, **kwargs).device.type != "cpu":
-            # Every look at a deferred vector would copy to the other device.
-            return TaskVector({name: delta.to(*args, **kwargs) for name, delta in self.items()}, self.metadata)
-        shapes = {}
-        for name, shape in self._deltas.like.items():
-            shapes[name] = shape.to(torch.empty(0, dtype=shape.dtype).to(*args, **kwargs).dtype)
-        return TaskVector(Deferred(shapes, lambda name: self[name].to(*args, **kwargs)), self.metadata)
+
+        def moved(delta: Tensor) -> Tensor:
+            return delta.to(*args, **kwargs)
+
+        def cast(shape: Tensor) -> Tensor:
+            dtype = moved(torch.empty(0, dtype=shape.dtype)).dtype
+            return shape.to(dtype)
+
+        factors = {name: product.to(*args, **kwargs) for name, product in self.factors.items()}
+        stays = moved(torch.empty(0)).device.type == "cpu"
+        # a deferred vector elsewhere would copy to the other device at every look
+        dense = self._dense if stays else dict(self._dense)
+        return TaskVector(_each(dense, moved, cast), self.metadata, factors)
 
     @property
     def deferred(self) -> bool:
-        """Whether the deltas are computed at every look."""
+        """Whether deltas are computed at every look."""
         return isinstance(self._deltas, Deferred)
 
     def materialised(self) -> TaskVector:
-        """Return the vector with its deltas in memory; itself if they are."""
+        """Return the vector with its deltas in memory, products multiplied; itself if it is so."""
         return TaskVector(dict(self), self.metadata) if self.deferred else self
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TaskVector:
-        if not self.deferred:
-            return TaskVector({name: change(delta) for name, delta in self.items()}, self.metadata)
-        shapes = {name: change(shape) for name, shape in self._deltas.like.items()}
-        return TaskVector(Deferred(shapes, lambda name: change(self[name])), self.metadata)
 
     def apply_to(self, base: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
         """Return theta_0 + scale * tau; parameters without a delta are the base's own tensors.
@@ -158,39 +193,89 @@ class TaskVector(Mapping[str, Tensor]):
             KeyError: if the vector holds a name that the base does not have.
             ValueError: if the shapes of an entry differ.
         """
-        _check(base, self)
+        _check(base, self._deltas)
+        weights = dict(base)
         if scale == 0:
-            return dict(base)
-        return {
-            name: weight if name not in self else torch.add(weight, self[name].to(weight), alpha=scale)
-            for name, weight in base.items()
-        }
+            return weights
+        for name, weight in base.items():
+            if name in self:
+                weights[name] = torch.add(weight, self[name].to(weight), alpha=scale)
+        return weights
+
+    def pack(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the JSON header of the one file format, for a store and for files alike.
+
+        A dense delta has its parameter's name, factors are ``up/NAME`` and ``down/NAME``. Of a deferred vector the
+        tensors are deferred.
+        """
+        factors, scales = {}, {}
+        for name, product in self.factors.items():
+            factors[f"up/{name}"] = product.up
+            factors[f"down/{name}"] = product.down
+            scales[name] = float(product.scale)
+        header = {"format": FORMAT, "metadata": self.metadata, "order": list(self), "scales": scales}
+        if not isinstance(self._dense, Deferred):
+            return self._dense | factors, header
+        shapes = {name: tensor.to("meta") for name, tensor in factors.items()}
+
+        def tensor(name: str) -> Tensor:
+            return factors[name] if name in factors else self._dense[name]
+
+        return Deferred(self._dense.like | shapes, tensor), header
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, base_hash: str | None = None
+    ) -> TaskVector:
+        """Invert :meth:`pack`; other tensors beside the vector's are left alone. On the CPU the vector is deferred.
+
+        Raises:
+            KeyError: if the header or a tensor is not complete.
+            UserError: if the vector was made on other base weights than those of ``base_hash``.
+            ValueError: for a header of another format.
+        """
+        if header["format"] != FORMAT:
+            raise ValueError(f"a task vector of format {header['format']}; this version reads format {FORMAT}")
+        made_on = header["metadata"].get(BASE_HASH)
+        if base_hash and made_on and made_on != base_hash:
+            raise UserError(
+                f"the task vector was made on other base weights ({made_on[:12]}) than the backbone's "
+                f"({base_hash[:12]}); choose the backbone that it was made on"
+            )
+        factors = {}
+        for name, scale in header["scales"].items():
+            factors[name] = LowRank(tensors[f"up/{name}"], tensors[f"down/{name}"], scale)
+        dense = {name: tensors[name] for name in header["order"] if name not in factors}
+        on_cpu = all(delta.device.type == "cpu" for delta in dense.values())
+        return cls(Deferred.of(dense) if on_cpu else dense, header["metadata"], factors)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file that keeps names, order and metadata, one tensor at a time."""
-        text = {"taskvec": json.dumps({"metadata": self.metadata, "order": list(self)}, sort_keys=True)}
-        save_tensors(path, self._deltas, text)
+        tensors, header = self.pack()
+        save_tensors(path, tensors, {"taskvec": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> TaskVector:
+    def load(cls, path: Path | str, device: str = "cpu", *, base_hash: str | None = None) -> TaskVector:
         """Open a file written by :meth:`save`; on the CPU its tensors are read from the file as they are used.
 
         Raises:
+            UserError: if the vector was made on other base weights than those of ``base_hash``.
             ValueError: if the file is not a task vector.
         """
         try:
             with safe_open(str(path), "pt", device=device) as file:
-                header = json.loads((file.metadata() or {})["taskvec"])
-                deltas = {name: file.get_tensor(name) for name in header["order"]}
-                return cls(Deferred.of(deltas) if device == "cpu" else deltas, header["metadata"])
+                metadata = file.metadata() or {}
+                header = json.loads(metadata["taskvec"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return cls.unpack(tensors, header, base_hash=base_hash)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)") from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
-        except Exception as error:
-            if type(error).__name__ == "SafetensorError":
-                raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
-            raise
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def random_like(vector: TaskVector, generator: torch.Generator) -> TaskVector:
@@ -198,7 +283,8 @@ def random_like(vector: TaskVector, generator: torch.Generator) -> TaskVector:
     drawn = {}
     for name, delta in vector.items():
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
-        drawn[name] = (noise * (delta.float().norm() / noise.norm().clamp_min(1e-30)).cpu()).to(delta)
+        scale = delta.float().norm() / noise.norm().clamp_min(1e-30)
+        drawn[name] = (noise * scale.cpu()).to(delta)
     return TaskVector(drawn, vector.metadata)
 
 
@@ -208,12 +294,46 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
+def _multiplied(dense: Mapping[str, Tensor], factors: Mapping[str, LowRank]) -> Deferred:
+    """Return dense deltas and products as one mapping, the products multiplied at every look.
+
+    Raises:
+        ValueError: naming a delta that is given twice.
+    """
+    twice = sorted(dense.keys() & factors.keys())
+    if twice:
+        raise ValueError(f"{twice[0]} is given as a delta and as factors")
+    shapes = {name: like(dense, name) for name in dense}
+    shapes |= {name: product.like() for name, product in factors.items()}
+
+    def look(name: str) -> Tensor:
+        return factors[name].delta() if name in factors else dense[name]
+
+    return Deferred(shapes, look)
+
+
+def _each(
+    tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor], announce: Callable[[Tensor], Tensor]
+) -> Mapping[str, Tensor]:
+    """Return every tensor changed; deferred ones at every look, ``announce`` changing their meta tensors."""
+    if not isinstance(tensors, Deferred):
+        return {name: change(tensor) for name, tensor in tensors.items()}
+    shapes = {name: announce(shape) for name, shape in tensors.like.items()}
+    return Deferred(shapes, lambda name: change(tensors[name]))
+
+
 def _same_base(left: TaskVector, right: TaskVector) -> dict[str, Any]:
-    hashes = {v.metadata.get(BASE_HASH) for v in (left, right)} - {None}
+    """Return the metadata that two vectors share.
+
+    Raises:
+        ValueError: naming the base weights if they are not the same.
+    """
+    hashes = {vector.metadata.get(BASE_HASH) for vector in (left, right)} - {None}
     if len(hashes) > 1:
         raise ValueError(f"task vectors of different base weights cannot be added ({' and '.join(sorted(hashes))})")
     return {key: value for key, value in left.metadata.items() if right.metadata.get(key, value) == value}
@@ -224,10 +344,9 @@ def _same_shape(name: str, left: Tensor, right: Tensor) -> None:
         raise ValueError(f"{name}: shapes differ, {tuple(left.shape)} and {tuple(right.shape)}")
 
 
-def _check(base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    other = other._deltas if isinstance(other, TaskVector) else other
-    unknown: Iterable[str] = [name for name in other if name not in base]
+def _check(base: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
+    unknown = [name for name in deltas if name not in base]
     if unknown:
-        raise KeyError(f"the base has no parameter {', '.join(list(unknown)[:5])}")
-    for name in other:
-        _same_shape(name, like(base, name), like(other, name))
+        raise KeyError(f"the base has no parameter {', '.join(unknown[:SHOWN])}")
+    for name in deltas:
+        _same_shape(name, like(base, name), like(deltas, name))

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taskvec.models.clip import ClipModel
-from taskvec.models.clip_config import linear_layers, open_clip_config, vision_config
-from taskvec.models.clip_vit import VisionTransformer
+from taskvec.models.clip.backbone import ClipModel
+from taskvec.models.clip.config import linear_layers, open_clip_config, vision_config
+from taskvec.models.clip.vit import VisionTransformer
 from taskvec.statistics.collect import curvature
 from taskvec.statistics.settings import CurvatureSettings
 from taskvec.training.linearise import jvp_features

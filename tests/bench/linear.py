@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec.data.views import TaskView
 from taskvec.merge.composition import Scaled
-from taskvec.models.clip import ClipModel
-from taskvec.models.clip_config import vision_config
-from taskvec.models.clip_vit import VisionTransformer
+from taskvec.models.clip.backbone import ClipModel
+from taskvec.models.clip.config import vision_config
+from taskvec.models.clip.vit import VisionTransformer
 from taskvec.protocols.disentanglement import GRID
 from taskvec.protocols.measures import Subject, disentanglement, disentanglement_matrix
 from taskvec.protocols.predict import predict

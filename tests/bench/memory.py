@@ -75,8 +75,8 @@ def measure(name: str, folder: Path) -> None:
     import transformers.models.auto  # noqa: F401
 
     from taskvec.merge.task_arithmetic import TaskArithmetic
-    from taskvec.models import lm_modules  # noqa: F401
     from taskvec.models.causal import Causal
+    from taskvec.models.language import modules  # noqa: F401
     from taskvec.vectors import TaskVector, converted, save_tensors, weights_hash
 
     torch.set_grad_enabled(False)

@@ -1,0 +1,157 @@
+"""What a protocol builds its cells with: vectors by expression, along the run's chain of transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from taskvec.errors import UserError
+from taskvec.graph.run import RunConfig
+from taskvec.needs import Changed, Drawn, Examples, ForwardMode, Imported, Merged, Side, Tuned, Vector
+
+
+@dataclass(frozen=True)
+class PlanScope:
+    """Implements :class:`taskvec.needs.Scope`; ``shared`` are the tasks that components may see beside their own."""
+
+    tasks: tuple[str, ...]
+    side: Side
+    backbone: Any
+    source: Any
+    learning: tuple[Examples, ...]
+    shared: tuple[str, ...]
+    vectors: Mapping[str, Vector]
+
+    def others(self, *tasks: str) -> tuple[str, ...]:
+        """Return the suite's tasks without these and without those that the protocol keeps back."""
+        return tuple(task for task in self.shared if task not in tasks)
+
+    def vector(self, task: str) -> Vector:
+        """Return the vector of a task at this point of the chain.
+
+        Raises:
+            UserError: if the component may not use one of that task, or stands where there is none yet.
+        """
+        if task not in self.vectors:
+            raise UserError(f"there is no vector of {task} to use here (known: {', '.join(self.vectors) or 'none'})")
+        return self.vectors[task]
+
+
+class Chain:
+    """The run's transforms in order: those before the merge, those after it, and where vectors change sides."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        transforms = config.transform
+        self.early = tuple(name for name, transform in transforms.items() if transform.on == "vectors")
+        self.late = tuple(name for name, transform in transforms.items() if transform.on == "merged")
+        self.order = (*self.early, *self.late)
+        moving = [name for name in self.order if transforms[name].moves]
+        if len(moving) > 1:
+            raise UserError(f"transform: {' and '.join(moving)} both move vectors to another backbone; leave one out")
+        self.moving = moving[0] if moving else None
+        self._check_sides()
+
+    def _check_sides(self) -> None:
+        """Check that there is a source exactly where vectors are moved.
+
+        Raises:
+            UserError: if a source is missing, or given in vain.
+        """
+        if self.moving and self.config.source is None:
+            raise UserError(f"transform={self.moving} moves vectors from another backbone; set source=BACKBONE")
+        if self.config.source is not None and not self.moving:
+            raise UserError("source: no transform moves vectors; leave source out, or set transform=theseus")
+        names = [name for name in self.late if self.config.transform[name].joint]
+        if names:
+            raise UserError(f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one")
+
+    @cached_property
+    def side_of_merge(self) -> Side:
+        """The side on which vectors are merged."""
+        return "source" if self.moving in self.late and self.moving else "target"
+
+    def side_before(self, name: str) -> Side:
+        """Return the side of the vectors that a transform is given."""
+        if self.moving is None:
+            return "target"
+        return "source" if self.order.index(name) <= self.order.index(self.moving) else "target"
+
+    def side_after(self, name: str) -> Side:
+        """Return the side of the vectors that a transform makes."""
+        return "target" if name == self.moving else self.side_before(name)
+
+    def tuned(self, tasks: Sequence[str], side: Side, *, ascend: bool = False) -> Tuned:
+        """Return the vector tuned on the training split of some tasks."""
+        on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
+        return Tuned(on, side, ascend)
+
+    def after(self, start: Vector, among: Sequence[Vector]) -> Vector:
+        """Return a vector after the transforms before the merge; joint ones are fitted over ``among``."""
+        vector, companions = start, tuple(among)
+        for name in self.early:
+            joint = self.config.transform[name].joint
+            seen = companions if joint else ()
+            vector = Changed(vector, name, seen)
+            companions = tuple(Changed(other, name, seen) for other in companions)
+        return vector
+
+    def mode(self, vector: Vector) -> ForwardMode:
+        """Return the forward mode that a vector is evaluated in."""
+        if isinstance(vector, Tuned):
+            return self.config.method_on(vector.side).mode
+        if isinstance(vector, Imported):
+            return "standard"
+        if isinstance(vector, Merged):
+            return self.mode(vector.parts[0][1])
+        return self.mode(vector.like if isinstance(vector, Drawn) else vector.of)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Implements :class:`taskvec.protocols.base.Ask`."""
+
+    config: RunConfig
+    chain: Chain
+
+    @property
+    def suite(self) -> Any:
+        """The suite."""
+        return self.config.suite
+
+    @property
+    def backbone(self) -> Any:
+        """The backbone that is evaluated."""
+        return self.config.backbone
+
+    @cached_property
+    def grid(self) -> tuple[float, ...]:
+        """The coefficients to search: the protocol's, else the last transform's that has any, else the merge's."""
+        if self.config.protocol.grid is not None:
+            return self.config.protocol.grid
+        for name in reversed(self.chain.order):
+            if self.config.transform[name].grid is not None:
+                return self.config.transform[name].grid
+        return self.config.merge.grid
+
+    @property
+    def learns(self) -> bool:
+        """Whether the run's merge is learned."""
+        return self.config.merge.learned
+
+    def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
+        """Return a task's vector after the transforms that stand before the merge."""
+        side: Side = "source" if self.chain.moving else "target"
+        tasks = self.config.protocol.shared(self.config.suite) if among is None else tuple(among)
+        companions = [self.chain.tuned((other,), side) for other in tasks]
+        return self.chain.after(self.chain.tuned((task,), side), companions)
+
+    def tuned(self, *tasks: str, ascend: bool = False) -> Vector:
+        """Return the vector tuned on the evaluated backbone, before any transform."""
+        return self.chain.tuned(tasks, "target", ascend=ascend)
+
+    def drawn(self, like: Vector) -> Vector:
+        """Return a random vector with the norms of another."""
+        return Drawn(like, self.config.protocol.seed or 0)

@@ -1,0 +1,84 @@
+"""What a component is given when it computes: what it declared, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import UserError
+from taskvec.graph.artefact import Node, Work
+from taskvec.needs import Checkpointed, Examples, Need, Observe, Scope, View
+
+if TYPE_CHECKING:
+    from taskvec.graph.nodes.base import Base
+    from taskvec.models.base import Model
+    from taskvec.training.evaluator import Evaluator
+
+Needed = Mapping[Need, Node]
+
+
+def silent(step: int, total: int, metrics: Mapping[str, float]) -> None:
+    """Observe nothing."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Implements :class:`taskvec.needs.Given` on a workspace: needs are read when they are asked for."""
+
+    work: Work
+    scope: Scope
+    needed: Needed
+    base: Base
+    origin: Base
+    owner: str
+    seed: int = 0
+    forward: str = "standard"
+    checkpoint: Checkpointed | None = None
+    observe: Observe = silent
+    views: Mapping[str, View] = field(default_factory=dict)
+    start: Any = None
+    ascend: bool = False
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    learning: Any = None
+    objective: Any = None
+
+    def __getitem__(self, need: Need) -> Any:
+        """Return what a need stands for.
+
+        Raises:
+            UserError: if it was not declared.
+        """
+        if need not in self.needed:
+            raise UserError(f"{self.owner} asks for {need}, which its needs() did not declare")
+        value = self.needed[need].value(self.work)
+        if isinstance(need, Examples) and not need.labels:
+            return value.unlabelled()
+        return value
+
+    @property
+    def model(self) -> Model:
+        """The model of the result."""
+        return self.base.value(self.work)
+
+    @property
+    def source(self) -> Model:
+        """The model that the vector belongs to."""
+        return self.origin.value(self.work)
+
+    @property
+    def device(self) -> str:
+        """Where to compute."""
+        return self.work.device
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What turns weights and needs into logits and scores; it sees what was declared and nothing else."""
+        from taskvec.training.evaluator import Evaluator
+
+        return Evaluator(self.model, self.__getitem__, bf16=self.work.bf16)
+
+
+def observer(work: Work, node: Node) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Return the callback that shows a node's progress."""
+    return lambda step, total, metrics: work.observe(node, step, total, metrics)

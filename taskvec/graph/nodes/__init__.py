@@ -1,0 +1,1 @@
+"""One class for each kind of artefact: what it is made of, from what, and how."""

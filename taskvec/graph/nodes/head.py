@@ -1,0 +1,78 @@
+"""Task heads: written by a text tower, made of label words, or learned with a vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from taskvec.data.files import class_names, locate
+from taskvec.data.rows import hub_class_names
+from taskvec.data.tasks import Corpus
+from taskvec.graph.artefact import Content, Json, Node, Work, aside
+from taskvec.graph.nodes.base import Base
+from taskvec.models.base import Backbone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEAD = "head/"  # prefix of the heads among a vector's tensors
+
+
+@dataclass(frozen=True, eq=False)
+class InitialHead(Node):
+    """A task's head before fine-tuning; frozen where the backbone does not learn heads."""
+
+    kind: ClassVar[str] = "head"
+
+    base: Base
+    prompt: Any
+    task: str = aside()
+
+    @property
+    def label(self) -> str:
+        """The task."""
+        return f"head {self.task}"
+
+    def spec(self) -> Json:
+        """Return class names and templates."""
+        names, templates = self.prompt
+        return {"classes": list(names), "templates": list(templates)}
+
+    def compute(self, work: Work) -> Content:
+        """Let the backbone write the head."""
+        head = self.base.backbone.heads({self.task: self.prompt})[self.task]
+        return Content({"head": head}, {"classes": list(self.prompt[0])})
+
+    def value(self, work: Work) -> Tensor:
+        """Return the head."""
+        return work.keep(self, lambda: work.get(self).tensors["head"])
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedHead(Node):
+    """The head that was learned with a task's own vector."""
+
+    kind: ClassVar[str] = "learned head"
+
+    vector: Node
+    task: str
+
+    @property
+    def stored(self) -> bool:
+        """Never: it lies beside the vector."""
+        return False
+
+    def value(self, work: Work) -> Tensor:
+        """Return the head."""
+        return work.keep(self, lambda: work.get(self.vector).tensors[HEAD + self.task])
+
+
+def prompt_of(task: str, definition: Any, backbone: Backbone) -> tuple[list[str], list[str]] | None:
+    """Return what a task's head is made from, the words for its classes and the templates; None for a corpus."""
+    if isinstance(definition, Corpus):
+        return None
+    if definition.folder is not None:
+        names = class_names(task, definition, locate(task, definition, "test").path)
+    else:
+        names = definition.classes or hub_class_names(task, definition)
+    return definition.prompts(names, learned="learned_heads" in backbone.gives)

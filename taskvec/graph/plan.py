@@ -1,0 +1,323 @@
+"""From a run's config to the graph of artefacts that answers it; nothing heavy is imported until one is computed.
+
+A plan knows no method, family or modality: components declare needs, the protocol grants them, and here they become
+nodes, each built once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
+
+from taskvec.errors import UserError
+from taskvec.graph.artefact import Node, fingerprint, walk
+from taskvec.graph.asking import Asking, Chain, PlanScope
+from taskvec.graph.granting import granted, same_mode
+from taskvec.graph.nodes.answer import AnswerNode
+from taskvec.graph.nodes.base import Base, Prepared
+from taskvec.graph.nodes.composition import CompositionNode, MergedVector
+from taskvec.graph.nodes.examples import Decoded, Rows
+from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.statistic import StatisticNode
+from taskvec.graph.nodes.transformed import FitNode, TransformedVector
+from taskvec.graph.nodes.vector import DrawnVector, TunedVector, VectorNode
+from taskvec.graph.run import RunConfig
+from taskvec.needs import (
+    AnswerOf,
+    Budget,
+    Changed,
+    Drawn,
+    Examples,
+    Merged,
+    Need,
+    Needs,
+    Side,
+    Statistics,
+    Tuned,
+    Vector,
+    tasks_of,
+)
+from taskvec.protocols.base import Cell, Composed
+from taskvec.registry import lookup
+
+T = TypeVar("T", bound=Node)
+
+
+class Plan:
+    """The artefacts of one run, each built once."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.chain = Chain(config)
+        self.grants = config.protocol.grants(config.suite)
+        self._built: dict[Any, Node] = {}
+
+    @cached_property
+    def asked(self) -> list[Cell]:
+        """The cells the protocol asks for."""
+        return self.config.protocol.cells(Asking(self.config, self.chain))
+
+    @cached_property
+    def cells(self) -> dict[str, AnswerNode]:
+        """The answer of each cell by name: the roots of the graph."""
+        return {cell.name: self.answer(cell) for cell in self.asked}
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """Every artefact of the graph once, inputs before what needs them."""
+        return list(walk(self.cells.values()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The identity of the run's answers: its protocol and everything below it."""
+        answers = {name: node.fingerprint for name, node in self.cells.items()}
+        return fingerprint({"protocol": self.config.protocol.identity(), "answers": answers})
+
+    def data_seen(self) -> dict[str, list[str]]:
+        """Return which splits are learned from, calibrated on, selected on and reported on."""
+        seen: dict[str, set[str]] = {use: set() for use in ("learning", "calibration", "selection", "report")}
+        for node in self.nodes:
+            for examples in node.sees():
+                seen[examples.use].add(f"{examples.task}/{examples.split}")
+        return {use: sorted(splits) for use, splits in seen.items()}
+
+    # Models and examples
+
+    def base(self, side: Side) -> Base:
+        """The pre-trained backbone of a side; both sides are one where vectors are not moved."""
+        backbone = self.config.backbone_of(side)
+        return self._once(("base", backbone.model_dump_json()), lambda: Base(backbone))
+
+    def origin(self, name: str) -> Base:
+        """The model that a transform's vectors belong to, as the transform wants it."""
+        transform = self.config.transform[name]
+        base = self.base(self.chain.side_before(name))
+        if not transform.prepares:
+            return base
+        return self._once(("prepared", name), lambda: Prepared(base.backbone, base, transform))
+
+    def decoded(self, task: str, split: str, side: Side) -> Decoded:
+        """A task's split as a side's backbone reads it."""
+        backbone = self.config.backbone_of(side)
+        definition = self.config.suite.definitions[task]
+        key = ("decoded", task, split, backbone.model_dump_json())
+        return self._once(key, lambda: Decoded(split, definition, task, backbone))
+
+    def rows(self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False) -> Rows:
+        """Rows of a split; ``tuning`` ones carry the head from before fine-tuning."""
+
+        def build() -> Rows:
+            head = self.initial_head(task, side) if tuning else self.head(task, side)
+            return Rows(self.decoded(task, split, side), head, budget)
+
+        return self._once(("rows", task, split, budget, side, tuning), build)
+
+    def head(self, task: str, side: Side) -> Node | None:
+        """A task's head: frozen, or for backbones that learn heads the one learned with the task's own vector."""
+        initial = self.initial_head(task, side)
+        if initial is None or "learned_heads" not in self.config.backbone_of(side).gives:
+            return initial
+        tuned = self.vector(self.chain.tuned((task,), side))
+        return self._once(("learned head", task, side), lambda: LearnedHead(tuned, task))
+
+    def initial_head(self, task: str, side: Side) -> InitialHead | None:
+        """A task's head before fine-tuning; None for a corpus."""
+        backbone = self.config.backbone_of(side)
+        prompt = prompt_of(task, self.config.suite.definitions[task], backbone)
+        if prompt is None:
+            return None
+        return self._once(("head", task, side), lambda: InitialHead(self.base(side), prompt, task))
+
+    # Vectors
+
+    def vector(self, expression: Vector) -> VectorNode:
+        """The node of a vector's expression."""
+        builders: dict[type, Callable[[Any], VectorNode]] = {
+            Tuned: self._tuned,
+            Drawn: self._drawn,
+            Changed: self._changed,
+            Merged: self._merged,
+        }
+        return self._once(expression, lambda: builders[type(expression)](expression))
+
+    def _tuned(self, expression: Tuned) -> TunedVector:
+        side, method = expression.side, self.config.method_on(expression.side)
+        scope = self.scope(tasks_of(expression), side, learning=expression.on)
+        views = {}
+        for examples in expression.on:
+            granted(examples, self.grants, f"finetune={method.kind}")
+            views[examples.task] = self.rows(examples.task, examples.split, examples.budget, side, tuning=True)
+        return TunedVector(
+            self.base(side), expression, self.chain.mode(expression), method, views,
+            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True),
+            None if expression.start is None else self.vector(expression.start),
+            expression.ascend, self.config.compute.precision, scope,
+        )  # fmt: skip
+
+    def _drawn(self, expression: Drawn) -> DrawnVector:
+        like = self.vector(expression.like)
+        return DrawnVector(like.base, expression, like.mode, like, expression.seed)
+
+    def _changed(self, expression: Changed) -> TransformedVector:
+        name, transform = expression.by, self.config.transform[expression.by]
+        of = self.vector(expression.of)
+        among = expression.among or (expression.of,)
+        tasks = tuple(dict.fromkeys(task for vector in among for task in tasks_of(vector)))
+        side = self.chain.side_before(name)
+        same_mode(of.mode, transform, f"transform.{name}")
+        scope = self.scope(tasks, side, vectors={tasks_of(vector)[0]: vector for vector in among})
+        fit = FitNode(
+            transform,
+            self.base(self.chain.side_after(name)),
+            self.origin(name),
+            self._needed(transform.needs(scope), f"transform.{name}", side),
+            name,
+            scope,
+        )
+        fit = self._once(("fit", fit.fingerprint), lambda: fit)
+        return TransformedVector(fit.base, expression, of.mode, of, fit)
+
+    def _merged(self, expression: Merged) -> MergedVector:
+        composition = self._composition(Composed(expression.parts, merge=True))
+        return MergedVector(composition.base, expression, composition.mode, composition)
+
+    # Compositions and answers
+
+    def composition(self, composed: Composed) -> CompositionNode:
+        """The model of a cell: its vectors merged, and changed by the transforms that stand after the merge."""
+        late = self.chain.late
+        if not composed.merge or not late or not composed.vectors:
+            return self._composition(composed)
+        changed: Vector = Merged(composed.vectors)
+        for name in late:
+            changed = Changed(changed, name)
+        return self._composition(Composed(((1.0, changed),), forward=composed.forward))
+
+    def _composition(self, composed: Composed) -> CompositionNode:
+        expressions = tuple(vector for _, vector in composed.vectors)
+        nodes = tuple(self.vector(expression) for expression in expressions)
+        merge = self.config.merge if composed.merge and nodes else None
+        side = self.chain.side_of_merge if merge else "target"
+        base = nodes[0].base if nodes else self.base("target")
+        mode = composed.forward or (nodes[0].mode if nodes else "standard")
+        if merge is None:
+            separate = composed.coefficients == "per_task"
+            signs = tuple(sign for sign, _ in composed.vectors)
+            return CompositionNode(base, nodes, signs, None, separate, mode, {}, None, None, None, expressions)
+        same_mode(mode, merge, "merge")
+        return self._merge(composed, merge, side, base, mode, nodes)
+
+    def _merge(  # noqa: PLR0913, PLR0917 (what _composition found out)
+        self, composed: Composed, merge: Any, side: Side, base: Base, mode: Any, nodes: tuple[VectorNode, ...]
+    ) -> CompositionNode:
+        owner, learning = f"merge={merge.kind}", composed.learning if merge.learned else None
+        if merge.learned and learning is None:
+            raise UserError(f"{owner} is learned, and protocol={self.config.protocol.kind} gives it nothing to learn on")
+        expressions = tuple(vector for _, vector in composed.vectors)
+        tasks = tuple(dict.fromkeys(task for vector in expressions for task in tasks_of(vector)))
+        vectors = {tasks_of(vector)[0]: vector for vector in expressions}
+        examples = learning.examples if learning else ()
+        scope = self.scope(tasks, side, learning=examples, vectors=vectors)
+        needs: list[Need] = [*merge.needs(scope), *examples]
+        objective = self._objective(merge, learning, owner) if learning else None
+        if learning:
+            needs += [AnswerOf(cell) for _, cell in learning.needs]
+        return CompositionNode(
+            base, nodes, tuple(sign for sign, _ in composed.vectors), merge,
+            composed.coefficients == "per_task", mode, self._needed(needs, owner, side),
+            objective, learning.select if learning else None,
+            self.config.compute.precision if merge.stored else None,
+            expressions, learning, scope,
+        )  # fmt: skip
+
+    def _objective(self, merge: Any, learning: Any, owner: str) -> Any:
+        """Return the objective of a learned merge: its own, else the protocol's.
+
+        Raises:
+            UserError: if it wants labels that the protocol does not grant.
+        """
+        name = merge.objective or learning.objective
+        objective = lookup("objective", name).schema()
+        if objective.labels and not all(examples.labels for examples in learning.examples):
+            protocol = self.config.protocol.kind
+            raise UserError(
+                f"{owner}: objective {name} learns from labels, and protocol={protocol} grants it examples without; "
+                "set merge.objective to one that needs none"
+            )
+        return objective
+
+    def answer(self, cell: Cell) -> AnswerNode:
+        """A cell's answer."""
+
+        def build() -> AnswerNode:
+            question, composition = cell.question, self.composition(cell.composed)
+            owner = f"question {question.kind}"
+            models = "one" if composition.merge is None else composition.merge.models
+            if models not in question.models:
+                name = composition.merge.kind
+                raise UserError(f"{owner} needs one model for all tasks, and merge={name} makes one for each")
+            same_mode(composition.mode, question, owner)
+            tasks = tuple(dict.fromkeys(task for _, vector in cell.composed.vectors for task in tasks_of(vector)))
+            scope = self.scope(tasks, "target")
+            needs = [*question.needs(scope), *cell.answers().values()]
+            needed = self._needed(needs, owner, "target")
+            return AnswerNode(question, composition, needed, self.config.compute.precision, cell, scope)
+
+        return self._once(("answer", cell), build)
+
+    # Needs
+
+    def scope(
+        self,
+        tasks: tuple[str, ...],
+        side: Side,
+        *,
+        learning: tuple[Examples, ...] = (),
+        vectors: Mapping[str, Vector] | None = None,
+    ) -> PlanScope:
+        """Return what a component knows when it declares its needs."""
+        backbone, source = self.config.backbone_of(side), self.config.backbone_of("source")
+        shared = self.config.protocol.shared(self.config.suite)
+        return PlanScope(tasks, side, backbone, source, learning, shared, dict(vectors or {}))
+
+    def _needed(self, needs: Needs, owner: str, side: Side, *, tuning: bool = False) -> dict[Need, Node]:
+        """Return the node of each need, once the protocol grants it."""
+        return {need: self._need(need, owner, side, tuning=tuning) for need in needs}
+
+    def _need(self, need: Need, owner: str, side: Side, *, tuning: bool) -> Node:
+        if isinstance(need, Examples):
+            granted(need, self.grants, owner)
+            return self.rows(need.task, need.split, need.budget, side, tuning=tuning)
+        if isinstance(need, Statistics):
+            return self.statistic(need, owner, tuning=tuning)
+        if isinstance(need, AnswerOf):
+            return self.answer(need.cell)
+        return self.vector(need)
+
+    def statistic(self, need: Statistics, owner: str, *, tuning: bool = False) -> StatisticNode:
+        """A statistic, of a model or of a pair of models."""
+        on, what = need.on, need.what
+        granted(on, self.grants, owner)
+        if what.labels and not on.labels:
+            raise UserError(f"{owner}: the statistic {what.kind} takes the loss of labels, which it does not ask for")
+        at = None if need.at is None else self.vector(need.at)
+        scope = self.scope((on.task,), need.side)
+        needed = self._needed(what.needs(need, scope), f"statistic {what.kind}", need.side, tuning=tuning)
+        side: Side = "target" if need.pair else need.side
+        base = self.base(side) if at is None else at.base
+        early = tuning or not what.head
+        rows = self.rows(on.task, on.split, on.budget, side, tuning=early)
+        other = self._pair_source() if need.pair else None
+        other_rows = self.rows(on.task, on.split, on.budget, "source", tuning=early) if need.pair else None
+        node = StatisticNode(what, base, rows, at, other, other_rows, needed, need, scope)
+        return self._once(("statistic", node.fingerprint), lambda: node)
+
+    def _pair_source(self) -> Base:
+        moving = next(name for name, transform in self.config.transform.items() if transform.moves)
+        return self.origin(moving)
+
+    def _once(self, key: Any, build: Callable[[], T]) -> T:
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]

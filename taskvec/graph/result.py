@@ -1,0 +1,177 @@
+"""``result.json``: the versioned, typed truth about one run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from taskvec.config import Config
+from taskvec.errors import UserError
+from taskvec.graph.encoding import encode, read_json
+from taskvec.graph.migrations import MIGRATIONS
+from taskvec.protocols.rows import Criterion, Row
+
+SCHEMA_VERSION = 2
+VOLATILE = {"timing", "environment", "immaterial", "migrated_from"}
+MANY = 10_000  # rows and stages that a file may list
+MOVED = {"device": "compute.device", "precision": "compute.precision", "offload": "compute.offload"}  # since schema 2
+
+
+class Stage(Config):
+    """One artefact that a result stands on."""
+
+    kind: str
+    label: str
+    fingerprint: str
+
+
+class Result(Config):
+    """Rows of metrics, how they were chosen, what they stand on, what they cost.
+
+    ``criterion`` is what a sweep ranks the run by. ``reports`` holds what stages have to say under their names;
+    pictures among it under "figures" (:mod:`taskvec.panel`). ``data_seen`` lists "task/split" by use. ``immaterial``
+    are the dotted keys of the config that cannot change a result. ``migrated_from`` is the schema version of the file
+    that it was read from, where an earlier program wrote it. Numbers may be infinite, but never NaN.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    fingerprint: str
+    config: dict[str, Any]
+    immaterial: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = Field(max_length=MANY)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    maps: dict[str, dict[str, Any]] = {}
+    criterion: Criterion
+    reports: dict[str, dict[str, Any]] = {}
+    data_seen: dict[str, list[str]] = {}
+    stages: tuple[Stage, ...] = Field((), max_length=MANY)
+    timing: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    migrated_from: int | None = None
+
+    @model_validator(mode="after")
+    def _numbers(self) -> Result:
+        for name in ("rows", "curves", "maps", "criterion", "reports"):
+            place = not_a_number(getattr(self, name), name)
+            if place:
+                raise ValueError(f"{place} is not a number")
+        return self
+
+    def to_json(self) -> str:
+        """Return the text of ``result.json``."""
+        return encode(self.model_dump(mode="json")) + "\n"
+
+    def same_as(self, other: Result) -> bool:
+        """Return whether two results agree in all but timing, environment and settings that cannot change them."""
+        excluded = VOLATILE | {"config"}
+        if self.settings() != other.settings():
+            return False
+        return self.model_dump(exclude=excluded) == other.model_dump(exclude=excluded)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change the result, by dotted key."""
+        return {key: value for key, value in flatten(self.config) if not self.is_immaterial(key)}
+
+    def is_immaterial(self, key: str) -> bool:
+        """Return whether a dotted key of the config, or a record that it belongs to, cannot change results."""
+        return any(key == declared or key.startswith(f"{declared}.") for declared in self.immaterial)
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf of a config; lists as JSON text, so that they can be grouped by.
+
+    Settings that stood at the top of a config up to schema 1 have the keys of today.
+    """
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{key}.")
+        elif isinstance(value, list | dict):
+            yield key, json.dumps(value, separators=(",", ":"))
+        else:
+            yield MOVED.get(key, key), value
+
+
+def row_metrics(row: Row) -> dict[str, float]:
+    """Return a row's numbers: the mean of each metric by name, ``alpha``, and each task's as ``metric/task``."""
+    means = {name: metric.mean for name, metric in row.metrics.items() if metric.mean is not None}
+    found = means if row.alpha is None else means | {"alpha": row.alpha}
+    for name, values in [("alpha", row.alphas), *((name, metric.values) for name, metric in row.metrics.items())]:
+        for task, value in values.items():
+            found[f"{name}/{task}"] = value
+    return found
+
+
+def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
+    """Return ``row/metric`` and ``row/metric/task`` keys, the flat form that dashboards take."""
+    return {f"{row.row}/{name}": value for row in rows for name, value in row_metrics(row).items()}
+
+
+def not_a_number(value: Any, place: str) -> str | None:
+    """Return the place of the first NaN in records, mappings and sequences, None if there is none."""
+    if isinstance(value, float):
+        return place if math.isnan(value) else None
+    if isinstance(value, Config):
+        value = dict(value)
+    children: Any = ()
+    if isinstance(value, Mapping):
+        children = value.items()
+    elif isinstance(value, list | tuple):
+        children = enumerate(value)
+    for key, child in children:
+        found = not_a_number(child, f"{place}.{key}")
+        if found:
+            return found
+    return None
+
+
+def migrate(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a result of any earlier schema version in the current one.
+
+    Raises:
+        UserError: if the version is newer than this program or unknown.
+        ValueError: if the data does not fit the schema that it names.
+    """
+    first = found = data.get("schema_version")
+    while found != SCHEMA_VERSION:
+        if not isinstance(found, int) or found not in MIGRATIONS:
+            raise UserError(f"result schema {found!r}, but this program reads up to {SCHEMA_VERSION}; update taskvec")
+        try:
+            data = MIGRATIONS[found](data)
+        except (LookupError, TypeError, AttributeError, StopIteration) as error:
+            raise ValueError(f"does not fit schema {found}") from error
+        found = data["schema_version"]
+    return data if first == SCHEMA_VERSION else data | {"migrated_from": first}
+
+
+def read_result(path: Path) -> Result:
+    """Return the result in a file, migrated to the current schema.
+
+    Raises:
+        UserError: in one line, if the file cannot be read, is too large or too deep, or does not fit the schema.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a taskvec result")
+    try:
+        return Result.model_validate(migrate(data))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: not a taskvec result: {first_problem(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a taskvec result: {error}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first of the problems that a schema has with some data, as "place: problem"."""
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}"[:200] if place else message[:200]

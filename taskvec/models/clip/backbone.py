@@ -1,0 +1,298 @@
+"""CLIP backbones: any plain open_clip ViT by name and tag, by name and checkpoint, or from a local folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import isfinite, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from taskvec.data.files import sha256
+from taskvec.data.tasks import ASSETS
+from taskvec.errors import UserError
+from taskvec.models.base import Ability, Backbone, Model
+from taskvec.models.clip.config import (
+    FOLDER_CONFIG,
+    VisionConfig,
+    check_shapes,
+    expected_shapes,
+    key_map,
+    linear_layers,
+    local_folder,
+    open_clip_config,
+    trained_with_quick_gelu,
+    vision_config,
+)
+from taskvec.models.clip.spaces import clip_spaces
+from taskvec.models.layers import LinearLayer
+from taskvec.models.spaces import Spaces
+from taskvec.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "open_clip_model.safetensors"
+TOKENS = 49408  # of open_clip's own tokenizer
+OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+
+
+@register("backbone", "clip", paper="Radford et al., ICML 2021, arXiv 2103.00020")
+class Clip(Backbone):
+    """A CLIP model whose image tower is edited and whose text tower writes the frozen zero-shot heads.
+
+    ``architecture`` is an open_clip name, a folder in open_clip's ``local-dir`` format, or ``pkg://NAME`` for one that
+    ships with the package. ``pretrained`` is open_clip's tag, ``checkpoint`` a local file for the named architecture.
+    """
+
+    kind: Literal["clip"] = "clip"
+    architecture: str
+    pretrained: str | None = None
+    checkpoint: str | None = None
+    quick_gelu: bool | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+    gives: ClassVar[frozenset[Ability]] = frozenset({"zero_shot_heads"})
+
+    @cached_property
+    def name(self) -> str:
+        """The architecture as open_clip takes it: a name, or the path of a folder."""
+        if self.architecture.startswith("pkg://"):
+            return str(ASSETS / self.architecture.removeprefix("pkg://"))
+        return self.architecture
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that holds config and weights; None for a named architecture."""
+        return local_folder(self.name)
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """The local weights file; None for a tag, which open_clip downloads and caches."""
+        folder = self.folder
+        return folder / WEIGHTS if folder else Path(self.checkpoint).expanduser() if self.checkpoint else None
+
+    @cached_property
+    def vision(self) -> VisionConfig:
+        """The image tower's architecture.
+
+        Raises:
+            UserError: for an unknown architecture, or one that is not a plain vision transformer.
+        """
+        try:
+            by_tag = self.quick_gelu is None and self.pretrained and trained_with_quick_gelu(self.name, self.pretrained)
+            return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
+        except (ValueError, OSError) as error:
+            raise UserError(f"backbone.architecture: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+
+    def identity(self) -> dict[str, Any]:
+        """Return architecture, tag and, for local weights, the file's checksum in place of its path."""
+        settings = super().identity() | {"normalisation": [list(values) for values in self.normalisation()]}
+        if self.weights:
+            settings |= {"checkpoint": sha256(self.weights), "architecture": open_clip_config(self.name)}
+        return settings
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return size, interpolation and resize mode, the settings that determine the decoded images."""
+        values = {"interpolation": self.interpolation, "resize_mode": self.resize_mode}
+        return self._folder_preprocessing(values) | {"size": list(self.vision.image_size)}
+
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the channels' mean and standard deviation for inputs in [0, 1]."""
+        found = self._folder_preprocessing(dict(OPENAI))
+        return self.mean or found["mean"], self.std or found["std"]
+
+    def _folder_preprocessing(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a folder's own preprocessing, with defaults for what it leaves out.
+
+        Raises:
+            UserError: for a value that cannot be worked with.
+        """
+        stored = {}
+        if self.folder:
+            stored = json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg") or {}
+        if not isinstance(stored, Mapping):
+            raise UserError(f"{self.folder / FOLDER_CONFIG}: preprocess_cfg must be a mapping, got {stored!r}")
+        found = {key: stored.get(key, value) for key, value in defaults.items()}
+        for key in found.keys() & {"mean", "std"}:
+            values = found[key] if isinstance(found[key], list) else []
+            numbers = [value for value in values if isinstance(value, int | float) and isfinite(value)]
+            if len(numbers) != 3 or len(values) != 3 or key == "std" and min(numbers) <= 0:
+                rule = "three positive numbers" if key == "std" else "three numbers"
+                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} must be {rule}, got {found[key]!r}")
+        for key in found.keys() & {"interpolation", "resize_mode"}:
+            if found[key] not in (known := get_args(type(self).model_fields[key].annotation)):
+                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})")
+        return found
+
+    def linear_layers(self) -> list[LinearLayer]:
+        """Return the image tower's linear layers in the order of the forward pass."""
+        return linear_layers(self.vision)
+
+    def parameter_names(self) -> list[str]:
+        """Return the names of the image tower's trainable parameters."""
+        shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
+        names = [name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours]
+        fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
+        return [name for name in names if name not in fixed]
+
+    def _spaces(self) -> Spaces:
+        return clip_spaces(self.vision)
+
+    def weight_bytes(self) -> int:
+        """Return the size of the image tower in float32."""
+        return 4 * sum(prod(shape) for shape in expected_shapes(self.vision).values())
+
+    def check(self) -> None:
+        """Compare the header of a local weights file with the architecture.
+
+        Raises:
+            UserError: for a missing source, a missing or unreadable file, or tensors that do not fit.
+        """
+        vision = self.vision
+        if self.folder is None and not self.checkpoint and not self.pretrained:
+            raise UserError("backbone: give 'pretrained' (a tag) or 'checkpoint' (a file) with the architecture")
+        if self.weights is None:
+            return
+        if not self.weights.is_file():
+            raise UserError(f"backbone.checkpoint: no file {self.weights}")
+        if self.weights.suffix != ".safetensors":
+            return  # read later with weights_only=True, which runs no code
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.weights, "np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                shapes = {name: s.get_shape() for name, s in slices.items()}
+                integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
+            check_shapes(shapes, vision)
+            check_text(shapes, open_clip_config(self.name))
+        except (SafetensorError, ValueError) as error:
+            raise UserError(f"backbone: {self.weights.name}: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+        if integers:
+            raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
+
+    def load(self, device: str) -> ClipModel:
+        """Return the image tower with its base weights.
+
+        Raises:
+            UserError: if weights cannot be read or are not finite.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        from taskvec.models.clip.vit import VisionTransformer, from_open_clip
+
+        if self.weights and self.weights.suffix == ".safetensors":
+            state = load_file(self.weights)
+        else:
+            state = self._open_clip[0].state_dict()
+        weights = {name: tensor.float() for name, tensor in from_open_clip(state).items()}
+        broken = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        if broken:
+            raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
+        with torch.device("meta"):
+            module = VisionTransformer(self.vision)
+        module.load_state_dict(weights, assign=True)
+        return ClipModel(module.to(device), *self.normalisation())
+
+    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
+        """Return each task's zero-shot head, written by the text tower on the CPU.
+
+        Raises:
+            UserError: if the text tower cannot be loaded or its output is not finite.
+        """
+        from taskvec.models.clip.zero_shot import zero_shot_head
+
+        clip, tokenizer = self._open_clip
+        heads = {task: zero_shot_head(clip, tokenizer, *names).cpu() for task, names in tasks.items()}
+        if not all(head.isfinite().all() for head in heads.values()):
+            raise UserError(f"backbone {self.architecture}: the text tower is not finite; the checkpoint is damaged")
+        return heads
+
+    @cached_property
+    def _open_clip(self) -> tuple[Any, Any]:
+        """Return open_clip's own model and tokenizer, after comparing its preprocessing with the config's.
+
+        Raises:
+            UserError: if they cannot be loaded, or were trained with another preprocessing.
+        """
+        from taskvec.models.clip.zero_shot import load_open_clip
+
+        try:
+            quick = self.vision.activation == "quick_gelu"
+            clip, tokenizer, theirs = load_open_clip(self.name, self.pretrained, self.checkpoint, quick_gelu=quick)
+        except Exception as error:
+            raise UserError(f"backbone {self.architecture}: {' '.join(str(error).split())}") from error
+        mean, std = self.normalisation()
+        ours = self.preprocessing() | {"mean": list(mean), "std": list(std)}
+        for key in ("mean", "std", "interpolation", "resize_mode"):
+            expected = list(theirs[key]) if key in ("mean", "std") else theirs[key]
+            if ours[key] != expected:
+                raise UserError(f"backbone.{key}: {ours[key]} here, {expected} in the weights' training; set it so")
+        return clip, tokenizer
+
+
+def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]) -> None:
+    """Compare the text side of a checkpoint's header with open_clip's plain text tower and its tokenizer.
+
+    Raises:
+        ValueError: naming the tensor that is missing or of another shape, or the vocabularies that differ.
+    """
+    text = model_cfg.get("text_cfg") or {}
+    if text.get("hf_model_name"):
+        return
+    vocabulary, width = text.get("vocab_size", TOKENS), text.get("width", 512)
+    if not text.get("hf_tokenizer_name") and vocabulary < TOKENS:
+        raise ValueError(f"text_cfg.vocab_size is {vocabulary}, but the tokenizer has {TOKENS} tokens")
+    positions = text.get("context_length", 77) + bool(text.get("embed_cls"))
+    expected = {"token_embedding.weight": (vocabulary, width), "positional_embedding": (positions, width)}
+    prefix = "text." if "text.token_embedding.weight" in shapes else ""
+    for name, shape in expected.items():
+        if prefix + name not in shapes:
+            raise ValueError(f"the checkpoint lacks the text tower's {name} {shape}")
+        if tuple(shapes[prefix + name]) != shape:
+            found = f"{prefix}{name} has shape {tuple(shapes[prefix + name])} in the checkpoint"
+            raise ValueError(f"{found}, the architecture has {shape}")
+    start = f"{prefix}transformer.resblocks."
+    blocks = len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})
+    if blocks != (layers := text.get("layers", 12)):
+        raise ValueError(f"the text tower has {blocks} layers in the checkpoint, the architecture has {layers}")
+
+
+class ClipModel(Model):
+    """A CLIP image tower on uint8 images [N, 3, H, W]; its features have unit length."""
+
+    def __init__(self, module: Any, mean: Sequence[float], std: Sequence[float]):
+        import torch
+
+        super().__init__(module)
+        device = next(module.parameters()).device
+        self.mean = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = 255 * torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    def prepare(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return (x / 255 - mean) / std in float32."""
+        return ((inputs.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std,)
+
+    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+        """Return the image features at unit length [N, d]."""
+        import torch
+
+        features = super().features(parameters, inputs)
+        exact = features.to(torch.promote_types(features.dtype, torch.float32))
+        return torch.nn.functional.normalize(exact, dim=-1)
+
+    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return exp(logit scale) * cos(features, class texts) [N, C]."""
+        from taskvec.models.clip.zero_shot import classify
+
+        return classify(features, head)

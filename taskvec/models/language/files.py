@@ -1,0 +1,231 @@
+"""A language model's files, in a local folder or in the hub's cache, read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from taskvec.data.files import sha256
+from taskvec.data.tasks import ASSETS
+from taskvec.errors import UserError
+from taskvec.models.lm_layouts import LAYOUTS, Layout
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or a tokenizer is: a local folder, ``pkg://NAME`` in the package, or a public name of the hub."""
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None for a name of the hub.
+
+        Raises:
+            UserError: for a path without a folder.
+        """
+        if self.name.startswith("pkg://"):
+            folder = ASSETS / self.name.removeprefix("pkg://")
+        else:
+            folder = Path(self.name).expanduser()
+        if folder.is_dir():
+            return folder
+        if self.name.startswith(("pkg://", "/", ".", "~")) or self.name.count("/") > 1:
+            raise UserError(f"backbone.model: no folder {folder}")
+        return None
+
+    def file(self, name: str) -> Path | None:
+        """Return a file of the folder or, for a name of the hub, of its cache; None if it is not there.
+
+        Raises:
+            UserError: for a name that the hub cannot have.
+        """
+        if self.folder:
+            path = self.folder / name
+            return path if path.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(self.name, name, revision=self.revision)
+        except HFValidationError as error:
+            raise UserError(f"backbone.model: {self.name!r} is neither a folder nor a name of the hub") from error
+        return Path(found) if isinstance(found, str) else None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what transformers' ``from_pretrained`` takes to find it, nothing but local files for a folder."""
+        if self.folder:
+            return {"pretrained_model_name_or_path": str(self.folder), "local_files_only": True}
+        return {"pretrained_model_name_or_path": self.name, "revision": self.revision or "main"}
+
+    def config(self) -> dict[str, Any] | None:
+        """Return the model's description; None for a name of the hub that is not cached yet.
+
+        Raises:
+            UserError: if the folder has none, or it is not a JSON object.
+        """
+        path = self.file(CONFIG)
+        if path is None:
+            if self.folder:
+                raise UserError(f"backbone.model: {self.folder} has no {CONFIG}")
+            return None
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"backbone.model: {path} is not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"backbone.model: {path} must hold a JSON object")
+        return config
+
+    def weights(self) -> list[Path]:
+        """Return the weight files, none for a name of the hub that is not cached yet.
+
+        Raises:
+            UserError: if the folder has none or lacks a shard.
+        """
+        single, index = self.file(WEIGHTS), self.file(INDEX)
+        names = [WEIGHTS] if single or not index else _shards(index)
+        paths = {name: self.file(name) for name in names}
+        missing = next((name for name, path in paths.items() if path is None), None)
+        if missing and self.folder:
+            hint = "" if index else f"; save the model with transformers' save_pretrained to write {WEIGHTS}"
+            raise UserError(f"backbone.model: {self.folder} has no {missing}{hint}")
+        return [] if missing else [path for path in paths.values() if path]
+
+    def digest(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Return the checksums of those of the named files that are there."""
+        return {name: sha256(path) for name in names if (path := self.file(name))}
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"backbone.model: {index} is malformed: {error}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names, shapes and kinds of a model's stored tensors under a layout's names, and the config they must fit."""
+
+    layout: Layout
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype by canonical name, as stored (GPT-2: packed and transposed), without what is ignored.
+
+        Raises:
+            UserError: for a damaged file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found = {}
+        for path in self.files:
+            try:
+                with safe_open(path, "np") as file:
+                    for name in file.keys():  # noqa: SIM118 (not a mapping)
+                        part = file.get_slice(name)
+                        found[name] = (tuple(part.get_shape()), part.get_dtype())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"backbone.model: {path}: {' '.join(str(error).split())}") from error
+        prefix = f"{self.layout.prefix}." if self.layout.prefix else ""
+        bare = not any(name.startswith(prefix) for name in found)  # a body saved without its head
+        named = {prefix + name if bare else name: tensor for name, tensor in found.items()}
+        ignored = tuple(start for name in self.layout.ignored for start in (name, prefix + name))
+        return {name: tensor for name, tensor in named.items() if not ignored or not name.startswith(ignored)}
+
+    def check(self) -> None:
+        """Compare the word embedding, the linear layers and the number of blocks with the config.
+
+        Raises:
+            ValueError: naming a tensor that is missing, of another shape, not floating-point or of no block.
+        """
+        layout, expected = self.layout, stored_shapes(self.layout, self.config)
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                raise ValueError(f"the checkpoint lacks {name} {shape}")
+            found, dtype = self.tensors[name]
+            if found != shape:
+                raise ValueError(f"{name} has shape {found} in the checkpoint, config.json says {shape}")
+            if "F" not in dtype:
+                raise ValueError(f"{name} is not floating-point but {dtype}")
+        for path, depth, _ in layout.blocks(self.config):
+            extra = {name for name in self.tensors if name.startswith(f"{path}.")}
+            beyond = next((n for n in sorted(extra) if int(n[len(path) + 1 :].split(".")[0]) >= depth), None)
+            if beyond:
+                raise ValueError(f"the checkpoint holds {beyond}, but config.json describes {depth} blocks")
+
+    def parameters(self) -> int:
+        """Return the number of editable parameters; tied tensors that are stored twice count once."""
+        return sum(prod(self.tensors[name][0]) for name in self._stored())
+
+    def names(self) -> list[str]:
+        """Return the editable parameters' canonical names, GPT-2's packed q, k and v apart."""
+        names = self._stored()
+        if self.layout.package != "gpt2":
+            return names
+        apart: list[str] = []
+        for name in names:
+            stem, packed, kind = name.partition(".c_attn.")
+            apart += [f"{stem}.c_attn.{letter}.{kind}" for letter in "qkv"] if packed else [name]
+        return apart
+
+    def _stored(self) -> list[str]:
+        """Return the names of the stored tensors that are parameters, tied ones once."""
+        skipped = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+        tied = self.config.get("tie_word_embeddings", self.layout.tied)
+        # T5 v1.1 says that its outputs are not scaled where it means that they are not tied.
+        if tied and self.config.get("scale_decoder_outputs", True):
+            skipped.add("lm_head.weight")
+        buffers = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
+        return [name for name in self.tensors if name not in skipped and not name.endswith(buffers)]
+
+
+def stored_shapes(layout: Layout, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of the word embedding and of every linear layer's weight in a checkpoint.
+
+    Raises:
+        ValueError: for a size that is missing or malformed.
+    """
+    vocabulary, width = layout.get(config, "vocab_size"), layout.get(config, "hidden_size")
+    shapes: dict[str, tuple[int, ...]] = {layout.embedding: (vocabulary, width)}
+    for layer, (rows, columns) in layout.shapes(config).items():
+        if layout.package != "gpt2":
+            shapes[f"{layer.name}.weight"] = (rows, columns)
+        elif layer.role in ("attn.q", "attn.k", "attn.v"):  # GPT-2 packs the three and transposes
+            shapes[f"{layer.name[:-2]}.weight"] = (columns, 3 * rows)
+        else:
+            shapes[f"{layer.name}.weight"] = (columns, rows)
+    return shapes
+
+
+def find_layout(config: Mapping[str, Any], style: str) -> Layout:
+    """Return the layout of a config's family.
+
+    Raises:
+        UserError: for a family that is not covered, or of another kind of backbone.
+    """
+    kind = config.get("model_type")
+    layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
+    covered = ", ".join(name for name, known in LAYOUTS.items() if known.style == style)
+    if layout is None:
+        raise UserError(f"backbone.model: model_type {kind!r} is not covered (backbone.kind {style}: {covered})")
+    if layout.style != style:
+        raise UserError(f"backbone.kind: a {kind} model is of kind {layout.style}, not {style} ({covered})")
+    return layout

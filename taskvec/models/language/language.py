@@ -1,0 +1,255 @@
+"""What all language-model backbones share: where the model is, its header, its tokenizer, its layout."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from taskvec.errors import UserError
+from taskvec.models.base import Backbone, Recipe
+from taskvec.models.language.files import CONFIG, TOKENIZER, Header, Source, find_layout
+from taskvec.models.language.spaces import language_spaces
+from taskvec.models.layers import LinearLayer
+from taskvec.models.lm_layouts import Heads, Layout, Style
+from taskvec.models.spaces import Spaces
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class LanguageModel(Backbone):
+    """A language model in transformers' format: a public name of the hub, a local folder, or ``pkg://NAME``.
+
+    ``revision`` pins a version of the hub's, ``tokenizer`` is a place of its own (None: beside the model), and
+    ``start_token`` is put before every text where the tokenizer itself puts nothing there.
+    """
+
+    model: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    max_length: int = Field(128, ge=2)
+    start_token: str | None = None
+    recipe: Recipe = Recipe(drift_weight=1.0)
+
+    style: ClassVar[Style]
+    modality: ClassVar[str] = "texts"
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the model is."""
+        return Source(self.model, self.revision)
+
+    @cached_property
+    def tokenizer_source(self) -> Source:
+        """Where the tokenizer is."""
+        return Source(self.tokenizer) if self.tokenizer else self.source
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The model's description, its ``config.json``.
+
+        Raises:
+            UserError: if it is missing, or of the hub and not cached yet.
+        """
+        config = self.source.config()
+        if config is None:
+            raise UserError(f"backbone.model: {self.model} is not in the hub's cache yet, and it is no folder")
+        return config
+
+    @property
+    def layout(self) -> Layout:
+        """The family's layout.
+
+        Raises:
+            UserError: for a family that is not covered, or of another kind of backbone.
+        """
+        return find_layout(self.architecture, self.style)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings with the files' checksums in place of local paths."""
+        settings = super().identity()
+        if self.source.folder:
+            names = (CONFIG, *(path.name for path in self.source.weights()))
+            settings |= {"model": self.source.digest(names)}
+        return settings | {"tokenizer": self._tokenizer_identity()}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what determines the token ids: tokenizer, longest input, start token and style."""
+        return {
+            "tokenizer": self._tokenizer_identity(),
+            "max_length": self.max_length,
+            "start_token": self.start_token,
+            "style": self.style,
+        }
+
+    def _tokenizer_identity(self) -> Any:
+        source = self.tokenizer_source
+        return source.digest(TOKENIZER) if source.folder else [source.name, source.revision]
+
+    def check(self) -> None:
+        """Compare the header of the weights, local or cached, with the architecture; a name of the hub may be absent.
+
+        Raises:
+            UserError: for a missing or damaged file, a family that is not covered, or tensors that do not fit.
+        """
+        tokenizer = self.tokenizer_source
+        if tokenizer.folder and not tokenizer.digest(TOKENIZER):
+            raise UserError(f"backbone.tokenizer: {tokenizer.folder} holds no tokenizer")
+        if (config := self.source.config()) is None:
+            return
+        layout = find_layout(config, self.style)
+        files = tuple(self.source.weights())
+        try:
+            if layout.positions:
+                limit = layout.get(config, layout.positions) - 2 * (layout.package == "roberta")
+                if self.max_length > limit:
+                    raise UserError(f"backbone.max_length: {self.max_length} exceeds the model's {limit} positions")
+            layout.linear_layers(config)
+            if files:
+                Header(layout, config, files).check()
+        except ValueError as error:
+            raise UserError(f"backbone.model: {self.model}: {error}") from error
+
+    def weight_bytes(self) -> int:
+        """Return the size of the editable float32 parameters in bytes; 0 for a model of the hub not cached yet."""
+        config = self.source.config()
+        files = self.source.weights() if config else []
+        return 4 * Header(find_layout(config, self.style), config, tuple(files)).parameters() if files else 0
+
+    def parameter_names(self) -> list[str] | None:
+        """Return the editable parameters' names; None for a model not cached yet."""
+        config = self.source.config()
+        files = self.source.weights() if config else []
+        return Header(find_layout(config, self.style), config, tuple(files)).names() if files else None
+
+    def _spaces(self) -> Spaces:
+        try:
+            return language_spaces(self.layout, self.architecture)
+        except ValueError as error:
+            raise UserError(f"backbone.model: {self.model}: {error}") from error
+
+    def linear_layers(self) -> list[LinearLayer]:
+        """Return the linear layers in the order of the forward pass."""
+        return self.layout.linear_layers(self.architecture)
+
+    def attention_heads(self) -> Heads:
+        """Return how attention is cut into heads."""
+        return self.layout.heads(self.architecture)
+
+    def to_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return canonical tensors under transformers' names; only GPT-2's differ."""
+        from taskvec.models.language import gpt2
+
+        return gpt2.to_transformers(state) if self.layout.package == "gpt2" else dict(state)
+
+    def from_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Invert :meth:`to_transformers`, exactly."""
+        from taskvec.models.language import gpt2
+
+        return gpt2.from_transformers(state) if self.layout.package == "gpt2" else dict(state)
+
+    def tokenize(self, examples: Sequence[Sequence[str]]) -> Tensor:
+        """Return token ids int32 [N, longest row], padded on the right with -1, none longer than ``max_length``.
+
+        An example is (before, text, after) or (before, text, between, text, after): fixed pieces around one text or
+        two. The texts are cut from their end, so that the fixed pieces stay whole.
+
+        Raises:
+            UserError: if the tokenizer cannot be loaded, lacks the start token, or a frame alone is too long.
+        """
+        from taskvec.models.language.tokens import padded, special_id
+
+        start = [special_id(self.text_tokenizer, self.start_token)] if self.start_token else []
+        rows = self._encode(examples, self.max_length - len(start))
+        return padded([[*start, *row] for row in rows])
+
+    @abstractmethod
+    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+        """Return the ids of examples, at most ``room`` each."""
+
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of transformers.
+
+        Raises:
+            UserError: if it cannot be loaded.
+        """
+        from transformers import AutoTokenizer
+
+        source = self.tokenizer_source
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(**source.arguments())
+        except Exception as error:
+            raise UserError(f"backbone.tokenizer: {source.name}: {_first_line(error)}") from error
+        if not tokenizer.is_fast:
+            raise UserError(f"backbone.tokenizer: {source.name} has no tokenizer.json, which framed texts need")
+        return tokenizer
+
+    def _network(self, device: str) -> nn.Module:
+        """Return the canonical module with its base weights in float32, without pooler and pre-training head.
+
+        Raises:
+            UserError: if it cannot be reached or read, lacks tensors, or holds values that are not finite.
+        """
+        import torch
+
+        from taskvec.models.language.attention import ATTENTION
+        from taskvec.models.language.modules import wrap
+
+        try:
+            with quiet():
+                layout = self.layout if self.source.config() else _fetch_layout(self.source, self.style)
+                settings = {"add_pooling_layer": False} if layout.package in ("bert", "roberta") else {}
+                package = import_module(f"transformers.models.{layout.package}.modeling_{layout.package}")
+                network, report = getattr(package, layout.network).from_pretrained(
+                    **self.source.arguments(),
+                    dtype=torch.float32,
+                    attn_implementation="eager" if layout.package == "deberta_v2" else ATTENTION,
+                    output_loading_info=True,
+                    **settings,
+                )
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"backbone.model: {self.model}: {_first_line(error)}") from error
+        if report["missing_keys"]:
+            raise UserError(f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
+        broken = next((name for name, tensor in network.named_parameters() if not tensor.isfinite().all()), None)
+        if broken:
+            raise UserError(f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged")
+        return wrap(network, layout).to(device)
+
+
+def _fetch_layout(source: Source, style: Style) -> Layout:
+    """Return the layout of a model of the hub, whose config is fetched."""
+    from transformers import AutoConfig
+
+    return find_layout(AutoConfig.from_pretrained(**source.arguments()).to_dict(), style)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and reports of unused tensors off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""Where configs and components are: the shipped folder, the user's own, and the options of each group."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from taskvec import registry
+from taskvec.config import Config, Seeded
+from taskvec.errors import UserError
+
+INCLUDE = "TASKVEC_INCLUDE"
+PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts"})
+
+
+def conf_dir() -> Path:
+    """Return the folder of the shipped configs: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def included() -> list[Path]:
+    """Return the user's own folders and files, from ``--include`` and the environment."""
+    places = os.environ.get(INCLUDE, "").split(os.pathsep)
+    return [Path(place).expanduser().resolve() for place in places if place]
+
+
+def search_dirs() -> list[Path]:
+    """Return the config folders, the user's first."""
+    return [path for path in included() if path.is_dir()] + [conf_dir()]
+
+
+def register_all() -> None:
+    """Load built-in and user components and give each a config option that needs no YAML file.
+
+    Raises:
+        UserError: if an included path is missing or a file of it fails to import.
+    """
+    registry.load_builtin()
+    for path in included():
+        _load_included(path)
+    store = ConfigStore.instance()
+    for entry in registry.entries():
+        if entry.group in registry.GROUPS:
+            _offer(store, entry)
+
+
+def _load_included(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"--include {path}: no such file or folder")
+    if path.is_file() and path.suffix != ".py":
+        raise UserError(f"--include {path}: not a Python file (*.py)")
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    for file in files:
+        registry.load_file(file)
+
+
+def _offer(store: ConfigStore, entry: registry.Entry) -> None:
+    group, name = entry.group, entry.name
+    node = {"kind": name} | defaults_of(entry.schema)
+    store.store(group=f"schema/{group}", name=name, node=node)
+    has_file = any((folder / group / f"{name}.yaml").exists() for folder in search_dirs())
+    if not has_file:
+        package = f"transform.{name}" if group == "transform" else group
+        store.store(group=group, name=name, node=node, package=package)
+
+
+def defaults_of(schema: type[Config]) -> dict[str, Any]:
+    """Return the default value of every field as plain data; a required field is OmegaConf's missing mark.
+
+    The seed of a component is the run's unless it is set.
+    """
+    defaults = {}
+    for name, info in schema.model_fields.items():
+        if name == "kind":
+            continue
+        value = "???" if info.is_required() else info.get_default(call_default_factory=True)
+        if isinstance(value, Config):
+            value = value.model_dump(mode="json")
+        defaults[name] = list(value) if isinstance(value, tuple) else value
+    if issubclass(schema, Seeded):
+        defaults["seed"] = "${seed}"
+    return defaults
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a group: YAML files of the config folders and registered components."""
+    group = "backbone" if group == "source" else group
+    names = {entry.name for entry in registry.entries(group)}
+    for folder in search_dirs():
+        for path in (folder / group).rglob("*.yaml"):
+            names.add(str(path.relative_to(folder / group).with_suffix("")))
+    return sorted(names)
+
+
+def search_path_overrides() -> list[str]:
+    """Return the override that adds the user's folders to Hydra's search path."""
+    folders = [f"'file://{_groups_of(path)}'" for path in search_dirs()[:-1]]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+
+
+@cache
+def _groups_of(folder: Path) -> Path:
+    """Return a user's folder as Hydra may see it: it would take one named like a plain key (outputs) for a group."""
+    if not any((folder / key).is_dir() for key in PLAIN_KEYS):
+        return folder
+    view = Path(tempfile.mkdtemp(prefix="taskvec-"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in PLAIN_KEYS:
+            (view / path.name).symlink_to(path)
+    return view
+
+
+def presets(overrides: Sequence[str]) -> list[Path]:
+    """Return the files of the experiment and the method that the overrides choose."""
+    chosen = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    found = []
+    for group in ("experiment", "method"):
+        for folder in search_dirs() if group in chosen else ():
+            path = folder / group / f"{chosen[group]}.yaml"
+            if path.is_file():
+                found.append(path)
+    return found

@@ -1,0 +1,78 @@
+"""From a sweep's command line to the overrides of each job, cut by Hydra's own sweeper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import hydra as hydra_package
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from taskvec.errors import UserError
+from taskvec.runner import compose, explain
+from taskvec.runner.configs import options, presets, search_path_overrides
+
+
+def unions(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the sweeps that a command line asks for: one, or one for each part of each experiment it names.
+
+    Keys of the command line win over those of a part.
+
+    Raises:
+        UserError: if the experiment cannot be composed, or its parts are no lists of overrides.
+    """
+    named = [word for word in overrides if word.startswith("experiment=")]
+    rest = [word for word in overrides if not word.startswith("experiment=")]
+    if not named:
+        return [list(overrides)]
+    sweeps = []
+    for experiment in named[-1].partition("=")[2].split(","):
+        words = [f"experiment={experiment}", *rest]
+        composed = compose.compose([words[0]])
+        parts = OmegaConf.to_container(composed.node.parts)
+        if not parts:
+            sweeps.append(words)
+        for part in parts:
+            # without the parts, so that each job's command runs it alone
+            sweeps.append([words[0], "parts=[]", *_part(part, rest, experiment), *rest])
+    return sweeps
+
+
+def _part(part: object, given: Sequence[str], experiment: str) -> list[str]:
+    """Return a part's overrides without those that the command line sets itself."""
+    if isinstance(part, Mapping):
+        words = [f"{key}={_text(value)}" for key, value in part.items()]
+    elif isinstance(part, list) and all(isinstance(word, str) and "=" in word for word in part):
+        words = list(part)
+    else:
+        raise UserError(f"experiment={experiment}: parts: each must be a list of key=value overrides, got {part!r}")
+    keys = {word.partition("=")[0] for word in given}
+    return [word for word in words if word.partition("=")[0] not in keys]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, from the command line and the experiment file.
+
+    Raises:
+        UserError: for an override that cannot be parsed.
+    """
+    experiment = [word for word in overrides if word.startswith("experiment=")]
+    with compose.hydra_context():
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            words = [*experiment, *search_path_overrides()]
+            params = hydra_package.compose("config", words, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            given = {override.split("=", 1)[0] for override in overrides}
+            words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+            batches = BasicSweeper.split_arguments(parsed, None)
+        except Exception as error:
+            raise UserError(explain.composition(error, overrides, compose.known_keys, options, presets)) from error
+    jobs = batches[0]
+    return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in jobs]

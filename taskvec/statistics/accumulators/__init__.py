@@ -1,0 +1,1 @@
+"""The running sums of each collected statistic."""

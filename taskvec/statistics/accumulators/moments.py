@@ -1,0 +1,120 @@
+"""Second moments of linear layers' inputs, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from taskvec.statistics.base import Accumulator
+from taskvec.statistics.passes.survey import Survey
+from taskvec.statistics.passes.taps import OnTokens, Place
+from taskvec.statistics.passes.tokens import Tokens
+
+
+class InputMoment:
+    """Sum and second moment of rows, from which the moment with an appended constant 1 follows.
+
+    Products are taken in the dtype of the rows ``like`` and added up in ``dtype`` (None: in theirs).
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype | None = None):
+        width = like.shape[1]
+        self.gram = like.new_zeros(width, width, dtype=dtype)
+        self.total = like.new_zeros(width, dtype=dtype)
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows [n, d]."""
+        if rows.dtype == self.gram.dtype:
+            self.gram.addmm_(rows.T, rows)
+        else:
+            self.gram += rows.T @ rows
+        self.total += rows.sum(0, dtype=self.total.dtype)
+        self.count += len(rows)
+
+    def mean(self, constant: bool) -> Tensor:
+        """Return the mean of a a^T [d, d], or of [a; 1][a; 1]^T [d + 1, d + 1] where ``constant``."""
+        if not constant:
+            return self.gram / self.count
+        row = self.total.unsqueeze(0)
+        column = torch.cat([self.total, self.total.new_tensor([self.count])])
+        square = torch.cat([torch.cat([self.gram, row]), column.unsqueeze(1)], dim=1)
+        return square.div_(self.count)
+
+
+class Moment(NamedTuple):
+    """Rows x of one layer's input, summed: ``gram`` sum x x^T [in, in] float64, ``total`` sum x [in] float64."""
+
+    gram: Tensor
+    total: Tensor
+    rows: int
+
+    def second(self, device: str | torch.device | None = None) -> Tensor:
+        """Return the mean of x x^T [in, in] float64 on a device (None: where it is)."""
+        return self.gram.to(device) / self.rows
+
+
+class LayerMoments(Mapping[str, Moment]):
+    """The moment of each linear layer's inputs, looked up in the stored tensors when it is asked for.
+
+    ``sources`` names the layer whose moment each layer shares (k and v that of q; itself otherwise): what is computed
+    from it, such as an inverse, is shared likewise. ``untracked`` says of each other layer why it has none.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]):
+        self.tensors, self.meta = tensors, meta
+        self.sources: Mapping[str, str] = meta["sources"]
+        self.untracked: Mapping[str, str] = meta["untracked"]
+
+    def __getitem__(self, layer: str) -> Moment:
+        source = self.sources[layer]
+        rows = self.meta["rows"][source]
+        return Moment(self.tensors[f"{source}/gram"], self.tensors[f"{source}/total"], rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+class InputSums(Accumulator):
+    """The moments of the inputs of all linear layers; products in ``precision``, sums in float64."""
+
+    def __init__(self, survey: Survey, precision: str):
+        self.precision = precision
+        self.places: list[Place] = []
+        self.untracked: dict[str, str] = {}
+        for layer in survey.model.layers:
+            call = survey.token_call(layer.name)
+            if call is None:
+                self.untracked[layer.name] = survey.refusal(layer.name) or "its input is not one row per token"
+            else:
+                self.places.append(Place(layer.name, "input", call))
+        self.sources = survey.sources(self.places)
+        self.moments: dict[str, InputMoment] = {}
+
+    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+        """Return a tap for each layer that does not share another's input."""
+        firsts = [place for place in self.places if self.sources[place.module] == place.module]
+        return [{place: partial(self._visit, place.module) for place in firsts}]
+
+    def _visit(self, name: str, tokens: Tokens) -> None:
+        rows = tokens.rows()
+        if name not in self.moments:
+            self.moments[name] = InputMoment(rows, torch.float64)
+        self.moments[name].add(rows)
+
+    def finish(self, examples: int) -> LayerMoments:
+        """Return the moments by layer."""
+        tensors: dict[str, Tensor] = {}
+        for name, moment in self.moments.items():
+            tensors[f"{name}/gram"] = moment.gram
+            tensors[f"{name}/total"] = moment.total
+        rows = {name: moment.count for name, moment in self.moments.items()}
+        meta = {"sources": self.sources, "rows": rows, "untracked": self.untracked, "examples": examples}
+        return LayerMoments(tensors, meta)

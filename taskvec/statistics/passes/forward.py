@@ -1,0 +1,172 @@
+"""One pass over the examples for several accumulators: forward, and backward from the roots that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import UserError
+from taskvec.needs import Observe
+from taskvec.statistics.base import Accumulator, Root
+from taskvec.statistics.passes.batches import Piece, regrouped
+from taskvec.statistics.passes.survey import Survey
+from taskvec.statistics.passes.taps import Taps
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the forward pass of one model over some examples gave.
+
+    ``first`` is the number of the first example, ``labels`` [N] are there where they were granted, and ``parameters``
+    the weights that the pass used (empty at theta_0, unless gradients with respect to them are wanted).
+    """
+
+    model: Any
+    parameters: Mapping[str, Tensor]
+    head: Tensor | None
+    side: int
+    first: int
+    features: Tensor
+    labels: Tensor | None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The class scores [N, C] in float32 or better.
+
+        Raises:
+            UserError: if there is no head to score with.
+        """
+        if self.head is None:
+            raise UserError("a loss needs the task's head, and these examples have none")
+        logits = self.model.logits(self.features, self.head, self.parameters)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Member:
+    """An accumulator in a pass, with its taps on the models."""
+
+    def __init__(self, accumulator: Accumulator, surveys: Sequence[Survey]):
+        self.accumulator = accumulator
+        self.dtype = getattr(torch, accumulator.precision)
+        self.copies = accumulator.copies()
+        self.taps: list[list[Taps]] = []
+        for side, survey in enumerate(surveys):
+            groups = accumulator.visitors(side)
+            self.taps.append([Taps(survey.model.module, group, self.dtype) for group in groups])
+        self.listening = False
+
+    def listen(self, side: int, on: bool) -> None:
+        """Let the member's taps and copies see gradients, or not."""
+        self.listening = on
+        for taps in self.taps[side]:
+            taps.listening = on
+
+    def saw(self, name: str, gradient: Tensor) -> None:
+        """Hand the gradients [N, 1, d] of a parameter's copies on, if the backward pass is the member's own."""
+        if self.listening:
+            self.copies[name](gradient.squeeze(1).to(self.dtype))
+
+
+class Pass:
+    """One pass of one model, or of two on the same examples, for accumulators that agree on the size of groups.
+
+    ``gradient``: graphs are built and the accumulators' roots followed.
+    """
+
+    def __init__(self, surveys: Sequence[Survey], accumulators: Sequence[Accumulator], *, gradient: bool):
+        self.surveys, self.gradient = surveys, gradient
+        self.members = [Member(accumulator, surveys) for accumulator in accumulators]
+        self.group = accumulators[0].group
+        weights = any(accumulator.weights for accumulator in accumulators)
+        self.leaves = [_leaves(survey) if weights else {} for survey in surveys]
+
+    def __call__(self, pieces: Sequence[Piece], labels: Tensor | None, observe: Observe | None) -> int:
+        """Run over all pieces and return the number of examples; ``observe`` is told pieces done and in all."""
+        done = 0
+        with ExitStack() as stack:
+            for member in self.members:
+                for taps in chain.from_iterable(member.taps):
+                    stack.enter_context(taps)
+            stack.enter_context(torch.set_grad_enabled(self.gradient))
+            for piece in regrouped(_told(pieces, observe), self.group):
+                count = len(piece[0])
+                granted = None if labels is None else labels[done : done + count]
+                for side, inputs in enumerate(piece):
+                    self._run(side, inputs, granted, done)
+                done += count
+        return done
+
+    def _run(self, side: int, inputs: Tensor, labels: Tensor | None, first: int) -> None:
+        survey = self.surveys[side]
+        real = survey.model.tokens(inputs)
+        for member in self.members:
+            for taps in member.taps[side]:
+                taps.begin(len(inputs), real)
+        parameters = {**survey.parameters, **self.leaves[side]}
+        parameters |= self._copied(survey, parameters, len(inputs))
+        device = next(iter(survey.model.parameters.values())).device
+        with torch.autocast(device.type, enabled=False):
+            features = survey.model.features(parameters, inputs, survey.head)
+            if not self.gradient:
+                return
+            labels = None if labels is None else labels.to(features.device)
+            forward = Forward(survey.model, parameters, survey.head, side, first, features, labels)
+            self._backward(forward)
+
+    def _copied(self, survey: Survey, parameters: Mapping[str, Tensor], examples: int) -> dict[str, Tensor]:
+        """Return a copy for each example of the parameters whose gradients must stay apart."""
+        copied: dict[str, Tensor] = {}
+        for member in self.members:
+            for name in member.copies:
+                if name not in copied:
+                    value = parameters.get(name, survey.model.parameters[name])
+                    copies = value.repeat(examples, 1, 1)
+                    copied[name] = copies if copies.requires_grad else copies.requires_grad_()
+                copied[name].register_hook(partial(member.saw, name))
+        return copied
+
+    def _backward(self, forward: Forward) -> None:
+        """Run backwards from every root; the graph is freed with the last one."""
+        roots: list[tuple[Member, Root]] = []
+        for member in self.members:
+            roots += [(member, root) for root in member.accumulator.roots(forward)]
+        for number, (member, root) in enumerate(roots, start=1):
+            retain = number < len(roots)
+            member.listen(forward.side, True)
+            try:
+                self._follow(root, self.leaves[forward.side], retain)
+            finally:
+                member.listen(forward.side, False)
+
+    def _follow(self, root: Root, leaves: Mapping[str, Tensor], retain: bool) -> None:
+        gradient = root.gradient and root.gradient()
+        if root.receive is None:
+            torch.autograd.backward(root.tensor, gradient, retain_graph=retain)
+            for leaf in leaves.values():
+                leaf.grad = None
+            return
+        found = torch.autograd.grad(
+            root.tensor, list(leaves.values()), gradient, retain_graph=retain, materialize_grads=True
+        )
+        root.receive(dict(zip(leaves, found, strict=True)))
+
+
+def _told(pieces: Sequence[Piece], observe: Observe | None) -> Iterator[Piece]:
+    """Yield the pieces, and tell ``observe`` when the next one is asked for."""
+    for done, piece in enumerate(pieces, start=1):
+        yield piece
+        if observe:
+            observe(done, len(pieces), {})
+
+
+def _leaves(survey: Survey) -> dict[str, Tensor]:
+    """Return the model's editable weights as leaves that gradients are taken with respect to."""
+    weights = {**survey.model.parameters, **survey.parameters}
+    return {name: weight.detach().requires_grad_() for name, weight in weights.items()}

@@ -18,11 +18,10 @@ def gram(rows: Tensor) -> Tensor:
         return rows.mT @ rows
     from scipy.linalg.blas import dsyrk
 
-    if rows.mT.is_contiguous():  # in Fortran's order, which BLAS takes without a copy
-        upper = dsyrk(1.0, rows.numpy(), trans=1)
-    else:
-        upper = dsyrk(1.0, rows.contiguous().numpy().T)
-    upper = torch.from_numpy(upper)
+    # BLAS takes Fortran's order without a copy: either the rows have it, or their transpose does.
+    transpose = rows.mT.is_contiguous()
+    array = rows.numpy() if transpose else rows.contiguous().numpy().T
+    upper = torch.from_numpy(dsyrk(1.0, array, trans=transpose))
     return upper.triu() + upper.triu(1).mT
 
 

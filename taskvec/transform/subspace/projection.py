@@ -104,17 +104,6 @@ def removed(weight: Tensor, directions: Tensor) -> Tensor:
     return lost.to(weight.dtype)
 
 
-def singular_values(weight: Tensor, moment: Tensor, *, damping: float = 0.0, whitening: Whitening = "cov") -> Tensor:
-    """Return all singular values [R] float64 of W (C + damping I), descending; of its root with "sqrt".
-
-    Raises:
-        ValueError: if shapes do not fit.
-    """
-    squares = _squares(_layer(weight, moment, damping, whitening))
-    values = torch.linalg.eigvalsh(squares.matrix)
-    return values.clamp(min=0).sqrt().flip(0)
-
-
 def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening) -> _Layer:
     inputs = weight.shape[1]
     if tuple(moment.shape) != (inputs, inputs):

@@ -11,7 +11,7 @@ from taskvec.errors import UserError
 from taskvec.needs import Observe
 from taskvec.statistics.base import Accumulator, Statistic
 from taskvec.statistics.passes.batches import Batches, Piece, batch_size
-from taskvec.statistics.passes.forward import Pass
+from taskvec.statistics.passes.run import Pass
 from taskvec.statistics.passes.survey import survey
 
 __all__ = ["Batches", "batch_size", "collect"]
@@ -79,10 +79,15 @@ def check_finite(statistic: Statistic, value: Any) -> None:
 def _sides(model: Any, parameters: Any, head: Any) -> list[tuple[Any, Mapping[str, Tensor], Any]]:
     """Return model, weights and head of each side: one, or source and target."""
     if not isinstance(model, tuple):
-        return [(model, parameters or {}, head)]
+        return [(model, _frozen(parameters), head)]
     nothing = (None,) * len(model)
     triples = zip(model, parameters or nothing, head or nothing, strict=True)
-    return [(one, weights or {}, its_head) for one, weights, its_head in triples]
+    return [(one, _frozen(weights), its_head) for one, weights, its_head in triples]
+
+
+def _frozen(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return composed weights without a graph of their own; none at theta_0."""
+    return {name: weight.detach() for name, weight in (weights or {}).items()}
 
 
 def _check(statistics: Sequence[Statistic], sides: int, labels: Tensor | None) -> None:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from taskvec.config import Config
 from taskvec.needs import Budget
-from taskvec.statistics.curvature import Approximation, FeatureCurvature
+from taskvec.statistics.approximation import Approximation
+from taskvec.statistics.curvature import FeatureCurvature
 
 
 class CurvatureSettings(Approximation):

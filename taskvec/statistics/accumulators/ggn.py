@@ -16,23 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from taskvec.statistics.accumulators.factors import Factors, Spectra, Vectors, eigenbases
 from taskvec.statistics.accumulators.tracked import CLASS_TOKEN, Tracked, track
-from taskvec.statistics.base import Accumulator, Root
+from taskvec.statistics.approximation import Approximation
 from taskvec.statistics.blocks import Block
 from taskvec.statistics.curvature_value import Curvature
-from taskvec.statistics.passes.forward import Forward
+from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.survey import Survey
 from taskvec.statistics.passes.taps import OnTokens, Place
 from taskvec.statistics.passes.tokens import probe
-
-if TYPE_CHECKING:
-    from taskvec.statistics.curvature import FeatureCurvature
 
 
 class _Backwards(Accumulator):
@@ -40,7 +36,7 @@ class _Backwards(Accumulator):
 
     stream = 0
 
-    def __init__(self, survey: Survey, settings: FeatureCurvature):
+    def __init__(self, survey: Survey, settings: Approximation):
         self.survey, self.settings = survey, settings
         self.precision = settings.precision
 
@@ -67,7 +63,7 @@ class _Backwards(Accumulator):
 class CurvatureSums(_Backwards):
     """The first pass: Kronecker factors or the diagonal, and the blocks of vectors."""
 
-    def __init__(self, survey: Survey, settings: FeatureCurvature):
+    def __init__(self, survey: Survey, settings: Approximation):
         super().__init__(survey, settings)
         self.tracked = track(survey)
         diagonal = settings.structure == "diag_ggn"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from taskvec.statistics.base import Accumulator
+from taskvec.statistics.passes.accumulator import Accumulator
 from taskvec.statistics.passes.survey import Survey
 from taskvec.statistics.passes.taps import OnTokens, Place
 from taskvec.statistics.passes.tokens import Tokens
+from taskvec.statistics.values import LayerMoments
 
 
 class InputMoment:
@@ -44,42 +44,6 @@ class InputMoment:
         column = torch.cat([self.total, self.total.new_tensor([self.count])])
         square = torch.cat([torch.cat([self.gram, row]), column.unsqueeze(1)], dim=1)
         return square.div_(self.count)
-
-
-class Moment(NamedTuple):
-    """Rows x of one layer's input, summed: ``gram`` sum x x^T [in, in] float64, ``total`` sum x [in] float64."""
-
-    gram: Tensor
-    total: Tensor
-    rows: int
-
-    def second(self, device: str | torch.device | None = None) -> Tensor:
-        """Return the mean of x x^T [in, in] float64 on a device (None: where it is)."""
-        return self.gram.to(device) / self.rows
-
-
-class LayerMoments(Mapping[str, Moment]):
-    """The moment of each linear layer's inputs, looked up in the stored tensors when it is asked for.
-
-    ``sources`` names the layer whose moment each layer shares (k and v that of q; itself otherwise): what is computed
-    from it, such as an inverse, is shared likewise. ``untracked`` says of each other layer why it has none.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]):
-        self.tensors, self.meta = tensors, meta
-        self.sources: Mapping[str, str] = meta["sources"]
-        self.untracked: Mapping[str, str] = meta["untracked"]
-
-    def __getitem__(self, layer: str) -> Moment:
-        source = self.sources[layer]
-        rows = self.meta["rows"][source]
-        return Moment(self.tensors[f"{source}/gram"], self.tensors[f"{source}/total"], rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sources)
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
 
 class InputSums(Accumulator):

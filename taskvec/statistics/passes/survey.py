@@ -17,11 +17,12 @@ EXAMPLES = 2  # more than one, so that a first dimension of 1 is told from the e
 
 
 class Seen(NamedTuple):
-    """A tensor at a module: its number in the pass (the same object, the same number), and what speaks against reading
-    it as one row of tokens per example.
+    """A tensor at a module: its number in the pass (the same object, the same number), its dimensions, and what speaks
+    against reading it as one row of tokens per example.
     """
 
     number: int
+    ndim: int
     misfit: str | None
 
 
@@ -118,7 +119,7 @@ class _Notes:
         if id(values) not in self._numbers:
             self._numbers[id(values)] = len(self._kept)
             self._kept.append(values)
-        return Seen(self._numbers[id(values)], self._misfit(module, values))
+        return Seen(self._numbers[id(values)], values.ndim, self._misfit(module, values))
 
     def _misfit(self, module: nn.Module, values: Tensor) -> str | None:
         if isinstance(module, nn.Linear) and values.ndim > 3:

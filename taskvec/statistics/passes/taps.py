@@ -30,11 +30,19 @@ class Taps:
     """A context in which each place's visitor sees the tokens there.
 
     What a visitor returns sees the gradient of its module's output, once per backward pass while ``listening``: several
-    owners of taps run backwards through one graph, each for itself. Tokens come in ``dtype``, without padding's count.
+    owners of taps run backwards through one graph, each for itself. Without ``gradient`` it is not asked for, and no
+    graph starts here. Tokens come in ``dtype``.
     """
 
-    def __init__(self, module: nn.Module, visitors: Mapping[Place, OnTokens], dtype: torch.dtype):
-        self.module, self.dtype = module, dtype
+    def __init__(
+        self,
+        module: nn.Module,
+        visitors: Mapping[Place, OnTokens],
+        dtype: torch.dtype,
+        *,
+        gradient: bool,
+    ):
+        self.module, self.dtype, self.gradient = module, dtype, gradient
         self.listening = False
         self._visitors: dict[str, list[tuple[Place, OnTokens]]] = {}
         for place, visitor in visitors.items():
@@ -70,7 +78,7 @@ class Taps:
                 continue
             values = inputs[0] if place.side == "input" else output
             on_gradient = visitor(self._tokens(name, values))
-            if on_gradient and torch.is_grad_enabled():
+            if on_gradient and self.gradient:
                 self._watch(name, output, on_gradient)
 
     def _watch(self, name: str, output: Tensor, on_gradient: OnGradient) -> None:

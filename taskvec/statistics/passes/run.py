@@ -4,62 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from taskvec.errors import UserError
 from taskvec.needs import Observe
-from taskvec.statistics.base import Accumulator, Root
+from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.batches import Piece, regrouped
 from taskvec.statistics.passes.survey import Survey
 from taskvec.statistics.passes.taps import Taps
 
 
-@dataclass(frozen=True)
-class Forward:
-    """What the forward pass of one model over some examples gave.
-
-    ``first`` is the number of the first example, ``labels`` [N] are there where they were granted, and ``parameters``
-    the weights that the pass used (empty at theta_0, unless gradients with respect to them are wanted).
-    """
-
-    model: Any
-    parameters: Mapping[str, Tensor]
-    head: Tensor | None
-    side: int
-    first: int
-    features: Tensor
-    labels: Tensor | None
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """The class scores [N, C] in float32 or better.
-
-        Raises:
-            UserError: if there is no head to score with.
-        """
-        if self.head is None:
-            raise UserError("a loss needs the task's head, and these examples have none")
-        logits = self.model.logits(self.features, self.head, self.parameters)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 class Member:
     """An accumulator in a pass, with its taps on the models."""
 
-    def __init__(self, accumulator: Accumulator, surveys: Sequence[Survey]):
+    def __init__(self, accumulator: Accumulator, surveys: Sequence[Survey], *, gradient: bool):
         self.accumulator = accumulator
         self.dtype = getattr(torch, accumulator.precision)
         self.copies = accumulator.copies()
         self.taps: list[list[Taps]] = []
         for side, survey in enumerate(surveys):
+            module = survey.model.module
             groups = accumulator.visitors(side)
-            self.taps.append([Taps(survey.model.module, group, self.dtype) for group in groups])
+            taps = [Taps(module, group, self.dtype, gradient=gradient) for group in groups]
+            self.taps.append(taps)
         self.listening = False
 
     def listen(self, side: int, on: bool) -> None:
@@ -82,7 +52,7 @@ class Pass:
 
     def __init__(self, surveys: Sequence[Survey], accumulators: Sequence[Accumulator], *, gradient: bool):
         self.surveys, self.gradient = surveys, gradient
-        self.members = [Member(accumulator, surveys) for accumulator in accumulators]
+        self.members = [Member(accumulator, surveys, gradient=gradient) for accumulator in accumulators]
         self.group = accumulators[0].group
         weights = any(accumulator.weights for accumulator in accumulators)
         self.leaves = [_leaves(survey) if weights else {} for survey in surveys]
@@ -94,7 +64,9 @@ class Pass:
             for member in self.members:
                 for taps in chain.from_iterable(member.taps):
                     stack.enter_context(taps)
-            stack.enter_context(torch.set_grad_enabled(self.gradient))
+            # in passes without gradients too, which build no graph as the weights are frozen: attention chooses its
+            # kernel by this mode, and a statistic should come out of any pass with the same bits
+            stack.enter_context(torch.enable_grad())
             for piece in regrouped(_told(pieces, observe), self.group):
                 count = len(piece[0])
                 granted = None if labels is None else labels[done : done + count]

@@ -11,27 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import Given, Memory, evaluator
 from torch import Tensor, nn
 from torch.func import jacrev
 from world import FAST
 
 from taskvec import cli, registry
-from taskvec.data.views import TaskView
-from taskvec.merge.composition import Composition, Scaled
+from taskvec.finetune.full import Full
+from taskvec.finetune.recipe import Recipe
 from taskvec.models.clip.backbone import Clip, ClipModel
 from taskvec.models.clip.config import linear_layers, open_clip_config, vision_config
 from taskvec.models.clip.vit import VisionTransformer
-from taskvec.protocols.predict import predict
-from taskvec.runner import compose
-from taskvec.runner.execute import execute
-from taskvec.training import linearise, loop
+from taskvec.training import loop, walk
 from taskvec.training.batches import Batches
-from taskvec.training.fit import fit, parameterise, scores
 from taskvec.training.linearise import along, jvp_features
 from taskvec.training.parameterisation import Deltas, LowRank, Weights
-from taskvec.training.recipe import Recipe, learning_rate
+from taskvec.training.schedule import Schedule
 from taskvec.training.selectors import selected
 from taskvec.vectors import TaskVector
+from taskvec.vectors.composition import Composition, Scaled
 
 SEEDS = pytest.mark.parametrize("seed", [11, 402])
 CONFIG = {"image_size": 8, "layers": 2, "width": 8, "head_width": 4, "patch_size": 4}
@@ -48,14 +46,15 @@ def tower(seed: int) -> ClipModel:
     model = ClipModel(module, [0.5] * 3, [0.25] * 3)
     model.mean, model.std = model.mean.double(), model.std.double()
     model.prepare = lambda inputs: ((inputs.double() - model.mean) / model.std,)
+    model.layers = LAYERS
     return model
 
 
-def view(seed: int, size: int = 10, classes: int = 3) -> TaskView:
+def view(seed: int, size: int = 10, classes: int = 3) -> Memory:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8)
     head = 20 * F.normalize(torch.randn(classes, 6, generator=generator, dtype=torch.float64))
-    return TaskView(images, torch.randint(0, classes, (size,), generator=generator), head)
+    return Memory(images, torch.randint(0, classes, (size,), generator=generator), head)
 
 
 def direction(model: ClipModel, seed: int, size: float = 0.1, names=None) -> TaskVector:
@@ -68,7 +67,7 @@ def direction(model: ClipModel, seed: int, size: float = 0.1, names=None) -> Tas
 
 def recipe(**settings) -> Recipe:
     plain = {"kind": "full", "augment": "none", "warmup": 2, "batch_size": 5, "lr": 1e-2, "steps": 4}
-    return Recipe(**plain | settings)
+    return Full(**plain | settings)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -135,7 +134,7 @@ def test_only_the_selected_move(seed, select, mode, decay, monkeypatch: pytest.M
     monkeypatch.setattr(loop.torch.optim, "AdamW", spied)
     before = {name: tensor.clone() for name, tensor in model.parameters.items()}
     settings = recipe(select=select, forward_mode=mode, decay_towards=decay, weight_decay=0.5)
-    vector = fit(model, LAYERS, {"t": view(seed)}, settings, seed=seed).vector
+    vector = settings.learn(Given(model, {"t": view(seed)}, seed=seed)).vector
     names = selected(select, model.parameters, LAYERS)
     assert list(vector) == names and 0 < len(names) < len(before)
     assert all(vector[name].any() for name in names if not name.endswith("attn.k.bias"))  # softmax ignores it
@@ -153,7 +152,7 @@ def test_only_the_selected_move(seed, select, mode, decay, monkeypatch: pytest.M
 def test_full_is_plain_fine_tuning_step_by_step(seed: int):
     model, data = tower(seed), view(seed)
     settings = recipe(steps=6, weight_decay=0.1, clip_norm=0.7)
-    found = fit(model, LAYERS, {"t": data}, settings, seed=seed)
+    found = settings.learn(Given(model, {"t": data}, seed=seed))
     module = VisionTransformer(VISION).double()
     module.load_state_dict(model.module.state_dict())
     optimiser = torch.optim.AdamW(module.parameters(), lr=1.0, weight_decay=0.1)
@@ -165,7 +164,7 @@ def test_full_is_plain_fine_tuning_step_by_step(seed: int):
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.7)
-        optimiser.param_groups[0]["lr"] = learning_rate(step, peak=1e-2, warmup=2, total=6)
+        optimiser.param_groups[0]["lr"] = settings.rate(step, 6)
         optimiser.step()
         assert found.curve[step]["loss"] == pytest.approx(loss.item(), rel=1e-6)
         assert found.curve[step]["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
@@ -180,7 +179,7 @@ def test_full_is_plain_fine_tuning_step_by_step(seed: int):
 def test_parameterisations_start_at_the_base(seed: int):
     model = tower(seed)
     for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", LowRank)):
-        made = parameterise(recipe(select=select, decay_towards=decay, rank=2), model, LAYERS, seed)
+        made = recipe(select=select, decay_towards=decay, rank=2).parameterise(Given(model, {}, seed=seed))
         assert type(made) is kind
         assert all(torch.equal(weight, model.parameters[name]) for name, weight in made.parameters().items())
         assert not any(delta.any() for delta in made.deltas().values())
@@ -192,7 +191,7 @@ def test_parameterisations_start_at_the_base(seed: int):
 def test_low_rank_deltas_are_scaled_products(seed: int, rank: int, alpha: float):
     model = tower(seed)
     settings = recipe(select="lora", rank=rank, lora_alpha=alpha, steps=5, lr=0.05)
-    vector = fit(model, LAYERS, {"t": view(seed)}, settings, seed=seed).vector
+    vector = settings.learn(Given(model, {"t": view(seed)}, seed=seed)).vector
     assert list(vector) == selected("linear_w", model.parameters, LAYERS)
     assert all(0 < torch.linalg.matrix_rank(delta, rtol=1e-9) <= rank for delta in vector.values())
     made = LowRank(model.parameters, list(vector), rank, alpha, seed)
@@ -229,7 +228,7 @@ def test_low_rank_deltas_are_those_that_peft_merges(seed: int):
 def test_what_weight_decay_pulls_to(seed: int, towards: str):
     """Without a gradient AdamW multiplies its leaves by 1 - rate * decay at every step."""
     model = tower(seed)
-    made = parameterise(recipe(select="mlp_w", decay_towards=towards), model, LAYERS, seed)
+    made = recipe(select="mlp_w", decay_towards=towards).parameterise(Given(model, {}, seed=seed))
     offset = {name: torch.randn_like(leaf) for name, leaf in made.leaves.items()}
     start = {}
     for name, leaf in made.leaves.items():
@@ -237,11 +236,15 @@ def test_what_weight_decay_pulls_to(seed: int, towards: str):
         start[name] = made.parameters()[name].detach().clone()
 
     class One:
-        def at(self, step: int) -> list:
-            return [view(0)]
+        per_epoch, size = 1, 1
 
-    settings = recipe(weight_decay=0.5, warmup=0)
-    loop.train(made.leaves, lambda batch: sum((0 * leaf).sum() for leaf in made.leaves.values()), One(), settings, 1)
+        def at(self, step: int, state) -> list:
+            return [self]
+
+    def nothing(batch: One, state) -> Tensor:
+        return sum((0 * leaf).sum() for leaf in made.leaves.values())
+
+    loop.train([loop.Group(made.leaves)], nothing, One(), Schedule(lr=1e-2, weight_decay=0.5, steps=1))
     for name, weight in made.parameters().items():
         target = 0 if towards == "zero" else model.parameters[name]
         close(weight.detach() - target, (start[name] - target) * (1 - 1e-2 * 0.5), 1e-12)
@@ -312,8 +315,9 @@ def test_the_gradient_at_tau_zero_is_the_networks_own(seed: int):
     for mode in ("standard", "tangent"):
         made = Deltas(model.parameters, list(model.parameters))
         deltas = made.deltas() if mode == "tangent" else None
-        logits = scores(model, made.parameters(), deltas, data.inputs, data.head)
-        found[mode] = torch.autograd.grad(F.cross_entropy(logits, data.labels), list(made.leaves.values()))
+        ask, _ = evaluator(model, {})
+        logits = ask.scores(data.inputs, data.head, made.parameters(), deltas)
+        found[mode] = torch.autograd.grad(F.cross_entropy(logits, data.targets), list(made.leaves.values()))
     for plain, tangent in zip(*found.values(), strict=True):
         close(tangent, plain, 1e-12)
 
@@ -325,7 +329,7 @@ def test_tangent_training_is_gradient_descent_on_the_linearisation(seed: int):
     names = selected(r"^blocks\.1\.attn\.(q|out)\.weight$", model.parameters, LAYERS)
     settings = recipe(select=r"^blocks\.1\.attn\.(q|out)\.weight$", forward_mode="tangent", decay_towards="base",
                       batch_size=6, steps=5, warmup=0, weight_decay=0.2)  # fmt: skip
-    found = fit(model, LAYERS, {"t": data}, settings, seed=seed).vector
+    found = settings.learn(Given(model, {"t": data}, seed=seed)).vector
     part = {name: model.parameters[name] for name in names}
     slope = jacrev(lambda parameters: model.features(parameters, data.inputs))(part)
     start = model.features(model.parameters, data.inputs)
@@ -333,11 +337,11 @@ def test_tangent_training_is_gradient_descent_on_the_linearisation(seed: int):
     optimiser = torch.optim.AdamW(leaves.values(), weight_decay=0.2)
     for step in range(5):
         features = start + sum(slope[name].flatten(2) @ leaf.flatten() for name, leaf in leaves.items())
-        loss = F.cross_entropy(F.normalize(features, dim=-1) @ data.head.T, data.labels)
+        loss = F.cross_entropy(F.normalize(features, dim=-1) @ data.head.T, data.targets)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
-        optimiser.param_groups[0]["lr"] = learning_rate(step, peak=1e-2, warmup=0, total=5)
+        optimiser.param_groups[0]["lr"] = settings.rate(step, 5)
         optimiser.step()
     for name in names:
         close(found[name], leaves[name].detach(), 1e-7)
@@ -358,27 +362,36 @@ class Bent(Composition):
         return self.tau.apply_to(self.base, alpha * alpha)
 
 
+def predictions(model: ClipModel, composition: Composition, views: dict[str, Memory], mode: str) -> dict:
+    """Predictions by coefficient and task."""
+    composition.forward = mode
+    ask, needs = evaluator(model, views)
+    found, excluded = ask.predictions(composition, needs, GRID)
+    assert not excluded
+    return {alpha: {need.task: classes for need, classes in at.items()} for alpha, at in found.items()}
+
+
 @SEEDS
 @pytest.mark.parametrize("bent", [False, True])
 def test_a_grid_is_each_coefficient_alone(seed: int, bent: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("taskvec.protocols.predict.BATCH", 4)
+    monkeypatch.setattr(walk, "IMAGES", 4)
     model, views = tower(seed), {"a": view(seed), "b": view(seed + 1, size=7, classes=5)}
     tau, calls = direction(model, seed, size=0.5), Counter()
-    original = linearise.jvp_features
+    original = walk.jvp_along
 
-    def counted(model, direction, inputs, head=None):
-        calls["images"] += len(inputs)
-        return original(model, direction, inputs, head)
+    def counted(function, model, direction):
+        value, derivative = original(function, model, direction)
+        calls["images"] += len(value)
+        return value, derivative
 
-    monkeypatch.setattr(linearise, "jvp_features", counted)
-    composition = (Bent if bent else Scaled)(model.parameters, tau)
-    found = predict(model, composition, views, GRID, tangent=True)
+    monkeypatch.setattr(walk, "jvp_along", counted)
+    found = predictions(model, (Bent if bent else Scaled)(model.parameters, tau), views, "tangent")
     assert calls["images"] == 17 * (len(GRID) if bent else 1), "one jvp per image, however long the grid"
     changed = 0
     for alpha in GRID:
         for task, data in views.items():
             scale = alpha * alpha if bent else alpha
-            features = sum(original(model, scale * tau, data.inputs))
+            features = sum(jvp_features(model, scale * tau, data.inputs))
             expected = (F.normalize(features, dim=-1) @ data.head.T).argmax(1)
             assert torch.equal(found[alpha][task], expected)
             changed += (expected != found[0.0][task]).sum().item()
@@ -393,12 +406,12 @@ def test_post_hoc_of_a_model_linear_in_what_moved_is_the_model(seed: int):
     model.features = lambda parameters, inputs, head=None: raw(parameters, inputs)
     tau = direction(model, seed, size=0.5, names=["projection.weight"])
     composition = Scaled(model.parameters, tau)
-    tangent, standard = (predict(model, composition, {"t": data}, GRID, tangent=mode) for mode in (True, False))
+    tangent, standard = (predictions(model, composition, {"t": data}, mode) for mode in ("tangent", "standard"))
     assert all(torch.equal(tangent[alpha]["t"], standard[alpha]["t"]) for alpha in GRID)
     close(
         sum(jvp_features(model, tau, data.inputs)), model.features(tau.apply_to(model.parameters), data.inputs), 1e-12
     )
-    scaled = predict(model, Scaled(model.parameters, 0.5 * tau), {"t": data}, [1.0], tangent=True)
+    scaled = predictions(model, Scaled(model.parameters, 0.5 * tau), {"t": data}, "tangent")
     assert torch.equal(scaled[1.0]["t"], tangent[0.5]["t"]), "(alpha, tau) is (1, alpha tau)"
 
 
@@ -408,8 +421,11 @@ def test_post_hoc_of_a_model_linear_in_what_moved_is_the_model(seed: int):
 @pytest.fixture
 def run(tiny: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch):
     """Run overrides on the tiny world and return the result."""
+    from taskvec.runner import compose, configs
+    from taskvec.runner.execute import execute
+
     monkeypatch.setitem(os.environ, "TASKVEC_INCLUDE", str(tiny))
-    compose.register_all()
+    configs.register_all()
 
     def go(*overrides: str, place: Path = outputs):
         words = [*FAST, f"outputs={place}", "protocol.grid=[0,0.5,1]", *overrides]

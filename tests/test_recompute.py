@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import world_text
+from memory import Given, Memory
 from pydantic import ValidationError
 from torch import nn
 from torch.func import functional_call, jvp
@@ -16,11 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from taskvec import registry
-from taskvec.data.views import TaskView
+from taskvec.finetune.full import Full
 from taskvec.models.clip.config import VisionConfig
 from taskvec.models.clip.vit import VisionTransformer
-from taskvec.training.fit import fit
-from taskvec.training.recipe import Recipe
 from taskvec.training.recompute import offload, recomputed
 
 FAMILIES = [*world_text.MODELS, "clip"]
@@ -36,7 +35,9 @@ def language_model(folder: Path, name: str):
     registry.load_builtin()
     kind = registry.lookup("backbone", world_text.MODELS[name][0]).schema
     backbone = kind(model=f"{folder}/models/{name}", tokenizer="pkg://mini_lm_tokenizer")
-    return backbone, backbone.load("cpu")
+    model = backbone.load("cpu")
+    model.backbone = backbone
+    return backbone, model
 
 
 def problem(folder: Path, name: str, layers: int = 3) -> tuple[nn.Module, Callable, dict]:
@@ -155,12 +156,12 @@ def test_peak_memory_falls(folder):
 
 
 def test_fine_tuning_gives_the_same_vector_and_fingerprint(folder):
-    backbone, model = language_model(folder, "tiny_llama")
+    model = language_model(folder, "tiny_llama")[1]
     inputs = torch.randint(3, 500, (12, 10), generator=torch.Generator().manual_seed(1)).int()
-    view = TaskView(inputs, torch.arange(12) % 2, torch.tensor([7, 9]))
-    settings = {"kind": "full", "steps": 4, "warmup": 1, "batch_size": 6, "accumulation": 2, "lr": 1e-3}
-    recipes = [Recipe(**settings, gradient_checkpointing=on) for on in (False, True)]
-    plain, found = (fit(model, backbone.linear_layers(), {"t": view}, recipe, seed=0) for recipe in recipes)
+    view = Memory(inputs, torch.arange(12) % 2, torch.tensor([7, 9]))
+    settings = {"steps": 4, "warmup": 1, "batch_size": 6, "accumulation": 2, "lr": 1e-3}
+    recipes = [Full(**settings, gradient_checkpointing=on) for on in (False, True)]
+    plain, found = (recipe.learn(Given(model, {"t": view})) for recipe in recipes)
     assert recipes[0].identity() == recipes[1].identity()
     assert plain.vector.norm() > 0
     for name, delta in plain.vector.items():
@@ -169,6 +170,6 @@ def test_fine_tuning_gives_the_same_vector_and_fingerprint(folder):
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValidationError, match="gradient_checkpointing cannot go through the forward-mode derivative"):
-        Recipe(kind="full", gradient_checkpointing=True, forward_mode="tangent")
+        Full(gradient_checkpointing=True, forward_mode="tangent")
     with pytest.raises(ValueError, match="no list of blocks"), recomputed(nn.Linear(2, 2)):
         pass

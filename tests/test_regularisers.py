@@ -8,21 +8,23 @@ from functools import partial
 
 import pytest
 import torch
+from memory import Given, Memory
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from test_curvature import EXACT, Text, Tower, gram, jacobian, joined, same, texts
+from test_curvature import EXACT, Text, Tower, curvature, gram, jacobian, joined, same, texts
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec.finetune.kfac import Kfac
+from taskvec.finetune.tau_jp import TauJp
 from taskvec.models.base import Model
 from taskvec.models.layers import LinearLayer
 from taskvec.statistics.blocks import Diagonal, Eigen, Full, Kronecker
-from taskvec.statistics.collect import curvature
-from taskvec.statistics.curvature import Curvature, exact_sum, merge
-from taskvec.statistics.settings import CurvatureSettings, PenaltySettings
-from taskvec.training.recipe import Reference
+from taskvec.statistics.curvature_value import Curvature, exact_sum, merge
+from taskvec.statistics.settings import CurvatureSettings
+from taskvec.training.batches import generator
 from taskvec.training.regularisers import drift, penalty, quadratic, regulariser
+from taskvec.training.schedule import PenaltySettings
 
 
 @pytest.fixture(scope="module")
@@ -210,18 +212,19 @@ def test_schedule():
 def test_regulariser_in_a_loop():
     delta, asked = torch.tensor([2.0], requires_grad=True), []
 
-    def value(step: int) -> Tensor:
+    def value(step: int, deltas: dict) -> Tensor:
         asked.append(step)
-        return quadratic(Full(torch.tensor([[3.0]])), delta)
+        return quadratic(Full(torch.tensor([[3.0]])), deltas["delta"])
 
     term = regulariser(value, PenaltySettings(weight=0.5, cadence=2))
     gradients = []
     for step in range(4):
-        term(step).backward()
+        term(step, {"delta": delta}).backward()
         gradients.append(delta.grad.item() if delta.grad is not None else 0)
         delta.grad = None
     assert gradients == [12, 0, 12, 0] and asked == [0, 2]
-    regulariser(lambda step: torch.zeros(()), PenaltySettings())(0).backward()  # nothing that is trained has a block
+    nothing = regulariser(lambda step, deltas: torch.zeros(()), PenaltySettings(weight=1.0))
+    nothing(0, {}).backward()  # nothing that is trained has a block
 
 
 def scalar(a: float, b: float, f: float, examples: int, faithful: bool = False) -> Curvature:
@@ -269,7 +272,7 @@ def test_merging_refuses_what_does_not_belong_together():
 
 @pytest.mark.parametrize("structure", ["kfac", "ekfac", "diag_ggn"])
 def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
-    settings = CurvatureSettings(structure=structure, examples=5)
+    settings = CurvatureSettings(structure=structure).statistic
     found = curvature(tower, [images], tower.layers, settings)
     packed, header = found.pack()
     save_file({name: tensor.contiguous() for name, tensor in packed.items()}, tmp_path / "c.safetensors")
@@ -280,7 +283,7 @@ def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
     assert (loaded.examples, loaded.untracked, loaded.biased) == (5, found.untracked, found.biased)
     moved = {name: torch.randn(weight.shape) for name, weight in tower.parameters.items()}
     assert penalty(loaded, moved) == penalty(found, moved)
-    for change in ({"seed": 1}, {"probes": 2}, {"precision": "float64"}, {"examples": 4}, {"faithful": True}):
+    for change in ({"seed": 1}, {"probes": 2}, {"precision": "float64"}, {"faithful": True}):
         with pytest.raises(ValueError, match=f"other settings .*{next(iter(change))}: "):
             Curvature.unpack(packed, header, settings.model_copy(update=change).record())
     if structure == "kfac":
@@ -290,13 +293,44 @@ def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
             merge([found, found])
 
 
-def test_budget():
-    settings = CurvatureSettings(examples=10, seed=3)
-    chosen = settings.choose(40)
-    assert len(chosen) == len(set(chosen.tolist())) == 10 and chosen.equal(chosen.sort().values)
-    assert chosen.equal(settings.choose(40)) and not chosen.equal(CurvatureSettings(examples=10).choose(40))
-    assert len(settings.choose(7)) == 7
-    assert len(CurvatureSettings(fraction=0.3).choose(40)) == 12
+def test_what_kfac_asks_for(tower, images):
+    recipe = Kfac(curvature={"examples": 10, "seed": 3, "structure": "diag_ggn"})
+    first, second = recipe.needs(Given(tower, {"own": None}, others={"a": None, "b": None}).scope)
+    assert (first.on.task, first.on.split, first.on.use, first.on.labels) == ("a", "train", "calibration", False)
+    assert (first.on.budget.count, first.on.budget.seed, first.side) == (10, 3, "target")
+    assert first.what == second.what and (first.what.structure, first.what.seed) == ("diag_ggn", 3)
+    half = Kfac(curvature={"fraction": 0.5}).needs(Given(tower, {}, others={"a": None}).scope)[0].on.budget
+    assert (half.count, half.fraction) == (None, 0.5)
+    alone = Given(tower, {"own": None})
+    assert not recipe.needs(alone.scope) and not recipe.penalties(alone) and not recipe.frozen(alone)
+    found = curvature(tower, [images], tower.layers, EXACT)
+    given = Given(tower, {}, others={"a": found})
+    assert set(recipe.frozen(given)) == {"positional_embedding", "patch_embed.weight"}
+    assert not Kfac(regularised_only=False).frozen(given)
+
+
+@pytest.mark.parametrize(("cadence", "count"), [(1, 3), (7, 7), (2, 4), (3, 2)])
+def test_every_other_task_has_its_turn_whatever_the_cadence(cadence: int, count: int, tower, images, monkeypatch):
+    views = {f"t{n}": Memory(images + n) for n in range(count)}
+    recipe = TauJp(examples=3, penalty={"weight": 2.0, "cadence": cadence})
+    asked = []
+
+    def seen(model, deltas, inputs, head):
+        asked.append(inputs)
+        return sum(delta.sum() for delta in deltas.values())
+
+    monkeypatch.setattr("taskvec.training.regularisers.drift", seen)
+    (term,) = recipe.penalties(Given(tower, {}, seed=5, others=views))
+    deltas = {"w": torch.ones(2, requires_grad=True)}
+    steps = range(2 * count * cadence)
+    for step in steps:
+        expected = 4.0 * cadence if step % cadence == 0 else 0.0
+        assert term(step, deltas).item() == expected
+    wanted = []
+    for turn, step in enumerate(steps[::cadence]):
+        rows = torch.randint(5, (3,), generator=generator(5, -1 - step))
+        wanted.append(views[f"t{turn % count}"].inputs[rows])
+    assert all(torch.equal(found, rows) for found, rows in zip(asked, wanted, strict=True))
 
 
 def test_cost_does_not_grow_with_the_number_of_tasks(tower, images):
@@ -311,11 +345,11 @@ def test_cost_does_not_grow_with_the_number_of_tasks(tower, images):
         return part
 
     for tasks in (2, 9):
-        others = {str(n): Reference(tower, curvature=partial(read, n)) for n in range(tasks)}
-        recipe = Kfac(curvature=EXACT.model_dump(), penalty={"weight": 3.0})
-        deltas = {name: torch.ones_like(w).requires_grad_() for name, w in tower.parameters.items()}
-        assert set(recipe.frozen(others)) == set(read(0).untracked)
-        (term,) = recipe.penalties(others, seed=0)
+        given = Given(tower, {}, others={str(n): partial(read, n) for n in range(tasks)})
+        recipe = Kfac(curvature=EXACT.record(), penalty={"weight": 3.0})
+        deltas = {name: torch.ones(w.shape).requires_grad_() for name, w in tower.parameters.items()}
+        assert set(recipe.frozen(given)) == set(read(0).untracked)
+        (term,) = recipe.penalties(given)
         with FlopCounterMode(display=False) as counter:
             term(0, deltas).backward()
         costs.append(counter.get_total_flops())

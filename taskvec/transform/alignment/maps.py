@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskvec.statistics.cross_value import CrossMoment, SpaceMoments
 from taskvec.transform.alignment.procrustes import Alignment, align, align_product
+from taskvec.transform.alignment.transport import Axes
 
 Weights: TypeAlias = Mapping[str, Tensor]
 
@@ -70,6 +71,15 @@ def _power(gram: Tensor, power: float, eps: float) -> Tensor:
     return scaled @ vectors.mT
 
 
+def pooled(parts: Sequence[SpaceMoments]) -> SpaceMoments:
+    """Return the moments of the rows of several data sets together."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {name: sum(part.tensors[name] for part in parts) for name in parts[0].tensors}
+    rows = {space: sum(part.meta["rows"][space] for part in parts) for space in parts[0].meta["rows"]}
+    return SpaceMoments(tensors, {**parts[0].meta, "rows": rows})
+
+
 class SpaceMaps:
     """The maps between a source's spaces and a target's, each found once, when it is asked for.
 
@@ -80,15 +90,22 @@ class SpaceMaps:
         self.moments, self.source, self.target, self.how = moments, source, target, how
         self._found: dict[str, Alignment] = {}
 
-    def known(self, spaces: Iterable[str]) -> dict[str, str]:
-        """Return, for each space that has a map, the name under which :meth:`of` gives it."""
-        there = set(self.moments.spaces)
-        known = {}
-        for space in spaces:
-            serving = self.how.stand_in(space)
-            if serving in there:
-                known[space] = self.moments.aliases.get(serving, serving)
-        return known
+    def observed(self, space: str) -> bool:
+        """Return whether a space has a map of its own."""
+        return space in self.moments.spaces
+
+    def known(self, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+        """Return, for each axis of each parameter, the name under which :meth:`of` gives its map.
+
+        Parameters with an axis in a space that was not observed keep that name, which has no map.
+        """
+        return {name: tuple(self._serving(space) for space in spaces) for name, spaces in axes.items()}
+
+    def _serving(self, space: str | None) -> str | None:
+        if space is None:
+            return None
+        serving = self.how.stand_in(space)
+        return self.moments.aliases.get(serving, serving)
 
     def of(self, space: str) -> Alignment:
         """Return the map of a space."""

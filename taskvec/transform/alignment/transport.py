@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,23 +28,16 @@ class Itinerary:
 
 
 def itinerary(
-    source: Mapping[str, Shape],
-    target: Mapping[str, Shape],
-    axes: Mapping[str, Axes],
-    lengths: Mapping[str, Shape],
-    stem: Literal["zero", "carry"] = "zero",
+    source: Mapping[str, Shape], target: Mapping[str, Shape], axes: Mapping[str, Axes], lengths: Mapping[str, Shape]
 ) -> Itinerary:
     """Return what becomes of each parameter of the source.
 
-    ``source`` and ``target`` hold the shapes of all parameters, ``axes`` the space of each axis, ``lengths`` the shape
-    [a, b] of each space's map. By the paper's rule the input layers, whose outputs make up the space "residual", are
-    left at zero.
+    ``source`` and ``target`` hold the shapes of all parameters, ``axes`` the map of each axis of those that are to be
+    carried, ``lengths`` the shape [a, b] of each map.
     """
     carried, left = {}, {}
     for name, shape in source.items():
-        reason = _obstacle(name, shape, target.get(name), axes.get(name), lengths)
-        if reason is None and stem == "zero" and STEM in axes[name]:
-            reason = "an input layer"
+        reason = _obstacle(shape, target.get(name), axes.get(name), lengths)
         if reason is None:
             carried[name] = axes[name]
         else:
@@ -52,24 +45,21 @@ def itinerary(
     return Itinerary(carried, left)
 
 
-def _obstacle(
-    name: str, shape: Shape, wanted: Shape | None, axes: Axes | None, lengths: Mapping[str, Shape]
-) -> str | None:
+def _obstacle(shape: Shape, wanted: Shape | None, axes: Axes | None, lengths: Mapping[str, Shape]) -> str | None:
     """Return why a parameter cannot be carried, None if it can."""
     if wanted is None:
         return "the target has no such parameter"
     if axes is None:
-        return "the source does not say which spaces its axes lie in"
+        return "it is not to be carried"
     if len(wanted) != len(shape):
-        return f"the target's has {len(wanted)} axes in place of {len(shape)}"
-    for axis, space in enumerate(axes):
-        here, there = shape[axis], wanted[axis]
+        return f"it has {len(shape)} axes, and {len(wanted)} in the target"
+    for here, there, space in zip(shape, wanted, axes, strict=True):
         if space is None and here != there:
-            return f"axis {axis} has {here} entries and {there} in the target, and no activations to align them by"
+            return f"an axis that no activations belong to has {here} entries, and {there} in the target"
         if space is not None and space not in lengths:
-            return f"the space {space} was not observed in both models"
+            return f"{space} was not observed in both models"
         if space is not None and lengths[space] != (here, there):
-            return f"axis {axis} has {here} entries, {there} in the target, and the map of {space} {lengths[space]}"
+            return f"{space} has {here} channels, {there} in the target, and a map {list(lengths[space])}"
     return None
 
 

@@ -14,6 +14,7 @@ from test_curvature import EXACT, Text, Tower, same, texts
 from torch import Tensor
 from torch.func import functional_call
 
+from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.needs import Examples, Statistics, Tuned
 from taskvec.statistics.base import Accumulator, Statistic
@@ -159,9 +160,8 @@ def gradient_of(value: Tensor, weights, *, keep: bool = False) -> dict[str, Tens
 
 def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, labels: Tensor):
     weights = leaves(moved(tower))
-    each = [
-        gradient_of(losses(tower, weights, images[i : i + 1], head, labels[i : i + 1]).sum(), weights) for i in range(7)
-    ]
+    parts = losses(tower, weights, images, head, labels)
+    each = [gradient_of(part, weights, keep=True) for part in parts]
     settings = {"parameters": moved(tower), "head": head, "labels": labels}
     for votes, batches in ((False, [images]), (False, images.split(2)), (True, images.split(4))):
         (found,) = collect(tower, batches, [Gradient(votes=votes)], **settings)
@@ -169,7 +169,7 @@ def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, l
         for name, mean in found.mean.items():
             stacked = torch.stack([one[name] for one in each])
             torch.testing.assert_close(mean, stacked.mean(0), **CLOSE)
-            if votes:
+            if votes and "attn.k.bias" not in name:  # softmax does not see it: its gradient is rounding
                 assert torch.equal(found.votes[name], stacked.sign().sum(0).int())
     assert all(weight.grad is None for weight in tower.module.parameters())
 
@@ -356,37 +356,25 @@ def test_a_statistic_of_ones_own():
     torch.testing.assert_close(found["first"], inputs[inputs[..., 3] > 0][:, :3].max().float())
 
 
-@dataclass
-class Rows:
-    """A view of examples in memory."""
-
-    inputs: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, rows) -> Tensor:
-        return self.inputs[rows]
-
-    def batches(self, size: int, order=None):
-        return (slice(start, start + size) for start in range(0, len(self), size))
+def view(inputs: Tensor) -> View:
+    return View.of({"inputs": inputs}, name="task/train")
 
 
 def test_batches():
     small, large = torch.zeros(70, 3, 32, 32, dtype=torch.uint8), torch.zeros(70, 3, 224, 224, dtype=torch.uint8)
     assert [batch_size(torch.zeros(1, length)) for length in (16, 128, 512, 10**6)] == [64, 64, 16, 1]
     assert (batch_size(small), batch_size(large)) == (64, 16)
-    assert [len(piece[0]) for piece in Batches(Rows(small))] == [64, 6]
-    pairs = Batches(Rows(small), Rows(large))
+    assert [len(piece[0]) for piece in Batches(view(small))] == [64, 6]
+    pairs = Batches(view(small), view(large))
     assert [tuple(len(side) for side in piece) for piece in pairs] == [(16, 16)] * 4 + [(6, 6)]
     told = []
     model = Text()
     collect(model, texts([2, 5, 3], 5).split(2), [MOMENTS], observe=lambda *step: told.append(step))
     assert told == [(1, 2, {}), (2, 2, {})]
     with pytest.raises(UserError, match="70 and 2"):
-        Batches(Rows(small), Rows(small[:2]))
+        Batches(view(small), view(small[:2]))
     with pytest.raises(UserError, match="no examples"):
-        Batches(Rows(small[:0]))
+        Batches(view(small[:0]))
 
 
 @dataclass
@@ -421,9 +409,7 @@ def test_spectrum(whitening: str, at, tower: Images, images: Tensor):
 
 def test_settings_of_a_curvature():
     settings = CurvatureSettings(structure="ekfac", probes=3, seed=5, examples=40)
-    assert settings.statistic.record() == {
-        k: v for k, v in settings.model_dump().items() if k not in ("examples", "fraction")
-    }
+    assert settings.statistic.record() == settings.model_dump(exclude={"examples", "fraction"})
     assert (settings.budget.count, settings.budget.fraction, settings.budget.seed) == (40, None, 5)
     share = CurvatureSettings(fraction=0.3).budget
     assert (share.count, share.fraction) == (None, 0.3)

@@ -49,9 +49,9 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     pieces = _pieces(batches)
     surveys = [survey(*side, inputs) for side, inputs in zip(sides, pieces[0], strict=True)]
     waiting = {number: statistic.accumulator(*surveys) for number, statistic in enumerate(statistics)}
-    values: dict[int, Any] = {}
+    values = {}
     while waiting:
-        finished: dict[int, Any] = {}
+        finished = {}
         for members in _together(waiting):
             gradient = any(statistics[number].gradient for number in members)
             run = Pass(surveys, list(members.values()), gradient=gradient)
@@ -120,7 +120,7 @@ def _pieces(batches: Sequence[Tensor] | Sequence[Piece]) -> Sequence[Piece]:
 
 def _together(waiting: Mapping[int, Accumulator]) -> list[dict[int, Accumulator]]:
     """Return the accumulators that share a pass: those that take the examples in groups of the same size."""
-    passes: dict[int | None, dict[int, Accumulator]] = {}
+    passes = {}
     for number, accumulator in waiting.items():
         passes.setdefault(accumulator.group, {})[number] = accumulator
     return list(passes.values())

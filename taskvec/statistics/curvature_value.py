@@ -46,7 +46,7 @@ class Curvature:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Curvature:
         """Return the curvature on a device and in a dtype (None: as it is); shared factors stay shared."""
-        moved: dict[int, Tensor] = {}
+        moved = {}
 
         def move(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved:
@@ -59,12 +59,12 @@ class Curvature:
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors by flat name, a shared factor once, and the JSON header that ``unpack`` needs."""
-        tensors: dict[str, Tensor] = {}
-        names: dict[int, str] = {}
-        blocks: dict[str, Any] = {}
+        tensors = {}
+        names = {}
+        blocks = {}
         for path, block in self.blocks():
             _, name = path.split("/", 1)
-            keys: dict[str, str] = {}
+            keys = {}
             for field, tensor in block.tensors().items():
                 keys[field] = names.setdefault(id(tensor), f"{name}/{field}")
                 tensors[keys[field]] = tensor
@@ -90,7 +90,7 @@ class Curvature:
         """
         if settings is not None:
             _same_settings([header["settings"], settings], "the stored curvature was made with other settings")
-        known: dict[str, Tensor] = {}
+        known = {}
         groups: dict[str, dict[str, Block]] = {"layers": {}, "vectors": {}}
         for path, block in header["blocks"].items():
             group, name = path.split("/", 1)
@@ -138,8 +138,8 @@ def merge(curvatures: Iterable[Curvature], counts: Sequence[float] | None = None
     Raises:
         ValueError: for no curvature, settings or blocks that differ between tasks, or EKFAC's, which share no basis.
     """
-    totals: dict[str, Tensor] = {}
-    header: dict[str, Any] = {}
+    totals = {}
+    header = {}
     mass, examples = 0.0, 0
     for index, part in enumerate(curvatures):
         tensors, own = part.pack()

@@ -47,7 +47,7 @@ class Spectrum(Statistic):
         weights = model.parameters
         if asked.at is not None:
             weights = given[asked.at].apply_to(weights)
-        spectra: dict[str, Tensor] = {}
+        spectra = {}
         for layer in moments:
             weight = weights.get(f"{layer}.weight")
             if weight is not None:

@@ -34,7 +34,7 @@ class Transfusion(BetweenAlike):
         for space, order in found.items():
             stays = order == torch.arange(len(order))
             moved[space] = 1 - float(stays.double().mean())
-        orders = {space: order.clone() for space, order in found.items()}  # no two files share a tensor
+        orders = {space: order.clone() for space, order in found.items()}  # a file holds no tensor twice
         return Fit(orders, report={"moved": moved})
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:

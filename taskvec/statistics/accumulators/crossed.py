@@ -2,133 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from taskvec.errors import UserError
 from taskvec.statistics.accumulators.gradients import loss
-from taskvec.statistics.cross_value import CrossMoment, SpaceMoments
+from taskvec.statistics.cross_value import CrossMoment, Grams, SpaceMoments
 from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.pairing import Align, paired
 from taskvec.statistics.passes.survey import Survey
-from taskvec.statistics.passes.taps import OnGradient, OnTokens, Place
+from taskvec.statistics.passes.taps import OnGradient, Place, Visitors
 from taskvec.statistics.passes.tokens import Tokens
 
-Pair = tuple[int | None, int | None]  # the numbers of a space's tensors in the two surveys
+Places: TypeAlias = tuple[Place, Place]  # of one space, in the source and in the target
+Pair: TypeAlias = tuple[int, int]  # the numbers of two tensors in the surveys
 
 
 @dataclass
-class Plan:
+class Layout:
     """What is done for each space that both models observe: it is summed, shares another's sums, or follows from its
     layer's input (see :class:`taskvec.statistics.cross_value.SpaceMoments`).
     """
 
-    places: dict[str, tuple[Place, Place]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
-    derived: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    derived: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def tapped(self) -> list[str]:
-        """The spaces that are looked at: those with sums, and derived ones for their squares."""
-        summed = [space for space, source in self.aliases.items() if space == source]
-        return [*summed, *self.derived]
 
+class Planner:
+    """Decides for each space, from what a look at both models showed.
 
-def plan(source: Survey, target: Survey, *, gradients: bool) -> Plan:
-    """Return what is done for each space; gradients are seen at outputs only and do not follow from others.
-
-    Raises:
-        UserError: if the models share no space.
+    Gradients are seen at outputs only, and do not follow from each other.
     """
-    found = Plan()
-    shared = [space for space in source.model.observed if space in target.model.observed]
-    for space in shared:
-        places = Place(*source.model.observed[space]), Place(*target.model.observed[space])
-        reason = _unseen(source, places[0], gradients) or _unseen(target, places[1], gradients)
-        if reason:
-            found.left_out[space] = reason
-        else:
-            found.places[space] = places
-    if not found.places:
-        raise UserError("the two models have no space in common; transport needs backbones of one family")
-    tensors = {space: _tensors(source, target, places) for space, places in found.places.items()}
-    first: dict[Pair, str] = {}
-    outputs: dict[str, Pair] = {}
-    for space, pair in tensors.items():
-        inputs = None if gradients else _inputs_of_linear(source, target, found.places[space])
-        if inputs is not None:
-            outputs[space] = inputs
-        else:
-            found.aliases[space] = first.setdefault(pair, space)
-    for space, pair in outputs.items():
-        if pair in first:
-            own, other = found.places[space]
-            found.derived[space] = (first[pair], own.module, other.module)
-        else:
-            found.aliases[space] = space
-    return found
 
+    def __init__(self, source: Survey, target: Survey, *, gradients: bool):
+        self.surveys = source, target
+        self.gradients = gradients
+        self.layout = Layout()
+        self.places = self._places()
+        self._sort()
 
-def _unseen(survey: Survey, place: Place, gradients: bool) -> str | None:
-    """Return why a place shows no rows that could be paired, None if it does."""
-    calls = survey.calls.get(place.module, [])
-    if len(calls) != 1:
-        return f"{place.module} is called {len(calls)} times per pass"
-    seen = getattr(calls[0], place.side)
-    if seen is None or seen.ndim > 3:
-        return f"the {place.side} of {place.module} has no one dimension of tokens"
-    if gradients and place.side == "input":
-        return f"{place.module}: gradients are taken at outputs"
-    return seen.misfit
+    def summed(self) -> list[str]:
+        """Return the spaces with sums of their own."""
+        return [space for space, source in self.layout.aliases.items() if space == source]
 
+    def _places(self) -> dict[str, Places]:
+        """Return where both models show each space.
 
-def _tensors(source: Survey, target: Survey, places: tuple[Place, Place]) -> Pair:
-    return source.tensor(places[0]), target.tensor(places[1])
+        Raises:
+            UserError: if the models share no space.
+        """
+        source, target = self.surveys
+        found = {}
+        for space, seen in source.model.observed.items():
+            if space not in target.model.observed:
+                continue
+            other = target.model.observed[space]
+            reason = self._refusal(source, *seen) or self._refusal(target, *other)
+            if reason is None:
+                found[space] = source.tokens_at(*seen), target.tokens_at(*other)
+            else:
+                self.layout.left_out[space] = reason
+        if not found:
+            raise UserError("the two models show no space in common; choose backbones of one family")
+        return found
 
+    def _refusal(self, survey: Survey, module: str, side: str) -> str | None:
+        """Return why a module shows no rows that could be paired, None if it does."""
+        place = survey.tokens_at(module, side)
+        if place is None:
+            return survey.refusal(module)
+        if survey.seen(place).ndim > 3:
+            return f"the {side} of {module} has no one dimension of tokens"
+        if self.gradients and side == "input":
+            return f"{module}: gradients are taken at outputs"
+        return None
 
-def _inputs_of_linear(source: Survey, target: Survey, places: tuple[Place, Place]) -> Pair | None:
-    """Return the tensors that a space's linear layers are given; None if it is no output of two such layers."""
-    for survey, place in zip((source, target), places, strict=True):
-        module = survey.model.module.get_submodule(place.module)
-        own = [f"{place.module}.{name}" for name, _ in module.named_parameters()]
-        known = all(name in survey.model.parameters for name in own)
-        if place.side == "input" or not isinstance(module, nn.Linear) or not known:
-            return None
-    inputs = [Place(place.module, "input") for place in places]
-    return _tensors(source, target, (inputs[0], inputs[1]))
+    def _sort(self) -> None:
+        """Enter each space as one that is summed, shares sums, or follows from the input of its layer."""
+        first = {}
+        outputs = {}
+        for space, places in self.places.items():
+            if self._are_linear_outputs(places):
+                outputs[space] = places
+            else:
+                pair = self._tensors(places)
+                self.layout.aliases[space] = first.setdefault(pair, space)
+        for space, (own, other) in outputs.items():
+            pair = self._tensors((own, other))
+            inputs = self._tensors((own._replace(side="input"), other._replace(side="input")))
+            if inputs in first and pair not in first:
+                self.layout.derived[space] = [first[inputs], own.module, other.module]
+            else:
+                self.layout.aliases[space] = first.setdefault(pair, space)
+
+    def _are_linear_outputs(self, places: Places) -> bool:
+        """Return whether a space's activations are linear layers' outputs whose weights the vectors know."""
+        if self.gradients:
+            return False
+        for survey, place in zip(self.surveys, places, strict=True):
+            module = survey.model.module.get_submodule(place.module)
+            names = {f"{place.module}.{name}" for name, _ in module.named_parameters()}
+            known = names <= survey.model.parameters.keys()
+            if place.side == "input" or not isinstance(module, nn.Linear) or not known:
+                return False
+        return True
+
+    def _tensors(self, places: Places) -> Pair:
+        source, target = self.surveys
+        return source.seen(places[0]).number, target.seen(places[1]).number
 
 
 class _Sums:
     """One space's sums in float64."""
 
-    def __init__(self, own: Tensor, other: Tensor, grams: bool):
+    def __init__(self, own: Tensor, other: Tensor, *, grams: bool):
         a, b = own.shape[1], other.shape[1]
         zeros = partial(own.new_zeros, dtype=torch.float64)
         self.cross = zeros((a, b))
-        self.source, self.target = zeros(a), zeros(b)
+        self.source = zeros(a)
+        self.target = zeros(b)
         self.squares = zeros(2)
-        self.grams = (zeros((a, a)), zeros((b, b))) if grams else None
+        self.grams = Grams(zeros((a, a)), zeros((b, b))) if grams else None
         self.rows = 0
 
-    def add(self, own: Tensor, other: Tensor, squares: Tensor) -> None:
+    def add(self, own: Tensor, other: Tensor) -> None:
         """Add paired rows [n, a] and [n, b]."""
         self.cross += own.T @ other
         self.source += own.sum(0, dtype=torch.float64)
         self.target += other.sum(0, dtype=torch.float64)
-        self.squares += squares
+        for side, rows in enumerate((own, other)):
+            self.squares[side] += rows.to(torch.float64).square().sum()
+            if self.grams is not None:
+                self.grams[side].add_(rows.T @ rows)
         self.rows += len(own)
-        if self.grams:
-            self.grams[0].add_(own.T @ own)
-            self.grams[1].add_(other.T @ other)
 
     def moment(self) -> CrossMoment:
         """Return the sums."""
-        return CrossMoment(self.cross, self.source, self.target, self.squares, self.rows, self.grams)
+        return CrossMoment(
+            cross=self.cross,
+            source=self.source,
+            target=self.target,
+            squares=self.squares,
+            rows=self.rows,
+            grams=self.grams,
+        )
 
 
 class CrossSums(Accumulator):
@@ -147,20 +169,25 @@ class CrossSums(Accumulator):
         grams: bool,
         precision: str,
     ):
-        self.align, self.gradients, self.grams, self.precision = align, gradients, grams, precision
-        self.plan = plan(source, target, gradients=gradients)
-        self.sums: dict[str, _Sums] = {}
-        self.squares: dict[str, Tensor] = {}
-        self._held: dict[str, Tokens] = {}
+        self.precision = precision
+        self.align, self.gradients, self.grams = align, gradients, grams
+        self.planner = Planner(source, target, gradients=gradients)
+        self.sums = {}
+        self._held = {}
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
-        """Return a tap for each space that is looked at, and again for a second space at the same place."""
-        places = {space: self.plan.places[space][side] for space in self.plan.tapped}
-        return [{place: partial(self._visit, space, side)} for space, place in places.items()]
+    def visitors(self, side: int) -> list[Visitors]:
+        """Return a tap for each space with sums; in mappings of their own, as two may look at the same place."""
+        groups = []
+        for space in self.planner.summed():
+            place = self.planner.places[space][side]
+            groups.append({place: partial(self._visit, space, side)})
+        return groups
 
     def roots(self, forward: Forward) -> list[Root]:
         """Return the summed loss of the labels, where gradients are wanted."""
-        return [Root(loss(forward))] if self.gradients else []
+        if not self.gradients:
+            return []
+        return [Root(loss(forward))]
 
     def _visit(self, space: str, side: int, tokens: Tokens) -> OnGradient | None:
         if self.gradients:
@@ -173,21 +200,11 @@ class CrossSums(Accumulator):
             self._held[space] = tokens
             return
         own, other = paired(self._held.pop(space), tokens, self.align)
-        squares = torch.stack([_square(own), _square(other)])
-        if space in self.plan.derived:
-            self.squares[space] = self.squares[space] + squares if space in self.squares else squares
-            return
         if space not in self.sums:
-            self.sums[space] = _Sums(own, other, self.grams)
-        self.sums[space].add(own, other, squares)
+            self.sums[space] = _Sums(own, other, grams=self.grams)
+        self.sums[space].add(own, other)
 
     def finish(self, examples: int) -> SpaceMoments:
         """Return the moments by space."""
         moments = {space: sums.moment() for space, sums in self.sums.items()}
-        layout = {name: getattr(self.plan, name) for name in ("aliases", "derived", "left_out")}
-        return SpaceMoments.of(moments, self.squares, layout)
-
-
-def _square(rows: Tensor) -> Tensor:
-    """Return the sum of squares in float64."""
-    return rows.to(torch.float64).square().sum()
+        return SpaceMoments.of(moments, asdict(self.planner.layout))

@@ -19,8 +19,8 @@ class _Sums:
     """float64 sums by parameter name, handed back in the parameters' own dtype."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
+        self.totals = {}
+        self.dtypes = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add tensors by name."""
@@ -33,7 +33,7 @@ class _Sums:
 
     def mean(self, count: int) -> dict[str, Tensor]:
         """Return the sums divided by a count; the sums themselves are used up."""
-        means: dict[str, Tensor] = {}
+        means = {}
         for name in list(self.totals):
             total = self.totals.pop(name)
             means[name] = total.div_(count).to(self.dtypes[name])

@@ -13,7 +13,7 @@ from taskvec.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.statistics.passes.taps import OnTokens, Place
+    from taskvec.statistics.passes.taps import Visitors
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Accumulator(ABC):
     group: int | None = None
     weights: bool = False
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+    def visitors(self, side: int) -> Sequence[Visitors]:
         """Return what looks at the tokens of which place; several mappings where one place has several visitors."""
         return ()
 

@@ -24,7 +24,7 @@ class Member:
         self.accumulator = accumulator
         self.dtype = getattr(torch, accumulator.precision)
         self.copies = accumulator.copies()
-        self.taps: list[list[Taps]] = []
+        self.taps = []
         for side, survey in enumerate(surveys):
             module = survey.model.module
             groups = accumulator.visitors(side)
@@ -94,7 +94,7 @@ class Pass:
 
     def _copied(self, survey: Survey, parameters: Mapping[str, Tensor], examples: int) -> dict[str, Tensor]:
         """Return a copy for each example of the parameters whose gradients must stay apart."""
-        copied: dict[str, Tensor] = {}
+        copied = {}
         for member in self.members:
             for name in member.copies:
                 if name not in copied:
@@ -106,7 +106,7 @@ class Pass:
 
     def _backward(self, forward: Forward) -> None:
         """Run backwards from every root; the graph is freed with the last one."""
-        roots: list[tuple[Member, Root]] = []
+        roots = []
         for member in self.members:
             roots += [(member, root) for root in member.accumulator.roots(forward)]
         for number, (member, root) in enumerate(roots, start=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ class Place(NamedTuple):
     call: int | None = None
 
 
+Visitors: TypeAlias = Mapping[Place, OnTokens]
+
+
 class Taps:
     """A context in which each place's visitor sees the tokens there.
 
@@ -37,20 +40,20 @@ class Taps:
     def __init__(
         self,
         module: nn.Module,
-        visitors: Mapping[Place, OnTokens],
+        visitors: Visitors,
         dtype: torch.dtype,
         *,
         gradient: bool,
     ):
         self.module, self.dtype, self.gradient = module, dtype, gradient
         self.listening = False
-        self._visitors: dict[str, list[tuple[Place, OnTokens]]] = {}
+        self._visitors = {}
         for place, visitor in visitors.items():
             place = Place(*place)
             self._visitors.setdefault(place.module, []).append((place, visitor))
-        self._calls: dict[str, int] = {}
+        self._calls = {}
         self._examples, self._real = 0, None
-        self._handles: list[Any] = []
+        self._handles = []
 
     def __enter__(self) -> Taps:
         for name in self._visitors:

@@ -361,30 +361,37 @@ def test_language_models(name: str, tmp_path):
     assert twice == ({"query_proj", "key_proj"} if name == "deberta_v3" else set())
 
 
+class Plain(nn.Module):
+    """``Net`` on tokens without padding."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.net(values, torch.ones_like(values[..., 0]))
+
+
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-def test_against_curvlinops(sharing: str):
+@pytest.mark.parametrize(("pooled", "examples"), [(True, 4), (True, 6), (False, 4)])
+def test_against_curvlinops(sharing: str, reduction: str, pooled: bool, examples: int):
+    """Their c B (x) A with c = 2n under a summed squared error, 2/d under its mean over n examples and d channels."""
     curvlinops = pytest.importorskip("curvlinops")
-    model, inputs = Text(), texts([5] * 4, 5)[..., :3]
-
-    class Plain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = model.module
-
-        def forward(self, values: Tensor) -> Tensor:
-            return self.net(values, torch.ones_like(values[..., 0]))
-
-    net = Plain()
-    weights = [getattr(getattr(net.net, layer), kind) for layer, kind in (("first", "weight"), ("first", "bias"))]
-    weights += [net.net.second.weight, net.net.second.bias, net.net.head.weight]
+    model, inputs = Text(pooled=pooled), texts([5] * examples, 5)
+    net, values = Plain(model.module), inputs[..., :3]
+    channels = net(values).shape[1]
+    layers = [layer.name for layer in model.layers]
+    weights = [weight for name in layers for weight in net.net.get_submodule(name).parameters()]
     for weight in weights:
         weight.requires_grad_()
+    zeros = torch.zeros(2, channels, dtype=torch.float64)
     operator = curvlinops.KFACLinearOperator(
         net,
-        nn.MSELoss(reduction="sum"),
+        nn.MSELoss(reduction=reduction),
         weights,
-        [(inputs[:2], torch.zeros(2, 2).double()), (inputs[2:], torch.zeros(2, 2).double())],
+        [(batch, zeros) for batch in values.split(2)],
         fisher_type="type-2",
         kfac_approx=sharing,
         separate_weight_and_bias=False,
@@ -393,12 +400,24 @@ def test_against_curvlinops(sharing: str):
     operator.compute_kronecker_factors()
     for weight in weights:
         weight.requires_grad_(False)
-    settings = EXACT.model_copy(update={"sharing": sharing})
-    full = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
-    found = curvature(model, full.split(2), model.layers, settings)
-    for layer in model.layers:
-        factors = (operator._gradient_covariances, operator._input_covariances)
-        theirs = torch.kron(*(factor[f"net.{layer.name}"] for factor in factors))
-        block = found.layers[layer.name]
-        # their loss has the Hessian 2 I and is summed over the 4 examples
-        torch.testing.assert_close(8 * torch.kron(block.gradients, block.inputs), theirs)
+    found = curvature(model, inputs.split(2), model.layers, EXACT.model_copy(update={"sharing": sharing}))
+    constant = 2 * examples if reduction == "sum" else 2 / channels
+    for layer in layers:
+        factors = operator._gradient_covariances, operator._input_covariances
+        theirs = torch.kron(*(factor[f"net.{layer}"] for factor in factors))
+        block = found.layers[layer]
+        torch.testing.assert_close(constant * torch.kron(block.gradients, block.inputs), theirs)
+
+
+def test_reduce_gives_key_projections_no_curvature(tower: Tower, images: Tensor):
+    """Softmax does not see the same shift of all keys, so their gradients sum to zero over the tokens."""
+    reduced = curvature(tower, [images], tower.layers, EXACT.model_copy(update={"sharing": "reduce"}))
+    expanded = curvature(tower, [images], tower.layers, EXACT)
+    for name, block in reduced.layers.items():
+        largest = block.gradients.abs().max() / expanded.layers[name].gradients.abs().max()
+        assert (largest < 1e-20) == name.endswith("attn.k")
+    moved = {name: torch.randn_like(weight) for name, weight in tower.parameters.items() if "attn.k" in name}
+    blocks = [(name, reduced.layers[name.removesuffix(".weight")]) for name in moved if name.endswith("weight")]
+    for name, block in blocks:
+        joined = torch.cat([moved[name], moved[name.replace("weight", "bias")].unsqueeze(1)], 1)
+        assert (joined * block.matmul(joined)).sum().abs() < 1e-20

@@ -25,7 +25,7 @@ from taskvec.models.clip.vit import VisionTransformer
 from taskvec.training import loop, walk
 from taskvec.training.batches import Batches
 from taskvec.training.linearise import along, jvp_features
-from taskvec.training.parameterisation import Deltas, LowRank, Weights
+from taskvec.training.parameterisation import Deltas, Factors, Weights
 from taskvec.training.schedule import Schedule
 from taskvec.training.selectors import selected
 from taskvec.vectors import TaskVector
@@ -178,7 +178,7 @@ def test_full_is_plain_fine_tuning_step_by_step(seed: int):
 @SEEDS
 def test_parameterisations_start_at_the_base(seed: int):
     model = tower(seed)
-    for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", LowRank)):
+    for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", Factors)):
         made = recipe(select=select, decay_towards=decay, rank=2).parameterise(Given(model, {}, seed=seed))
         assert type(made) is kind
         assert all(torch.equal(weight, model.parameters[name]) for name, weight in made.parameters().items())
@@ -194,7 +194,7 @@ def test_low_rank_deltas_are_scaled_products(seed: int, rank: int, alpha: float)
     vector = settings.learn(Given(model, {"t": view(seed)}, seed=seed)).vector
     assert list(vector) == selected("linear_w", model.parameters, LAYERS)
     assert all(0 < torch.linalg.matrix_rank(delta, rtol=1e-9) <= rank for delta in vector.values())
-    made = LowRank(model.parameters, list(vector), rank, alpha, seed)
+    made = Factors(model.parameters, list(vector), rank, alpha, seed)
     for name in vector:
         down, up = made.leaves[f"{name}/A"], made.leaves[f"{name}/B"]
         assert not up.any() and down.abs().max() <= 1 / math.sqrt(down.shape[1]) and down.any()
@@ -211,7 +211,7 @@ def test_low_rank_deltas_are_those_that_peft_merges(seed: int):
     base = {name: p.detach().clone() for name, p in plain.named_parameters()}
     wrapped = peft.get_peft_model(plain, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0", "2"]))
     names = ["0.weight", "2.weight"]
-    made = LowRank(base, names, rank=2, alpha=6.0, seed=seed)
+    made = Factors(base, names, rank=2, alpha=6.0, seed=seed)
     state = dict(wrapped.named_parameters())
     for name in names:
         layer = name.removesuffix(".weight")
@@ -465,10 +465,10 @@ LIGHT = "finetune.curvature.examples=16"
 def test_runs_end_to_end(run, words: tuple[str, ...]):
     result = run(TWO, *words)
     rows = {row.row: row for row in result.rows}
-    assert rows["individual"].accuracy != rows["zero_shot"].accuracy
+    assert rows["individual"].values("accuracy") != rows["zero_shot"].values("accuracy")
     assert ("negated" if "protocol=negation" in words else "merged") in rows
     seen = {stage.kind for stage in result.stages}
-    assert ("curvature" in seen) == ("method=kfac" in words)
+    assert ("statistic" in seen) == ("method=kfac" in words)
 
 
 @pytest.mark.parametrize("method", ["tangent", "linear_ft"])
@@ -477,10 +477,10 @@ def test_what_vectors_do_inside_is_measured_end_to_end(run, method: str):
     assert {row.row for row in result.rows} == {"xi_labels", "xi_features", "xi_matrix"}
     assert set(result.maps) == {"stripes+corners", "matrix"} and result.maps["stripes+corners"]["grid"] == [0, 0.5, 1]
     assert result.maps["stripes+corners"]["features"][0][0] == 0 < result.maps["stripes+corners"]["features"][2][2]
-    measures = "protocol.measures=[drift,kernel_regime,orthogonality]"
-    result = run(TWO, f"method={method}", "protocol=analysis", measures)
+    questions = "protocol.questions=[drift,kernel_regime,orthogonality]"
+    result = run(TWO, f"method={method}", "protocol=analysis", questions)
     assert set(result.maps) == {"drift", "kernel_regime", "orthogonality"}
-    rows = {row.row: row.accuracy for row in result.rows}
+    rows = {row.row: row.values("accuracy") for row in result.rows}
     mode = "post_hoc" if method == "tangent" else "non_linear"
     assert rows[mode] == rows["individual"], "the individual models are evaluated in their own forward mode"
     assert min(rows["relative_feature_error"].values()) > 0
@@ -493,15 +493,15 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
     shutil.copytree(outputs, other)
     words = (TWO, "method=kfac", LIGHT, "finetune.checkpoint_every=0", "finetune.penalty.weight=5")
     expected = run(*words, place=other)
-    original, calls = loop.learning_rate, []
+    original, calls = Schedule.rate, []
 
-    def interrupting(step: int, **settings) -> float:
+    def interrupting(self, step: int, total: int) -> float:
         calls.append(step)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(step, **settings)
+        return original(self, step, total)
 
-    monkeypatch.setattr(loop, "learning_rate", interrupting)
+    monkeypatch.setattr(Schedule, "rate", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(*words)
     assert list((outputs / "store").rglob("training.safetensors"))
@@ -519,7 +519,7 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
         (["method=tangent", "protocol.post_hoc=true"], "protocol.post_hoc: finetune=tangent is linear already"),
         (
             ["method=kfac", "merge=weights_only"],
-            "merge=weights_only takes standard vectors, finetune=kfac gives tangent",
+            "merge=weights_only takes standard vectors, and these are tangent",
         ),
         (["method=tangent", "protocol=perplexed"], "protocol=perplexed takes standard vectors"),
     ],

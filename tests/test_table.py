@@ -12,17 +12,24 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import UserError
-from taskvec.protocols.question import Row
-from taskvec.report.records import find_results, records, says
+from taskvec.graph import result as schema
+from taskvec.graph.encoding import decode
+from taskvec.graph.result import Result, flat_metrics, read_result
+from taskvec.protocols.rows import Criterion, Metric, Row, metric
+from taskvec.report.records import records, says
+from taskvec.report.runs import Run, find_results
 from taskvec.report.table import run_table, table
-from taskvec.runner import result as schema
-from taskvec.runner.result import Result, flat_metrics, read_result
+
+
+IMMATERIAL = ("outputs", "compute.device", "compute.offload", "tracker", "choices", "backbone.recipe",
+              "finetune.gradient_checkpointing")  # fmt: skip
 
 
 def made(seed: int = 0, accuracy: float = 0.5, method: str = "task_arithmetic", rows: tuple = (), **config) -> Result:
     """A result whose config has the shape of a run's; ``config`` holds dotted keys."""
     node = {
-        "method": method, "experiment": None, "seed": seed, "device": "cpu", "precision": "fp32", "outputs": "outputs",
+        "method": method, "experiment": None, "seed": seed, "outputs": "outputs",
+        "compute": {"device": "cpu", "precision": "fp32", "offload": False},
         "backbone": {"kind": "clip"}, "suite": {"kind": "images"}, "finetune": {"kind": "full", "lr": 1e-4},
         "transform": {}, "merge": {"kind": method}, "protocol": {"kind": "addition"}, "tracker": {"kind": "none"},
         "choices": {"backbone": "mini_clip_s", "suite": "mini8", "merge": method},
@@ -33,12 +40,12 @@ def made(seed: int = 0, accuracy: float = 0.5, method: str = "task_arithmetic", 
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-    row = Row(row="merged", alpha=0.3, accuracy={"mnist": accuracy, "emoji": accuracy / 2}, mean=0.75 * accuracy,
-              normalised={"mnist": accuracy, "emoji": accuracy}, normalised_mean=accuracy,
-              validation={"mnist": 0.25, "emoji": 0.75})  # fmt: skip
+    values = {"mnist": accuracy, "emoji": accuracy / 2}
+    metrics = {"accuracy": metric(values), "normalised": metric(dict.fromkeys(values, accuracy))}
+    metrics |= {"validation": metric({"mnist": 0.25, "emoji": 0.75})}
     return Result(
-        run_id=f"{method}-{seed}-{len(config)}", fingerprint="f", config=node, primary=accuracy, metrics={},
-        rows=rows or (row,), curves={}, data_seen={}, stages=(),
+        run_id=f"{method}-{seed}-{len(config)}", fingerprint="f", config=node, immaterial=IMMATERIAL,
+        rows=rows or (Row(row="merged", alpha=0.3, metrics=metrics),), criterion=Criterion(name="c", value=accuracy),
     )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ def test_rows_and_columns_are_any_keys():
     ]
 
 
-@pytest.mark.parametrize("key", ["finetune.lr", "merge.density", "finetune.crop.scale", "precision"])
+@pytest.mark.parametrize("key", ["finetune.lr", "merge.density", "finetune.crop.scale", "compute.precision"])
 def test_runs_that_differ_in_an_undeclared_key_are_not_averaged(key):
     first, second = [(0, 0.2), (1, 0.4)], [(0, 0.6), (1, 0.8)]
     runs = [made(s, v, **{key: "one"}) for s, v in first] + [made(s, v, **{key: "two"}) for s, v in second]
@@ -108,14 +115,16 @@ def test_lists_tell_runs_apart_and_can_be_asked_for():
 
 def test_what_cannot_change_a_result_does_not_tell_runs_apart():
     other = {"tracker.kind": "wandb", "tracker.entity": "me", "finetune.gradient_checkpointing": True}
-    one = made(0, 0.2, device="cuda:1", outputs="a", offload=True, **other, **{"backbone.recipe.lr": 1})
+    other |= {"compute.device": "cuda:1", "compute.offload": True, "backbone.recipe.lr": 1}
+    one = made(0, 0.2, outputs="a", **other)
     lines = cells(table([one, made(1, 0.4)], ["method"], ["metric"], ["normalised"], "md"))
     assert lines == [["method", "normalised"], ["task_arithmetic", "30.0 ± 14.1"]]
 
 
 def test_metrics_and_rows_of_a_run_are_never_averaged_with_each_other():
     rows = tuple(
-        Row(row=name, accuracy={"t": a}, mean=a, normalised_mean=n) for name, a, n in (("x", 0.1, 0.2), ("y", 0.5, 1))
+        Row(row=name, metrics={"accuracy": metric({"t": a}), "normalised": Metric(mean=n)})
+        for name, a, n in (("x", 0.1, 0.2), ("y", 0.5, 1))
     )
     text = table([made(rows=rows)], ["method"], ["backbone"], ["accuracy", "normalised"], "csv")
     numbers = {float(n) for line in list(csv.reader(io.StringIO(text)))[1:] for n in line if re.fullmatch(r"[\d.]+", n)}
@@ -132,8 +141,8 @@ def test_a_condition_reads_numbers_as_numbers(text: str, value: object, expected
 
 
 def test_where_keeps_some_records():
-    runs = [made(0, 0.2), made(1, 0.4), made(2, 0.9, precision="bf16")]
-    lines = cells(table(runs, ["method"], ["metric"], ["normalised"], "md", {"precision": "fp32"}))
+    runs = [made(0, 0.2), made(1, 0.4), made(2, 0.9, **{"compute.precision": "bf16"})]
+    lines = cells(table(runs, ["method"], ["metric"], ["normalised"], "md", {"compute.precision": "fp32"}))
     assert lines[1] == ["task_arithmetic", "30.0 ± 14.1"]
 
 
@@ -144,7 +153,7 @@ def test_csv_has_full_precision():
     value = 0.123456789012345
     for runs in ([made(0, value)], [made(0, value), made(1, value + 1e-13)]):
         lines = list(csv.reader(io.StringIO(table(runs, ["method"], ["metric"], ["normalised"], "csv"))))
-        expected = statistics.fmean(100 * run.rows[0].normalised_mean for run in runs)
+        expected = statistics.fmean(100 * run.rows[0].mean("normalised") for run in runs)
         assert lines[0][:2] == ["method", "normalised"]
         assert float(lines[1][1]) == expected
 
@@ -200,9 +209,10 @@ def test_an_unknown_key_or_metric_is_named_with_the_nearest(arguments, message):
 
 def test_the_table_of_one_run_has_a_column_per_task():
     rows = (
-        Row(row="zero_shot", alpha=0.0, accuracy={"a": 0.25, "b": 0.5}, mean=0.375, normalised_mean=0.5, control=0.61),
-        Row(row="negated", accuracy={"a": 0.125}, mean=0.125, control=0.6),
-    )
+        Row(row="zero_shot", alpha=0.0, metrics={"accuracy": metric({"a": 0.25, "b": 0.5}),
+                                                 "normalised": Metric(mean=0.5), "control": Metric(mean=0.61)}),
+        Row(row="negated", metrics={"accuracy": metric({"a": 0.125}), "control": Metric(mean=0.6)}),
+    )  # fmt: skip
     assert cells(run_table(made(rows=rows))) == [
         ["", "alpha", "a", "b", "mean", "normalised", "control"],
         ["zero_shot", "0", "25.0", "50.0", "37.5", "50.0", "61.0"],
@@ -221,9 +231,9 @@ def write(path: Path, data) -> Path:
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 1e-17, 0.0])
 def test_a_result_survives_its_file_exactly(tmp_path, value):
     original = made(3, value).model_copy(update={"curves": {"merged": [{"alpha": 0.05, "mean": value}]}})
-    loaded = read_result(write(tmp_path / "result.json", original.model_dump_json()))
+    loaded = read_result(write(tmp_path / "result.json", original.to_json()))
     assert loaded == original and loaded.same_as(original)
-    assert loaded.rows[0].accuracy["mnist"] == value
+    assert loaded.rows[0].values("accuracy")["mnist"] == value
 
 
 def test_timing_and_environment_do_not_make_another_result():
@@ -251,15 +261,15 @@ def test_another_schema_version_is_refused(tmp_path, version):
 def test_earlier_versions_are_migrated_step_by_step(tmp_path, monkeypatch):
     first = schema.SCHEMA_VERSION
     monkeypatch.setattr(schema, "SCHEMA_VERSION", first + 2)
-    monkeypatch.setitem(
-        schema.MIGRATIONS, first, lambda d: d | {"schema_version": first + 1, "primary": d["primary"] + 1}
-    )
-    monkeypatch.setitem(
-        schema.MIGRATIONS, first + 1, lambda d: d | {"schema_version": first + 2, "primary": d["primary"] * 2}
-    )
+    for version, letter in ((first, "a"), (first + 1, "b")):
+
+        def longer(data, version=version, letter=letter):
+            return data | {"schema_version": version + 1, "run_id": data["run_id"] + letter}
+
+        monkeypatch.setitem(schema.MIGRATIONS, version, longer)
     data = made(accuracy=0.5).model_dump(mode="json") | {"schema_version": first}
     loaded = read_result(write(tmp_path / "result.json", data))
-    assert (loaded.schema_version, loaded.primary) == (first + 2, 3.0)
+    assert (loaded.schema_version, loaded.migrated_from) == (first + 2, first) and loaded.run_id.endswith("ab")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"schema_version": 1}', '"text"'])
@@ -270,8 +280,8 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path, text):
 
 
 def test_results_are_found_by_file_and_by_run_folder(tmp_path):
-    path = write(tmp_path / "result.json", made().model_dump_json())
-    assert find_results([path]) == find_results([tmp_path]) == [made()]
+    path = write(tmp_path / "result.json", made().to_json())
+    assert find_results([path]) == find_results([tmp_path]) == [Run(made(), folder=tmp_path)]
     with pytest.raises(UserError, match="nowhere: no such run"):
         find_results([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
@@ -280,9 +290,10 @@ def test_results_are_found_by_file_and_by_run_folder(tmp_path):
 
 
 def test_records_are_flat():
-    (record,) = records(made(accuracy=0.5))
+    (record,) = records([made(accuracy=0.5)])
     assert record["finetune.lr"] == 1e-4 and record["backbone"] == "mini_clip_s" and record["row"] == "merged"
-    assert record["values"] == {
+    names = {name for name in record if name.split("/")[0] in ("accuracy", "normalised", "alpha", "validation")}
+    assert {name: record[name] for name in names} == {
         "accuracy": 0.375, "normalised": 0.5, "alpha": 0.3, "validation": 0.5, "accuracy/mnist": 0.5,
         "accuracy/emoji": 0.25, "normalised/mnist": 0.5, "normalised/emoji": 0.5, "validation/mnist": 0.25,
         "validation/emoji": 0.75,

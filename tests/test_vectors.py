@@ -338,6 +338,8 @@ def test_a_random_vector_has_the_norm_of_every_tensor(draw, seed):
         assert drawn[name].shape == tau[name].shape and drawn[name].dtype == tau[name].dtype
         assert drawn[name].norm().item() == pytest.approx(tau[name].norm().item(), rel=1e-5)
     same(drawn, random_like(tau, torch.Generator().manual_seed(seed)))
+    turned = TaskVector({name: tau[name] for name in reversed(list(tau))})
+    same({name: random_like(turned, torch.Generator().manual_seed(seed))[name] for name in tau}, drawn)
     other = random_like(tau, torch.Generator().manual_seed(seed + 1))
     assert not torch.equal(drawn["a.proj"], other["a.proj"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from taskvec.finetune.recipe import Penalised, Penalty
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.statistics.curvature_value import Curvature
+    from taskvec.vectors import Tensors
 
 
 @register("finetune", "kfac", paper="Porrello et al., ICLR 2026, arXiv 2602.17385")
@@ -52,7 +53,7 @@ class Kfac(Penalised):
         curvature = exact_sum(list(found)) if apart else merge(found)
         settings = self.penalty
 
-        def drift(step: int, deltas: Mapping[str, Tensor]) -> Tensor:
+        def drift(step: int, deltas: Tensors) -> Tensor:
             return penalty(
                 curvature, deltas, full_scale=settings.full_scale, projection_scale=settings.projection_scale
             )

@@ -142,14 +142,14 @@ class Recipe(Finetune, Schedule):
         Raises:
             ValueError: if the recipe selects no parameter.
         """
-        from taskvec.training.parameterisation import Deltas, LowRank, Weights
+        from taskvec.training.parameterisation import Deltas, Factors, Weights
         from taskvec.training.selectors import selected
 
         base, frozen = given.model.parameters, self.frozen(given)
         free = [name for name in base if name not in frozen]
         names = selected(self.select, free, given.model.layers)
         if self.select == "lora":
-            return LowRank(base, names, self.rank, self.lora_alpha, given.seed, given.start)
+            return Factors(base, names, self.rank, self.lora_alpha, given.seed, given.start)
         kind = Deltas if self.decay_towards == "base" else Weights
         return kind(base, names, given.start)
 

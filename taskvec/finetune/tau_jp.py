@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -13,6 +13,8 @@ from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @register("finetune", "tau_jp", paper="Yoshida et al., ICLR 2025, openreview 1VwWi6zbxs")
@@ -37,7 +39,7 @@ class TauJp(Penalised):
         if not views:
             return ()
 
-        def measured(step: int, deltas: Mapping[str, Tensor]) -> Tensor:
+        def measured(step: int, deltas: Tensors) -> Tensor:
             view = views[self.penalty.turn(step) % len(views)]
             chosen = torch.randint(len(view), (self.examples,), generator=generator(given.seed, -1 - step))
             return drift(given.model, deltas, view.take(chosen), view.head)

@@ -14,7 +14,7 @@ from taskvec.errors import UserError
 
 LIMIT = 64 * 2**20  # bytes of a file
 DEPTH = 100  # levels of lists and objects
-VALUES = 2_000_000  # values of a document, each of which takes up to 100 bytes of memory
+VALUES = 1_000_000  # values of a document, each of which takes up to 200 bytes of memory
 INFINITE = "float"  # {"float": "inf"} and {"float": "-inf"}
 BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 

@@ -8,12 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import Field
-
 from taskvec.config import Config
 from taskvec.protocols.rows import Better, Criterion, Metric, Row, mean
-
-MANY = 10_000
 
 # What could not change a result of schema 1.
 IMMATERIAL_1 = (
@@ -87,11 +83,11 @@ class Result1(Config):
     config: dict[str, Any]
     primary: float
     metrics: dict[str, float]
-    rows: tuple[Row1, ...] = Field(max_length=MANY)
+    rows: tuple[Row1, ...]
     curves: dict[str, list[dict[str, Any]]]
     maps: dict[str, dict[str, Any]] = {}
     data_seen: dict[str, list[str]]
-    stages: tuple[Stage1, ...] = Field(max_length=MANY)
+    stages: tuple[Stage1, ...]
     timing: dict[str, Any] = {}
     environment: dict[str, Any] = {}
 

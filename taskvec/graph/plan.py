@@ -7,6 +7,7 @@ nodes, each built once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from taskvec.needs import (
     Vector,
     tasks_of,
 )
-from taskvec.protocols.base import Cell, Composed
+from taskvec.protocols.base import Cell, Composed, Learning
 from taskvec.registry import lookup
 
 T = TypeVar("T", bound=Node)
@@ -211,41 +212,42 @@ class Plan:
     def _merge(  # noqa: PLR0913, PLR0917 (what _composition found out)
         self, composed: Composed, merge: Any, side: Side, base: Base, mode: Any, nodes: tuple[VectorNode, ...]
     ) -> CompositionNode:
-        owner, learning = f"merge={merge.kind}", composed.learning if merge.learned else None
-        if merge.learned and learning is None:
-            raise UserError(f"{owner} is learned, and protocol={self.config.protocol.kind} gives it nothing to learn on")
+        owner = f"merge={merge.kind}"
+        learning = self._learning(composed, merge, owner) if merge.learned else None
         expressions = tuple(vector for _, vector in composed.vectors)
         tasks = tuple(dict.fromkeys(task for vector in expressions for task in tasks_of(vector)))
         vectors = {tasks_of(vector)[0]: vector for vector in expressions}
         examples = learning.examples if learning else ()
         scope = self.scope(tasks, side, learning=examples, vectors=vectors)
         needs: list[Need] = [*merge.needs(scope), *examples]
-        objective = self._objective(merge, learning, owner) if learning else None
         if learning:
             needs += [AnswerOf(cell) for _, cell in learning.needs]
         return CompositionNode(
             base, nodes, tuple(sign for sign, _ in composed.vectors), merge,
             composed.coefficients == "per_task", mode, self._needed(needs, owner, side),
-            objective, learning.select if learning else None,
+            learning.objective if learning else None, learning.select if learning else None,
             self.config.compute.precision if merge.stored else None,
             expressions, learning, scope,
         )  # fmt: skip
 
-    def _objective(self, merge: Any, learning: Any, owner: str) -> Any:
-        """Return the objective of a learned merge: its own, else the protocol's.
+    def _learning(self, composed: Composed, merge: Any, owner: str) -> Learning:
+        """Return what a learned merge learns on, by its own objective or else the protocol's, labels only if read.
 
         Raises:
-            UserError: if it wants labels that the protocol does not grant.
+            UserError: if there is nothing to learn on, or the objective wants labels that are not granted.
         """
-        name = merge.objective or learning.objective
-        objective = lookup("objective", name).schema()
-        if objective.labels and not all(examples.labels for examples in learning.examples):
-            protocol = self.config.protocol.kind
+        learning, protocol = composed.learning, self.config.protocol.kind
+        if learning is None:
+            raise UserError(f"{owner} is learned, and protocol={protocol} gives it nothing to learn on")
+        objective = merge.objective or lookup("objective", learning.objective).schema()
+        labelled = all(examples.labels for examples in learning.examples)
+        if objective.labels and not labelled:
             raise UserError(
-                f"{owner}: objective {name} learns from labels, and protocol={protocol} grants it examples without; "
-                "set merge.objective to one that needs none"
+                f"{owner}: objective {objective.kind} learns from labels, and protocol={protocol} grants it examples "
+                "without; set merge.objective to one that needs none"
             )
-        return objective
+        examples = tuple(replace(need, labels=objective.labels) for need in learning.examples)
+        return replace(learning, objective=objective, examples=examples)
 
     def answer(self, cell: Cell) -> AnswerNode:
         """A cell's answer."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from taskvec.config import Config
 from taskvec.errors import UserError
@@ -18,7 +18,7 @@ from taskvec.protocols.rows import Criterion, Row
 
 SCHEMA_VERSION = 2
 VOLATILE = {"timing", "environment", "immaterial", "migrated_from"}
-MANY = 10_000  # rows and stages that a file may list
+SAID = 1_000  # problems of a file that are looked at one by one
 MOVED = {"device": "compute.device", "precision": "compute.precision", "offload": "compute.offload"}  # since schema 2
 
 
@@ -44,13 +44,13 @@ class Result(Config):
     fingerprint: str
     config: dict[str, Any]
     immaterial: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = Field(max_length=MANY)
+    rows: tuple[Row, ...]
     curves: dict[str, list[dict[str, Any]]] = {}
     maps: dict[str, dict[str, Any]] = {}
     criterion: Criterion
     reports: dict[str, dict[str, Any]] = {}
     data_seen: dict[str, list[str]] = {}
-    stages: tuple[Stage, ...] = Field((), max_length=MANY)
+    stages: tuple[Stage, ...] = ()
     timing: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     migrated_from: int | None = None
@@ -65,7 +65,7 @@ class Result(Config):
 
     def to_json(self) -> str:
         """Return the text of ``result.json``."""
-        return encode(self.model_dump(mode="json")) + "\n"
+        return encode(self.model_dump()) + "\n"  # mode="json" would turn infinities into null
 
     def same_as(self, other: Result) -> bool:
         """Return whether two results agree in all but timing, environment and settings that cannot change them."""
@@ -171,6 +171,9 @@ def read_result(path: Path) -> Result:
 
 def first_problem(error: ValidationError) -> str:
     """Return the first of the problems that a schema has with some data, as "place: problem"."""
+    count = error.error_count()
+    if count > SAID:  # each takes a kilobyte when it is spelt out
+        return f"{count} values do not fit"
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")

@@ -41,9 +41,10 @@ Ability = Literal["zero_shot_heads", "label_words", "learned_heads", "perplexity
 class Backbone(Component):
     """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`.
 
-    ``gives`` says what the family can do.
+    ``gives`` says what the family can do. ``trust_remote_code`` is the consent to run Python that comes with the files.
     """
 
+    trust_remote_code: bool = False
     recipe: Recipe = immaterial(Recipe())
 
     modality: ClassVar[str] = "images"
@@ -53,6 +54,9 @@ class Backbone(Component):
     @abstractmethod
     def check(self) -> None:
         """Compare the weights' header with the architecture before anything is loaded; raises UserError."""
+
+    def check_inputs(self) -> None:
+        """Check that what reads the inputs fits the weights, before anything is loaded; raises UserError."""
 
     @abstractmethod
     def weight_bytes(self) -> int:

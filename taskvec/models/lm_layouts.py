@@ -117,6 +117,16 @@ class Layout:
             raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
         return value
 
+    def longest(self, config: Mapping[str, Any]) -> int | None:
+        """Return the length of the longest input; None where positions are relative without an end.
+
+        Raises:
+            ValueError: if the config does not say it.
+        """
+        if self.positions is None:
+            return None
+        return self.get(config, self.positions) - 2 * (self.package == "roberta")  # RoBERTa counts from 2
+
     def heads(self, config: Mapping[str, Any]) -> Heads:
         """Return the number of heads and groups and the width of a head.
 

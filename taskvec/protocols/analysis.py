@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from taskvec.protocols.base import Answer, Ask, Cell, Composed, Protocol, Question
-from taskvec.protocols.rows import Criterion, Report, metric
+from taskvec.protocols.rows import Criterion, Report
 from taskvec.protocols.rows import Row as Line
 from taskvec.protocols.summing import Rows, individual, only_classes
 from taskvec.registry import lookup, register
@@ -70,7 +70,8 @@ class Analysis(Protocol):
         maps: dict[str, Any] = {}
         for name, question in self.asked().items():
             maps[name] = answers[name].values
-            for part, values in question.summary(answers[name]).items():
-                rows.append(Line(row=part, metrics={"accuracy": metric(values)}, cells={"all": name}))
+            for part, quantity in question.summary(answers[name]).items():
+                measured = "accuracy" if quantity.unit == "fraction" and quantity.better == "higher" else part
+                rows.append(Line(row=part, metrics={measured: quantity}, cells={"all": name}))
         criterion = Criterion(name="individual/validation", value=rows[0].mean("validation"))
         return Report(rows=tuple(rows), maps=maps, criterion=criterion)

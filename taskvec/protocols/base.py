@@ -11,7 +11,7 @@ from pydantic import Field
 
 from taskvec.config import Component, Config, Seeded
 from taskvec.needs import AnswerOf, Examples, ForwardMode, Given, Grant, Needs, Scope, Signed, Vector
-from taskvec.protocols.rows import Report
+from taskvec.protocols.rows import Metric, Report
 
 if TYPE_CHECKING:
     from taskvec.data.tasks import Suite
@@ -22,13 +22,13 @@ SELECTION, REPORT = "val", "test"
 
 @dataclass(frozen=True)
 class Learning:
-    """What a learned merge learns on: the objective's registered name, the examples, and how the best step is chosen.
+    """What a learned merge learns on: the examples, the objective, and how the best step is chosen.
 
-    ``select`` names a rule of :mod:`taskvec.protocols.selection` that looks at validation scores after each epoch; None
+    A protocol names its objective; the plan puts the component in its place, or the merge's own. ``select`` names a rule of :mod:`taskvec.protocols.selection` that looks at validation scores after each epoch; None
     keeps the last step. ``needs`` are the cells that the rule compares with.
     """
 
-    objective: str
+    objective: Any
     examples: tuple[Examples, ...]
     select: str | None = None
     needs: tuple[tuple[str, Cell], ...] = ()
@@ -70,7 +70,7 @@ class Question(Component):
     """Something that can be asked of a composition or of vectors; one file, registered under "question".
 
     ``models`` are the kinds of composition that it can be asked of; ``of_vectors`` ones look at the vectors too.
-    ``summary`` turns an answer into quantities for an analysis: row name -> value by task.
+    ``summary`` turns an answer into the rows of an analysis: row name -> its quantity, with unit and direction.
     """
 
     models: ClassVar[frozenset[str]] = frozenset({"one", "per_task"})
@@ -86,7 +86,7 @@ class Question(Component):
     def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
         """Return the answer and tensors to keep beside it (outcomes per test example)."""
 
-    def summary(self, answer: Answer) -> dict[str, dict[str, float]]:
+    def summary(self, answer: Answer) -> dict[str, Metric]:
         """Return the rows of an analysis."""
         return {}
 

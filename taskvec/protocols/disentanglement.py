@@ -79,13 +79,13 @@ class Disentanglement(Protocol):
             others = max(1, len(suite.tasks) - 1)
             means = {task: sum(line) / others for task, line in zip(values["rows"], values["matrix"], strict=True)}
             rows.append(self._row("xi_matrix", means, "disentanglement_matrix"))
-        value = mean(row.mean("accuracy") for row in rows)
+        value = mean(row.mean("xi") for row in rows)
         criterion = Criterion(name="xi", value=value, better="lower", split="test")
         return Report(rows=tuple(rows), maps=maps, criterion=criterion)
 
     @staticmethod
     def _row(name: str, values: Mapping[str, float], cell: str) -> Row:
-        return Row(row=name, metrics={"accuracy": metric(values, better="lower")}, cells={"all": cell})
+        return Row(row=name, metrics={"xi": metric(values, better="lower")}, cells={"all": cell})
 
 
 def in_the_box(values: Mapping[str, Any], form: str) -> float:

@@ -27,7 +27,8 @@ def row_keys(records: Sequence[Record], rows: Sequence[str], columns: Sequence[s
     if any(record.get("state") != DONE for record in records):
         declare("state")
     # The same settings on other inputs: an earlier copy of a run, or the run of another machine.
-    if len({(record.get("run"), record.get("row")) for record in records}) < len(records):
+    results = {(record.get("run"), record.get("fingerprint")) for record in records}
+    if len({run for run, _ in results}) < len(results):
         declare("fingerprint")
     for key in undeclared(records, (*keys, *columns)):
         declare(key)

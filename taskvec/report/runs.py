@@ -117,6 +117,8 @@ def read_run(path: Path) -> list[Run]:
         UserError: if the result or the status beside it cannot be read, or is not as it was written.
     """
     folder = path.parent
+    if not _exists(path):
+        return []
     status = read_status(folder)
     if status is None:
         return [Run(read_result(path), folder=folder)]
@@ -159,9 +161,7 @@ def _results_in(place: Path) -> Iterator[Path]:
     elif _exists(place / RESULT):
         yield place / RESULT
     else:
-        for folder in _folders(place / "runs"):
-            if _exists(folder / RESULT):
-                yield folder / RESULT
+        yield from (folder / RESULT for folder in _folders(place / "runs"))
 
 
 def _folders(place: Path) -> list[Path]:

@@ -32,13 +32,17 @@ class Progress:
         self._close()
 
     def observe(self, node: Node, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Show one point of a training curve."""
-        self.tracker.curve(node.label, step, metrics)
+        """Show one point of a computation's progress, and of its curve if it has one."""
+        if metrics:
+            self.tracker.curve(node.label, step, metrics)
+        said = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
         if sys.stderr.isatty():
-            self._show(node.label, step, total, metrics["loss"])
-        elif (part := 4 * step // total) > self._lines.get(node.fingerprint, 0):
-            self._lines[node.fingerprint] = part
-            log.info("%s: step %d of %d, loss %.4f", node.label, step, total, metrics["loss"])
+            self._show(node.label, step, total, said)
+            return
+        quarter = 4 * step // total
+        if quarter > self._lines.get(node.fingerprint, 0):
+            self._lines[node.fingerprint] = quarter
+            log.info("%s: step %d of %d%s", node.label, step, total, f", {said}" if said else "")
 
     def done(self, node: Node, record: Mapping[str, Any], computed: bool) -> None:
         """Note that an artefact is there."""
@@ -49,7 +53,7 @@ class Progress:
             for point in record["meta"].get("curve", []):  # the curve of a vector that an earlier run trained
                 self.tracker.curve(node.label, point["step"], point)
 
-    def _show(self, label: str, step: int, total: int, loss: float) -> None:
+    def _show(self, label: str, step: int, total: int, said: str) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -57,12 +61,12 @@ class Progress:
 
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("loss {task.fields[loss]:.3f}"),
+                TextColumn("{task.fields[said]}"),
             )  # fmt: skip
             self._bar = Bars(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(label, total=total, loss=loss)
+            self._task = self._bar.add_task(label, total=total, said=said)
             self._bar.start()
-        self._bar.update(self._task, completed=step, loss=loss)
+        self._bar.update(self._task, completed=step, total=total, said=said)
 
     def _close(self) -> None:
         if self._bar is not None:

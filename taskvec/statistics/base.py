@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.config import Component
 from taskvec.needs import Given, Needs, Scope, Statistics
+from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.statistics.passes.forward import Forward
     from taskvec.statistics.passes.survey import Survey
-    from taskvec.statistics.passes.taps import OnTokens, Place
 
-
-class Root(NamedTuple):
-    """Where a backward pass starts.
-
-    ``tensor`` comes from the forward pass, ``gradient`` makes that of the objective with respect to it (None: the
-    tensor is a scalar). ``receive`` gets the gradients of all editable parameters by name; an accumulator that only
-    looks at taps leaves it out.
-    """
-
-    tensor: Tensor
-    gradient: Callable[[], Tensor] | None = None
-    receive: Callable[[Mapping[str, Tensor]], None] | None = None
-
-
-class Accumulator(ABC):
-    """The running sums of one statistic in one pass over the examples.
-
-    A pass runs the model (of a pair both, side 0 the source and side 1 the target, on the same examples) and shows each
-    batch to the visitors of all accumulators that it serves; then it runs backwards from their roots, one accumulator
-    after the other, and only the taps of the root's owner listen. ``precision`` is the dtype that taps show tokens in.
-    ``group`` cuts the examples into groups of that size, counted from the first one, for gradients that are needed
-    group by group; None takes them as they come. ``weights``: roots receive the gradients of the parameters.
-    """
-
-    precision: str = "float32"
-    group: int | None = None
-    weights: bool = False
-
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
-        """Return what looks at the tokens of which place; several mappings where one place has several visitors."""
-        return ()
-
-    def copies(self) -> Mapping[str, Callable[[Tensor], None]]:
-        """Return, by the name of a parameter [d], what sees its gradient on each example [N, d].
-
-        The pass gives every example a copy [1, d] of it.
-        """
-        return {}
-
-    def roots(self, forward: Forward) -> Sequence[Root]:
-        """Return the backward passes that the accumulator wants; none where its statistic takes no gradient."""
-        return ()
-
-    @abstractmethod
-    def finish(self, examples: int) -> Accumulator | Any:
-        """Return the statistic's value, or the accumulator of a further pass over the same examples."""
+__all__ = ["Accumulator", "Forward", "Root", "Statistic"]
 
 
 class Statistic(Component):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from taskvec.needs import Budget
-from taskvec.statistics.curvature import Approximation, FeatureCurvature
+from taskvec.statistics.approximation import Approximation
+from taskvec.statistics.curvature import FeatureCurvature
 
 
 class CurvatureSettings(Approximation):

@@ -77,7 +77,8 @@ class Batches:
         start = 0
         for index, (task, view) in enumerate(self.views.items()):
             own = self.owner[chosen] == index
-            local = self.local[chosen[own]]
+            mine = chosen[own]
+            local = self.local[mine]
             if not len(local):
                 continue
             inputs.append(view.take(local))
@@ -116,14 +117,16 @@ def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tens
     [0, 1); each image depends on its own row alone.
     """
     draws = draws.to(images.device)
-    area = min_scale + (1 - min_scale) * draws[:, :TRIES]
-    ratio = torch.exp((2 * draws[:, TRIES : 2 * TRIES] - 1) * math.log(4 / 3))
-    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2)
+    of_area, of_aspect, of_place = draws.tensor_split([TRIES, 2 * TRIES], dim=1)
+    area = min_scale + (1 - min_scale) * of_area
+    ratio = torch.exp((2 * of_aspect - 1) * math.log(4 / 3))
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    sides = torch.stack([width, height], 2)
     fits = (sides <= 1).all(2)
     first = fits.int().argmax(1)
     chosen = sides[torch.arange(len(images)), first]
     size = torch.where(fits.any(1, keepdim=True), chosen, 1.0)
-    place = (2 * draws[:, -2:] - 1) * (1 - size)
+    place = (2 * of_place - 1) * (1 - size)
     theta = torch.cat([torch.diag_embed(size), place.unsqueeze(2)], 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from taskvec.vectors import save_tensors, weights_hash
+from taskvec.vectors import Tensors, save_tensors, weights_hash
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _flat(value: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"mapping": {key: _flat(child, tensors) for key, child in value.items()}}
 
 
-def _nested(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+def _nested(node: Mapping[str, Any], tensors: Tensors) -> Any:
     """Invert :func:`_flat`."""
     if "tensor" in node:
         return tensors[node["tensor"]]
@@ -93,5 +93,5 @@ def _nested(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     return node["value"]
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+def _digest(tensors: Tensors, text: str) -> str:
     return hashlib.sha256(f"{weights_hash(tensors)}{text}".encode()).hexdigest()

@@ -15,13 +15,15 @@ from taskvec.errors import NotFinite
 from taskvec.needs import Examples, View
 from taskvec.training import linearise
 from taskvec.training.linearise import exact, jvp_features
-from taskvec.training.walk import Predictions, Reader, Rows, Surprise, Weights, walk
+from taskvec.training.walk import Found, Predictions, Reader, Rows, Surprise, walk
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
     from taskvec.vectors.composition import Alpha, Composition
 
 Alphas = Sequence[float] | Mapping[Hashable, "Alpha"]
+Excluded = dict[Hashable, str]  # why a coefficient has no outcome
 
 
 class Evaluator:
@@ -36,7 +38,7 @@ class Evaluator:
 
     # Differentiable
 
-    def scores(self, inputs: Tensor, head: Tensor, weights: Weights, direction: Weights | None = None) -> Tensor:
+    def scores(self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None) -> Tensor:
         """Return the logits [N, C] of inputs under a head, differentiable in weights, direction and head.
 
         Weights that are absent are the base's. With a ``direction`` tau they are those of the model linearised at
@@ -49,7 +51,7 @@ class Evaluator:
             features, derivative = jvp_features(self.model, direction, inputs, head)
             return self.model.logits(exact(features) + exact(derivative), head)
 
-    def logits(self, weights: Weights, need: Examples, rows: Rows, direction: Weights | None = None) -> Tensor:
+    def logits(self, weights: Tensors, need: Examples, rows: Rows, direction: Tensors | None = None) -> Tensor:
         """Return the logits [n, C] of some rows of a need, as :meth:`scores`."""
         view = self.view_of(need)
         return self.scores(view.take(rows), view.head, weights, direction)
@@ -58,7 +60,7 @@ class Evaluator:
 
     def predictions(
         self, composition: Composition, needs: Sequence[Examples], alphas: Alphas
-    ) -> tuple[dict[Hashable, dict[Examples, Tensor]], dict[Hashable, str]]:
+    ) -> tuple[dict[Hashable, dict[Examples, Tensor]], Excluded]:
         """Return the prediction for every example by coefficient and need, and the coefficients without any.
 
         Predictions [N] on the CPU are classes int64, or scores. ``alphas`` are coefficients, or by any key one
@@ -78,7 +80,7 @@ class Evaluator:
 
     def surprise(
         self, composition: Composition, need: Examples, alphas: Alphas
-    ) -> tuple[dict[Hashable, Tensor], dict[Hashable, str]]:
+    ) -> tuple[dict[Hashable, Tensor], Excluded]:
         """Return each document's negative log-likelihood and predicted tokens, [N, 2] float64, by coefficient.
 
         The linearised model's states are scored by its output embedding. Coefficients as in :meth:`predictions`.
@@ -93,7 +95,7 @@ class Evaluator:
 
     # Features
 
-    def features(self, weights: Weights, need: Examples, rows: Rows) -> Tensor:
+    def features(self, weights: Tensors, need: Examples, rows: Rows) -> Tensor:
         """Return the features f(x; theta) [n, d] of some rows of a need.
 
         Raises:
@@ -102,7 +104,7 @@ class Evaluator:
         view = self.view_of(need)
         return _finite(self.model.features(weights, view.take(rows), view.head), need)
 
-    def linearised(self, direction: Weights, need: Examples, rows: Rows) -> tuple[Tensor, Tensor]:
+    def linearised(self, direction: Tensors, need: Examples, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return f(x; theta_0) and J(x) tau, both [n, d], of some rows of a need.
 
         Raises:
@@ -112,18 +114,18 @@ class Evaluator:
         features, derivative = jvp_features(self.model, direction, view.take(rows), view.head)
         return _finite(features, need), _finite(derivative, need)
 
-    def along(self, vectors: Sequence[Weights]) -> Along:
+    def along(self, vectors: Sequence[Tensors]) -> Along:
         """Return the function of (need, rows) that gives features and their derivatives along several vectors."""
         return Along(self, vectors)
 
-    def classify(self, features: Tensor, need: Examples, weights: Weights | None = None) -> Tensor:
+    def classify(self, features: Tensor, need: Examples, weights: Tensors | None = None) -> Tensor:
         """Return the logits [N, C] of features under a need's head; weights None are those of the base."""
         return self.model.logits(features, self.view_of(need).head, weights)
 
     # Inside
 
-    def _walk(self, composition: Composition, readers: Sequence[Reader], alphas: Alphas) -> tuple[dict, dict]:
-        keyed = alphas if isinstance(alphas, Mapping) else {alpha: alpha for alpha in alphas}
+    def _walk(self, composition: Composition, readers: Sequence[Reader], alphas: Alphas) -> Found:
+        keyed = alphas if isinstance(alphas, Mapping) else dict(zip(alphas, alphas, strict=True))
         with self._autocast():
             return walk(self.model, composition, readers, keyed)
 
@@ -135,7 +137,7 @@ class Evaluator:
 class Along:
     """f(x; theta_0) and its derivatives along several vectors, which are stacked once for all batches."""
 
-    def __init__(self, evaluator: Evaluator, vectors: Sequence[Weights]):
+    def __init__(self, evaluator: Evaluator, vectors: Sequence[Tensors]):
         self.view_of, self.count = evaluator.view_of, len(vectors)
         self.product = linearise.along(evaluator.model, vectors)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
+
+from taskvec.vectors import Tensors
 
 
-def broken(tensors: Mapping[str, Tensor]) -> str | None:
+def broken(tensors: Tensors) -> str | None:
     """Return the name of the first tensor that holds a value that is not finite; None if all are finite."""
     if not tensors:
         return None

@@ -5,7 +5,7 @@ Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827 (spec 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.func import jvp
 
 from taskvec.training.dual import differentiate
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
 
 
-def jvp_features(
-    model: Model, direction: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def jvp_features(model: Model, direction: Tensors, inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return f(x; theta_0) and J(x) tau, both [N, d], for tau = ``direction`` (absent parameters: zero).
 
     The linearised features are g(x; theta_0 + alpha tau) = f + alpha J tau for every alpha. The derivative is of the
@@ -29,9 +28,7 @@ def jvp_features(
     return jvp_along(lambda parameters: model.features(parameters, inputs, head), model, direction)
 
 
-def jvp_along(
-    function: Callable[[Mapping[str, Tensor]], Tensor], model: Model, direction: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def jvp_along(function: Callable[[Tensors], Tensor], model: Model, direction: Tensors) -> tuple[Tensor, Tensor]:
     """Return function(theta_0) and its derivative along tau = ``direction`` (absent parameters: zero)."""
     if not direction:
         value = function(model.parameters)
@@ -41,9 +38,7 @@ def jvp_along(
     return jvp(function, (base,), (tangents,))
 
 
-def along(
-    model: Model, directions: Sequence[Mapping[str, Tensor]]
-) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+def along(model: Model, directions: Sequence[Tensors]) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     """Return the function of (inputs, head) that gives f(x; theta_0) [N, d] and J(x) tau_t [T, N, d] for T directions.
 
     The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all. The directions are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from taskvec.needs import Checkpointed, Observe
 from taskvec.training.finite import broken
 from taskvec.training.objectives.base import MicroBatch, State, Steps
 from taskvec.training.schedule import Schedule
+from taskvec.vectors import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Group:
     ``weight_decay`` None takes the schedule's.
     """
 
-    leaves: Mapping[str, Tensor]
+    leaves: Tensors
     factor: float = 1.0
     weight_decay: float | None = None
 

@@ -7,58 +7,62 @@ as it is there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from taskvec.vectors import LowRank as Product
-from taskvec.vectors import TaskVector
+from taskvec.vectors import LowRank, TaskVector, Tensors
 
 
 class Weights:
     """The leaves are the weights; weight decay pulls them towards zero (task-arithmetic papers)."""
 
-    def __init__(self, base: Mapping[str, Tensor], names: Sequence[str], start: Mapping[str, Tensor] | None = None):
+    def __init__(self, base: Tensors, names: Sequence[str], start: Tensors | None = None):
         self.base, self.names = base, list(names)
-        given = {name: delta.to(base[name]) for name, delta in (start or {}).items()}
-        self.start = {name: given.pop(name) for name in names if name in given}
-        self.fixed = given  # deltas that are not trained
-        self.leaves = {name: leaf.requires_grad_() for name, leaf in self._initial()}
+        self.start: dict[str, Tensor] = {}  # deltas to begin with
+        self.fixed: dict[str, Tensor] = {}  # deltas that are not trained
+        for name in start or ():
+            part = self.start if name in self.names else self.fixed
+            part[name] = start[name].to(base[name])
+        self.leaves = self._initial()
+        for leaf in self.leaves.values():
+            leaf.requires_grad_()
 
-    def _initial(self) -> list[tuple[str, Tensor]]:
-        """Return the leaves' names and start values."""
-        weights = []
+    def _initial(self) -> dict[str, Tensor]:
+        """Return the leaves at the start."""
+        leaves = {}
         for name in self.names:
-            weight = self.base[name].clone()
-            weights.append((name, weight + self.start[name] if name in self.start else weight))
-        return weights
+            leaves[name] = self.base[name].clone()
+            if name in self.start:
+                leaves[name] += self.start[name]
+        return leaves
 
     def parameters(self) -> dict[str, Tensor]:
         """Return theta by name, where it is not theta_0."""
-        return dict(self.leaves) | self._fixed_weights()
+        fixed = {name: self.base[name] + delta for name, delta in self.fixed.items()}
+        return self.leaves | fixed
 
     def deltas(self) -> dict[str, Tensor]:
         """Return tau = theta - theta_0."""
-        return {name: leaf - self.base[name] for name, leaf in self.leaves.items()} | self.fixed
+        trained = {name: leaf - self.base[name] for name, leaf in self.leaves.items()}
+        return trained | self.fixed
 
     def vector(self) -> TaskVector:
         """Return tau as a task vector, without a graph."""
         return TaskVector({name: delta.detach() for name, delta in self.deltas().items()})
 
-    def _fixed_weights(self) -> dict[str, Tensor]:
-        return {name: self.base[name] + delta for name, delta in self.fixed.items()}
-
 
 class Deltas(Weights):
     """The leaves are the deltas; weight decay pulls the weights towards theta_0 (TAK, spec 3.4)."""
 
-    def _initial(self) -> list[tuple[str, Tensor]]:
-        deltas = []
+    def _initial(self) -> dict[str, Tensor]:
+        leaves = {}
         for name in self.names:
-            zero = torch.zeros_like(self.base[name])
-            deltas.append((name, zero + self.start[name] if name in self.start else zero))
-        return deltas
+            leaves[name] = torch.zeros_like(self.base[name])
+            if name in self.start:
+                leaves[name] += self.start[name]
+        return leaves
 
     def parameters(self) -> dict[str, Tensor]:
         """Return theta = theta_0 + tau."""
@@ -66,48 +70,54 @@ class Deltas(Weights):
 
     def deltas(self) -> dict[str, Tensor]:
         """Return tau."""
-        return dict(self.leaves) | self.fixed
+        return self.leaves | self.fixed
 
 
-class LowRank(Deltas):
+class Factors(Deltas):
     """tau = (alpha / r) B A with B [out, r] from zero and A [r, in] from peft's start (Hu et al., arXiv 2106.09685).
 
     With a start tau_0 it is tau_0 + (alpha / r) B A.
     """
 
-    def __init__(  # noqa: PLR0913 (what shapes the factors)
+    def __init__(
         self,
-        base: Mapping[str, Tensor],
+        base: Tensors,
         names: Sequence[str],
         rank: int,
         alpha: float,
         seed: int,
-        start: Mapping[str, Tensor] | None = None,
+        start: Tensors | None = None,
     ):
         self.rank, self.scale, self.seed = rank, alpha / rank, seed
         super().__init__(base, names, start)
 
-    def _initial(self) -> list[tuple[str, Tensor]]:
+    def _initial(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
-        factors = []
+        leaves = {}
         for name in self.names:
             weight = self.base[name]
-            down = torch.empty(self.rank, weight.shape[1], dtype=weight.dtype)
+            rows, columns = weight.shape
+            down = torch.empty(self.rank, columns, dtype=weight.dtype)
             torch.nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-            factors.append((f"{name}/A", down.to(weight.device)))
-            factors.append((f"{name}/B", weight.new_zeros(weight.shape[0], self.rank)))
-        return factors
+            leaves[f"{name}/A"] = down.to(weight.device)
+            leaves[f"{name}/B"] = weight.new_zeros(rows, self.rank)
+        return leaves
 
-    def factors(self) -> dict[str, Product]:
+    def factors(self) -> dict[str, LowRank]:
         """Return B, A and alpha / r of each trained name."""
-        return {name: Product(self.leaves[f"{name}/B"], self.leaves[f"{name}/A"], self.scale) for name in self.names}
+        factors = {}
+        for name in self.names:
+            up, down = self.leaves[f"{name}/B"], self.leaves[f"{name}/A"]
+            factors[name] = LowRank(up, down, self.scale)
+        return factors
 
     def deltas(self) -> dict[str, Tensor]:
         """Return (alpha / r) B A, on top of the start."""
         deltas = {}
         for name, product in self.factors().items():
-            delta = product.delta()
-            deltas[name] = self.start[name] + delta if name in self.start else delta
+            deltas[name] = product.delta()
+            if name in self.start:
+                deltas[name] = deltas[name] + self.start[name]
         return deltas | self.fixed
 
     def vector(self) -> TaskVector:
@@ -116,5 +126,5 @@ class LowRank(Deltas):
             return super().vector()
         factors = {}
         for name, product in self.factors().items():
-            factors[name] = Product(product.up.detach(), product.down.detach(), product.scale)
+            factors[name] = LowRank(product.up.detach(), product.down.detach(), self.scale)
         return TaskVector(self.fixed, factors=factors)

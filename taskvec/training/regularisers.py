@@ -6,7 +6,7 @@ a stored curvature and needs no data; ``drift`` measures it on images of the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,20 +15,20 @@ from torch.autograd.function import once_differentiable
 
 from taskvec.training.linearise import jvp_features
 from taskvec.training.schedule import PenaltySettings
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
     from taskvec.statistics.blocks import Block
     from taskvec.statistics.curvature_value import Curvature
 
-Deltas = Mapping[str, Tensor]
-Value = Callable[[int, Deltas], Tensor]  # of step and deltas
+Value = Callable[[int, Tensors], Tensor]  # of step and deltas
 PROJECTION = "projection"  # the role of the layer that writes the features
 
 
 def penalty(
     curvature: Curvature | Sequence[tuple[float, Curvature]],
-    deltas: Deltas,
+    deltas: Tensors,
     *,
     full_scale: float = 1.0,
     projection_scale: float = 1.0,
@@ -59,7 +59,7 @@ def penalty(
     return torch.stack(terms).sum()
 
 
-def layer_delta(deltas: Deltas, name: str, block: Block, biased: bool) -> Tensor | None:
+def layer_delta(deltas: Tensors, name: str, block: Block, biased: bool) -> Tensor | None:
     """Return [dW | db] [out, in + 1] of a layer with an editable bias, else dW [out, in]; None if neither moved."""
     weight = deltas.get(f"{name}.weight")
     bias = deltas.get(f"{name}.bias") if biased else None
@@ -99,7 +99,7 @@ class _Quadratic(torch.autograd.Function):
         return 2 * grad * product, None
 
 
-def drift(model: Model, deltas: Deltas, inputs: Tensor, head: Tensor | None = None) -> Tensor:
+def drift(model: Model, deltas: Tensors, inputs: Tensor, head: Tensor | None = None) -> Tensor:
     """Return mean_x ||J(x) tau||^2 over a batch of decoded examples: the data-dependent penalty tau-Jp (spec 3.4)."""
     moved = jvp_features(model, deltas, inputs, head)[1]
     moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
@@ -109,7 +109,7 @@ def drift(model: Model, deltas: Deltas, inputs: Tensor, head: Tensor | None = No
 def regulariser(value: Value, settings: PenaltySettings) -> Value:
     """Return (step, deltas) -> strength(step) * value(step, deltas); steps of strength 0 compute nothing."""
 
-    def term(step: int, deltas: Deltas) -> Tensor:
+    def term(step: int, deltas: Tensors) -> Tensor:
         strength = settings.strength(step)
         found = strength * value(step, deltas) if strength else None
         if found is None or not found.requires_grad:

@@ -17,6 +17,7 @@ from taskvec.errors import NotFinite
 from taskvec.needs import Examples, View
 from taskvec.training.finite import broken
 from taskvec.training.linearise import exact, jvp_along
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 IMAGES, TEXTS, DOCUMENTS = 500, 64, 32  # of a batch
 
 Rows = Tensor | slice
-Weights = Mapping[str, Tensor]
 
 
 class Reader(ABC):
@@ -39,17 +39,17 @@ class Reader(ABC):
         """Yield the rows of each batch."""
 
     @abstractmethod
-    def hidden(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
         """Return what the linearised model is linear in."""
 
     @abstractmethod
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
         """Return the outcome of each example [n, ...], and what must be finite for it to mean anything.
 
-        Weights None are those of the base.
+        Tensors None are those of the base.
         """
 
-    def at(self, weights: Weights) -> Tensor:
+    def at(self, weights: Tensors) -> Tensor:
         """Return the outcomes [N, ...] of the model with some weights."""
         outcomes = _Outcomes(len(self.view))
         for rows in self.batches():
@@ -58,7 +58,7 @@ class Reader(ABC):
             outcomes.put(rows, *self.read(hidden, inputs, weights))
         return outcomes.finished(self.need)
 
-    def along(self, direction: Weights, alphas: Mapping[Hashable, float]) -> dict[Hashable, _Outcomes]:
+    def along(self, direction: Tensors, alphas: Mapping[Hashable, float]) -> dict[Hashable, _Outcomes]:
         """Return the outcomes of the model linearised at theta_0, at theta_0 + alpha * direction for every alpha."""
         found = {key: _Outcomes(len(self.view)) for key in alphas}
         for rows in self.batches():
@@ -81,11 +81,11 @@ class Predictions(Reader):
             return self.view.batches(IMAGES)
         return self.view.batches(TEXTS, lengths.cpu().argsort(stable=True))
 
-    def hidden(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
         """Return the features [n, d]."""
         return self.model.features(weights, inputs, self.head)
 
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
         """Return what the logits [n, C] decide, and the logits."""
         logits = self.model.logits(hidden, self.head, weights)
         return decide(logits, scores=self.view.regression), logits
@@ -98,11 +98,11 @@ class Surprise(Reader):
         """Yield documents in their order."""
         return self.view.batches(DOCUMENTS)
 
-    def hidden(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
         """Return the states of all tokens [n, L, d]."""
         return self.model.token_states(weights, inputs)
 
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
         """Return both numbers, and the likelihoods."""
         log_probs = self.model.token_log_probs(hidden, inputs, weights)
         surprise = -log_probs.double().sum(1)
@@ -169,9 +169,11 @@ def walk(model: Model, composition: Composition, readers: Sequence[Reader], alph
         NotFinite: naming tensor or task, if that is so at every coefficient, or for the vector itself.
     """
     found = Found({key: {} for key in alphas}, {})
-    if _affine(composition, alphas):
+    direction = _one_direction(composition, alphas)
+    if direction is not None:
         for reader in readers:
-            _line(composition, reader, alphas, found)
+            own = composition.direction(reader.need.task) if composition.per_task else direction
+            _line(own, reader, alphas, found)
     else:
         for key, alpha in alphas.items():
             try:
@@ -182,25 +184,27 @@ def walk(model: Model, composition: Composition, readers: Sequence[Reader], alph
         del found.outcomes[key]
     if found.excluded and not found.outcomes:
         first, reason = next(iter(found.excluded.items()))
-        where = "" if len(alphas) == 1 else ", and no other coefficient is better"
-        raise NotFinite(f"at alpha = {first} {reason}{where}")
+        others = "" if len(alphas) == 1 else ", and no other coefficient is better"
+        raise NotFinite(f"at alpha = {first} {reason}{others}")
     return found
 
 
-def _affine(composition: Composition, alphas: Mapping[Hashable, Alpha]) -> bool:
-    """Return whether one direction serves all coefficients."""
-    shared = all(isinstance(alpha, int | float) for alpha in alphas.values())
-    return composition.forward == "tangent" and shared and composition.direction() is not None
+def _one_direction(composition: Composition, alphas: Mapping[Hashable, Alpha]) -> Tensors | None:
+    """Return the direction that serves all coefficients, of models per task one of them; None if there is none."""
+    if composition.forward != "tangent":
+        return None
+    for alpha in alphas.values():
+        if isinstance(alpha, Mapping):
+            return None
+    return composition.direction()
 
 
-def _line(composition: Composition, reader: Reader, alphas: Mapping[Hashable, float], found: Found) -> None:
+def _line(direction: Tensors, reader: Reader, alphas: Mapping[Hashable, float], found: Found) -> None:
     """Evaluate one need at all coefficients that are left, with one jvp for each example.
 
     Raises:
         NotFinite: naming a tensor of the direction that is not finite.
     """
-    task = reader.need.task
-    direction = composition.direction(task)
     name = broken(direction)
     if name:
         raise NotFinite(f"{name} of the task vector is not finite")
@@ -216,10 +220,12 @@ def _point(
     model: Model, composition: Composition, readers: Sequence[Reader], alpha: Alpha, found: dict[Examples, Tensor]
 ) -> None:
     """Evaluate every need at one coefficient; one set of weights is held at a time."""
-    weights = None if composition.per_task else _moved(model, composition, alpha, None)
+    weights = None
     for reader in readers:
         if composition.per_task:
             weights = _moved(model, composition, alpha, reader.need.task)
+        elif weights is None:
+            weights = _moved(model, composition, alpha, None)
         if composition.forward == "tangent":  # weights that are not affine in alpha
             deltas = {name: weight - model.parameters[name] for name, weight in weights.items()}
             (only,) = reader.along(deltas, {1.0: 1.0}).values()

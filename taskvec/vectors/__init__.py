@@ -1,7 +1,7 @@
 """Task vectors: named weight deltas, their arithmetic and their files."""
 
-from taskvec.vectors.deferred import Deferred, converted, save_tensors
+from taskvec.vectors.deferred import Deferred, Tensors, converted, save_tensors
 from taskvec.vectors.low_rank import LowRank
 from taskvec.vectors.task_vector import TaskVector, random_like, weights_hash
 
-__all__ = ["Deferred", "LowRank", "TaskVector", "converted", "random_like", "save_tensors", "weights_hash"]
+__all__ = ["Deferred", "LowRank", "TaskVector", "Tensors", "converted", "random_like", "save_tensors", "weights_hash"]

@@ -16,15 +16,18 @@ DTYPES = {
 }  # fmt: skip
 
 
-class Deferred(Mapping[str, Tensor]):
+Tensors = Mapping[str, Tensor]  # by name
+
+
+class Deferred(Tensors):
     """Tensors by name, made by ``make`` at every look and not kept; ``like`` holds shapes and dtypes (meta tensors)."""
 
-    def __init__(self, like: Mapping[str, Tensor], make: Callable[[str], Tensor]):
+    def __init__(self, like: Tensors, make: Callable[[str], Tensor]):
         self.like = dict(like)
         self._make = make
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Deferred:
+    def of(cls, tensors: Tensors) -> Deferred:
         """Return tensors that exist already, for example those of an open file, so that what follows is deferred."""
         return cls({name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__)
 
@@ -43,15 +46,15 @@ class Deferred(Mapping[str, Tensor]):
         return len(self.like)
 
 
-def like(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def like(tensors: Tensors, name: str) -> Tensor:
     """Return a meta tensor of the shape and dtype of an entry, which is not made for it."""
     return tensors.like[name] if isinstance(tensors, Deferred) else tensors[name].to("meta")
 
 
-Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Convert = Callable[[Tensors], dict[str, Tensor]]
 
 
-def converted(state: Mapping[str, Tensor], there: Convert, back: Convert) -> Deferred:
+def converted(state: Tensors, there: Convert, back: Convert) -> Deferred:
     """Return a state under other names, ``there(state)``, converted entry by entry.
 
     ``back`` inverts ``there``; both take partial states and meta tensors, as the key maps of the backbones do.
@@ -65,7 +68,7 @@ def converted(state: Mapping[str, Tensor], there: Convert, back: Convert) -> Def
     return Deferred(shapes, make)
 
 
-def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path | str, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; of a :class:`Deferred` mapping one tensor at a time is in memory.
 
     Raises:

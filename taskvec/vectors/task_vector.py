@@ -14,17 +14,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taskvec.errors import UserError
-from taskvec.vectors.deferred import Deferred, like, save_tensors
+from taskvec.vectors.deferred import Deferred, Tensors, like, save_tensors
 from taskvec.vectors.low_rank import LowRank
 
 BASE_HASH = "base_hash"
 FORMAT = 1  # of the header in a vector's file
 SHOWN = 5  # names in a message
 
-Look = Callable[[Mapping[str, Tensor], str], Tensor]
+Look = Callable[[Tensors, str], Tensor]
 
 
-class TaskVector(Mapping[str, Tensor]):
+class TaskVector(Tensors):
     """An ordered mapping of canonical parameter names to deltas, closed under addition and scaling.
 
     An editable parameter that is absent has delta zero. ``metadata`` says what the vector was made from; the entry
@@ -41,7 +41,7 @@ class TaskVector(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        deltas: Mapping[str, Tensor],
+        deltas: Tensors,
         metadata: Mapping[str, Any] | None = None,
         factors: Mapping[str, LowRank] | None = None,
     ):
@@ -53,8 +53,8 @@ class TaskVector(Mapping[str, Tensor]):
     @classmethod
     def between(
         cls,
-        base: Mapping[str, Tensor],
-        tuned: Mapping[str, Tensor],
+        base: Tensors,
+        tuned: Tensors,
         metadata: Mapping[str, Any] | None = None,
         *,
         deferred: bool = False,
@@ -186,7 +186,7 @@ class TaskVector(Mapping[str, Tensor]):
         """Return the vector with its deltas in memory, products multiplied; itself if it is so."""
         return TaskVector(dict(self), self.metadata) if self.deferred else self
 
-    def apply_to(self, base: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+    def apply_to(self, base: Tensors, scale: float = 1.0) -> dict[str, Tensor]:
         """Return theta_0 + scale * tau; parameters without a delta are the base's own tensors.
 
         Raises:
@@ -202,7 +202,7 @@ class TaskVector(Mapping[str, Tensor]):
                 weights[name] = torch.add(weight, self[name].to(weight), alpha=scale)
         return weights
 
-    def pack(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    def pack(self) -> tuple[Tensors, dict[str, Any]]:
         """Return the tensors and the JSON header of the one file format, for a store and for files alike.
 
         A dense delta has its parameter's name, factors are ``up/NAME`` and ``down/NAME``. Of a deferred vector the
@@ -224,9 +224,7 @@ class TaskVector(Mapping[str, Tensor]):
         return Deferred(self._dense.like | shapes, tensor), header
 
     @classmethod
-    def unpack(
-        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, base_hash: str | None = None
-    ) -> TaskVector:
+    def unpack(cls, tensors: Tensors, header: Mapping[str, Any], *, base_hash: str | None = None) -> TaskVector:
         """Invert :meth:`pack`; other tensors beside the vector's are left alone. On the CPU the vector is deferred.
 
         Raises:
@@ -279,16 +277,20 @@ class TaskVector(Mapping[str, Tensor]):
 
 
 def random_like(vector: TaskVector, generator: torch.Generator) -> TaskVector:
-    """Return a Gaussian vector whose norm equals ``vector``'s in every tensor (Ilharco et al. 2023, table 1)."""
+    """Return a Gaussian vector whose norm equals ``vector``'s in every tensor (Ilharco et al. 2023, table 1).
+
+    Tensors are drawn in the order of their names, whatever the vector's.
+    """
     drawn = {}
-    for name, delta in vector.items():
+    for name in sorted(vector):
+        delta = vector[name]
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
         scale = delta.float().norm() / noise.norm().clamp_min(1e-30)
         drawn[name] = (noise * scale.cpu()).to(delta)
-    return TaskVector(drawn, vector.metadata)
+    return TaskVector({name: drawn[name] for name in vector}, vector.metadata)
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
+def weights_hash(weights: Tensors) -> str:
     """Return the SHA-256 over names, shapes, dtypes and bytes of the weights, in name order."""
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -299,7 +301,7 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _multiplied(dense: Mapping[str, Tensor], factors: Mapping[str, LowRank]) -> Deferred:
+def _multiplied(dense: Tensors, factors: Mapping[str, LowRank]) -> Deferred:
     """Return dense deltas and products as one mapping, the products multiplied at every look.
 
     Raises:
@@ -317,9 +319,7 @@ def _multiplied(dense: Mapping[str, Tensor], factors: Mapping[str, LowRank]) -> 
     return Deferred(shapes, look)
 
 
-def _each(
-    tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor], announce: Callable[[Tensor], Tensor]
-) -> Mapping[str, Tensor]:
+def _each(tensors: Tensors, change: Callable[[Tensor], Tensor], announce: Callable[[Tensor], Tensor]) -> Tensors:
     """Return every tensor changed; deferred ones at every look, ``announce`` changing their meta tensors."""
     if not isinstance(tensors, Deferred):
         return {name: change(tensor) for name, tensor in tensors.items()}
@@ -344,7 +344,7 @@ def _same_shape(name: str, left: Tensor, right: Tensor) -> None:
         raise ValueError(f"{name}: shapes differ, {tuple(left.shape)} and {tuple(right.shape)}")
 
 
-def _check(base: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
+def _check(base: Tensors, deltas: Tensors) -> None:
     unknown = [name for name in deltas if name not in base]
     if unknown:
         raise KeyError(f"the base has no parameter {', '.join(unknown[:SHOWN])}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from taskvec.needs import Given, Signed
 from taskvec.protocols.base import Answer
 from taskvec.protocols.questions.looking import OfVectors, Subject
-from taskvec.protocols.rows import mean
+from taskvec.protocols.rows import Metric, mean, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Drift(OfVectors):
                 matrix.append((total / count).tolist())
         return Answer(values={"rows": subject.tasks, "columns": subject.tasks, "matrix": matrix}), {}
 
-    def summary(self, answer: Answer) -> dict[str, dict[str, float]]:
-        """Return each vector's mean drift on the other tasks."""
-        return {self.kind: on_others(answer.values)}
+    def summary(self, answer: Answer) -> dict[str, Metric]:
+        """Return each vector's mean drift on the other tasks, in squared units of the features."""
+        return {self.kind: metric(on_others(answer.values), unit="squared features", better="lower")}
 
 
 def on_others(values: Mapping[str, Any]) -> dict[str, float]:

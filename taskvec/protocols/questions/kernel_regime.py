@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from taskvec.needs import Given, Signed
 from taskvec.protocols.base import Answer
 from taskvec.protocols.questions.looking import OfVectors, Subject
+from taskvec.protocols.rows import Metric, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ class KernelRegime(OfVectors):
         relative = (error / moved) ** 0.5 if moved else 0.0
         return accuracies | {"relative_feature_error": relative}
 
-    def summary(self, answer: Answer) -> dict[str, dict[str, float]]:
-        """Return each quantity by task."""
-        parts = ("non_linear", "post_hoc", "relative_feature_error")
-        return {part: {task: found[part] for task, found in answer.values.items()} for part in parts}
+    def summary(self, answer: Answer) -> dict[str, Metric]:
+        """Return both accuracies and the relative error, by task."""
+        rows = {}
+        for part in ("non_linear", "post_hoc"):
+            rows[part] = metric({task: found[part] for task, found in answer.values.items()})
+        errors = {task: found["relative_feature_error"] for task, found in answer.values.items()}
+        rows["relative_feature_error"] = metric(errors, better="lower")
+        return rows

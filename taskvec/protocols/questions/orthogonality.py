@@ -9,6 +9,7 @@ from taskvec.needs import Given, Needs, Scope, Signed
 from taskvec.protocols.base import Answer
 from taskvec.protocols.questions.drift import on_others
 from taskvec.protocols.questions.looking import OfVectors
+from taskvec.protocols.rows import Metric, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -40,6 +41,6 @@ class Orthogonality(OfVectors):
         values = {"rows": tasks, "columns": tasks, "matrix": matrix, "norms": list(norms.values())}
         return Answer(values=values), {}
 
-    def summary(self, answer: Answer) -> dict[str, dict[str, float]]:
+    def summary(self, answer: Answer) -> dict[str, Metric]:
         """Return each vector's mean absolute cosine with the others."""
-        return {self.kind: on_others(answer.values)}
+        return {self.kind: metric(on_others(answer.values), unit="cosine", better="lower")}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from taskvec.errors import UserError
 from taskvec.statistics.accumulators.moments import InputMoment
 from taskvec.statistics.blocks import Block, Diagonal, Eigen, Full, Kronecker
 from taskvec.statistics.passes.taps import OnGradient, OnTokens, Place
@@ -21,9 +22,10 @@ class Factors:
     """The Kronecker factors of linear layers; ``sources`` names the layer whose A each of them uses."""
 
     def __init__(self, sources: Mapping[str, str], sharing: str):
-        self.sources, self.reduce = sources, sharing == "reduce"
-        self.inputs: dict[str, InputMoment] = {}
-        self.gradients: dict[str, Tensor] = {}
+        self.sources = sources
+        self.reduce = sharing == "reduce"
+        self.inputs = {}
+        self.gradients = {}
 
     def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each layer."""
@@ -40,25 +42,35 @@ class Factors:
     def _gradient(self, name: str, tokens: Tokens) -> None:
         rows = tokens.sum() if self.reduce else tokens.rows()
         if name not in self.gradients:
-            self.gradients[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+            width = rows.shape[1]
+            self.gradients[name] = rows.new_zeros(width, width)
         self.gradients[name].addmm_(rows.T, rows)
 
-    def blocks(self, biased: Collection[str], examples: int, probes: int, faithful: bool) -> dict[str, Kronecker]:
+    def blocks(
+        self,
+        biased: Collection[str],
+        examples: int,
+        probes: int,
+        faithful: bool,
+    ) -> dict[str, Kronecker]:
         """Return B (x) A by layer, of those that were reached: A a mean over tokens, B over examples and ``probes``.
 
         ``faithful``: the probes summed, and B divided by the number of tokens per example too.
         """
-        means: dict[tuple[str, bool], Tensor] = {}
+        means = {}
         blocks = {}
         for name, source in self.sources.items():
+            if name not in self.gradients:
+                continue
+            moment = self.inputs[source]
             key = (source, name in biased)
             if key not in means:
-                means[key] = self.inputs[source].mean(constant=key[1])
-            # sum_n R_n / n tokens per example, n cancels
-            scale = 1 / self.inputs[source].count if faithful else 1 / (examples * probes)
-            if name in self.gradients:
-                gradients = self.gradients[name].mul_(scale)
-                blocks[name] = Kronecker(means[key], gradients)
+                means[key] = moment.mean(constant=name in biased)
+            scale = 1 / (examples * probes)
+            if faithful:
+                scale = 1 / moment.count  # sum_n R_n / n tokens per example, n cancels
+            gradients = self.gradients[name]
+            blocks[name] = Kronecker(means[key], gradients.mul_(scale))
         return blocks
 
 
@@ -70,16 +82,30 @@ class Basis(NamedTuple):
 
 
 def eigenbases(factors: Mapping[str, Kronecker]) -> dict[str, Basis]:
-    """Return the eigenvectors of both factors of each block; those of a shared A are computed once and shared."""
-    known: dict[int, Tensor] = {}
+    """Return the eigenvectors of both factors of each block; those of a shared A are computed once and shared.
+
+    Raises:
+        UserError: naming a layer whose factors are not finite.
+    """
+    known = {}
 
     def eigenvectors(factor: Tensor) -> Tensor:
-        if id(factor) not in known:
+        key = id(factor)
+        if key not in known:
             vectors = torch.linalg.eigh(factor).eigenvectors
-            known[id(factor)] = vectors.contiguous()  # as they will be once stored
-        return known[id(factor)]
+            known[key] = vectors.contiguous()  # as they will be once stored
+        return known[key]
 
-    return {name: Basis(eigenvectors(block.inputs), eigenvectors(block.gradients)) for name, block in factors.items()}
+    bases = {}
+    for name, block in factors.items():
+        for factor in (block.inputs, block.gradients):
+            if not factor.isfinite().all():
+                cause = "the weights or the examples make the model overflow"
+                raise UserError(f"statistic curvature: the factors of {name} are not finite; {cause}")
+        right = eigenvectors(block.inputs)
+        left = eigenvectors(block.gradients)
+        bases[name] = Basis(right, left)
+    return bases
 
 
 class Spectra:
@@ -88,10 +114,18 @@ class Spectra:
     Gradients and inputs are projected before they are multiplied, so that G_n itself is never formed.
     """
 
-    def __init__(self, layers: Collection[str], biased: Collection[str], bases: Mapping[str, Basis] | None):
-        self.layers = layers if bases is None else [name for name in layers if name in bases]
-        self.biased, self.bases = biased, bases
-        self.squares: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        layers: Collection[str],
+        biased: Collection[str],
+        bases: Mapping[str, Basis] | None,
+    ):
+        self.layers = layers
+        if bases is not None:
+            self.layers = [name for name in layers if name in bases]
+        self.biased = biased
+        self.bases = bases
+        self.squares = {}
 
     def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each layer."""
@@ -101,23 +135,29 @@ class Spectra:
         return partial(self._gradient, name, tokens)
 
     def _gradient(self, name: str, inputs: Tokens, gradients: Tokens) -> None:
-        a, g = inputs.values, gradients.zeroed()
+        a = inputs.values
+        g = gradients.zeroed()
         if name in self.biased:
             ones = a.new_ones(1).expand(*a.shape[:-1], 1)
             a = torch.cat([a, ones], dim=-1)
         a = Tokens(a, inputs.real).zeroed()
         if self.bases is not None:
-            a, g = a @ self.bases[name].right, g @ self.bases[name].left
+            a = a @ self.bases[name].right
+            g = g @ self.bases[name].left
         if name not in self.squares:
             self.squares[name] = a.new_zeros(g.shape[-1], a.shape[-1])
         add_squares(self.squares[name], g, a)
 
     def blocks(self, scale: float) -> dict[str, Block]:
         """Return EKFAC's blocks, or diagonal ones without bases, from the sums times ``scale``."""
-        values = {name: squares.mul_(scale) for name, squares in self.squares.items()}
-        if self.bases is None:
-            return {name: Diagonal(value) for name, value in values.items()}
-        return {name: Eigen(*self.bases[name], value) for name, value in values.items()}
+        blocks = {}
+        for name, squares in self.squares.items():
+            values = squares.mul_(scale)
+            if self.bases is None:
+                blocks[name] = Diagonal(values)
+            else:
+                blocks[name] = Eigen(*self.bases[name], values)
+        return blocks
 
 
 class Vectors:
@@ -127,51 +167,73 @@ class Vectors:
     sum_r g, z found as the difference of the module's outputs at w = 1 and w = 0, whatever its formula.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], editable: Collection[str], diagonal: bool):
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        editable: Collection[str],
+        diagonal: bool,
+    ):
         # copies, because the taps on the modules themselves must not see the evaluations at w = 1 and w = 0
         self.modules = {name: copy.deepcopy(module) for name, module in modules.items()}
-        self.editable, self.diagonal = editable, diagonal
-        self.sums: dict[str, Tensor] = {}
+        self.editable = editable
+        self.diagonal = diagonal
+        self.sums = {}
 
     def visitors(self) -> dict[Place, OnTokens]:
         """Return a tap for each module."""
         return {Place(name): partial(self._visit, name) for name in self.modules}
 
     def _visit(self, name: str, tokens: Tokens) -> OnGradient:
-        return partial(self._gradient, name, self._normalised(name, tokens))
+        gain = self._gain(name)
+        if gain is None:
+            return partial(self._gradient, name, None, None)
+        return partial(self._gradient, name, gain, self._normalised(name, gain, tokens))
 
-    def _normalised(self, name: str, tokens: Tokens) -> tuple[str, Tensor] | None:
-        """Return the name of an editable gain w and z; None if the module has none."""
+    def _gain(self, name: str) -> str | None:
+        """Return the name within its module of an editable gain w, None if there is none."""
+        for gain, _ in self.modules[name].named_parameters():
+            if gain != "bias" and f"{name}.{gain}" in self.editable:
+                return gain
+        return None
+
+    @torch.no_grad()
+    def _normalised(self, name: str, gain: str, tokens: Tokens) -> Tensor:
+        """Return z [N, R, d]."""
         module = self.modules[name]
-        local = dict(module.named_parameters())
-        gain = next((key for key in local if key != "bias"), None)
-        if gain is None or f"{name}.{gain}" not in self.editable:
-            return None
-        zero = {key: tokens.values.new_zeros(value.shape) for key, value in local.items()}
+        values = tokens.values
+        zero = {key: values.new_zeros(value.shape) for key, value in module.named_parameters()}
         one = zero | {gain: torch.ones_like(zero[gain])}
-        with torch.no_grad():
-            normalised = functional_call(module, one, tokens.values) - functional_call(module, zero, tokens.values)
-        return f"{name}.{gain}", normalised
+        return functional_call(module, one, values) - functional_call(module, zero, values)
 
-    def _gradient(self, name: str, normalised: tuple[str, Tensor] | None, gradient: Tokens) -> None:
+    def _gradient(
+        self,
+        name: str,
+        gain: str | None,
+        normalised: Tensor | None,
+        gradient: Tokens,
+    ) -> None:
         if normalised is not None:
-            gain, values = normalised
-            products = Tokens(gradient.values * values, gradient.real)
-            self.add(gain, products.sum())
+            products = Tokens(gradient.values * normalised, gradient.real)
+            self.add(f"{name}.{gain}", products.sum())
         if f"{name}.bias" in self.editable:
             self.add(f"{name}.bias", gradient.sum())
 
     def add(self, name: str, gradients: Tensor) -> None:
         """Add the gradients [N, d] of N examples to a parameter's sum."""
+        width = gradients.shape[1]
         if name not in self.sums:
-            width = gradients.shape[1]
-            self.sums[name] = gradients.new_zeros(width if self.diagonal else (width, width))
+            shape = (width,) if self.diagonal else (width, width)
+            self.sums[name] = gradients.new_zeros(shape)
+        total = self.sums[name]
         if self.diagonal:
-            self.sums[name] += gradients.square().sum(0)
+            total += gradients.square().sum(0)
         else:
-            self.sums[name].addmm_(gradients.T, gradients)
+            total.addmm_(gradients.T, gradients)
 
     def blocks(self, scale: float) -> dict[str, Block]:
         """Return the blocks from the sums times ``scale``."""
         kind = Diagonal if self.diagonal else Full
-        return {name: kind(total.mul_(scale)) for name, total in self.sums.items()}
+        blocks = {}
+        for name, total in self.sums.items():
+            blocks[name] = kind(total.mul_(scale))
+        return blocks

@@ -14,25 +14,21 @@ every example A is the familiar 1/(nR). The authors' convention, 1/R in both fac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from taskvec.statistics.accumulators.factors import Factors, Spectra, Vectors, eigenbases
-from taskvec.statistics.accumulators.tracked import CLASS_TOKEN, Tracked, track
-from taskvec.statistics.base import Accumulator, Root
+from taskvec.statistics.accumulators.tracked import CLASS_TOKEN, track
+from taskvec.statistics.approximation import Approximation
 from taskvec.statistics.blocks import Block
 from taskvec.statistics.curvature_value import Curvature
-from taskvec.statistics.passes.forward import Forward
+from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.survey import Survey
-from taskvec.statistics.passes.taps import OnTokens, Place
+from taskvec.statistics.passes.taps import Visitors
 from taskvec.statistics.passes.tokens import probe
-
-if TYPE_CHECKING:
-    from taskvec.statistics.curvature import FeatureCurvature
 
 
 class _Backwards(Accumulator):
@@ -40,7 +36,7 @@ class _Backwards(Accumulator):
 
     stream = 0
 
-    def __init__(self, survey: Survey, settings: FeatureCurvature):
+    def __init__(self, survey: Survey, settings: Approximation):
         self.survey, self.settings = survey, settings
         self.precision = settings.precision
 
@@ -48,14 +44,18 @@ class _Backwards(Accumulator):
         """Return a backward pass for each probe, or for each channel of the features."""
         features = forward.features
         if self.settings.probes == 0:
-            draws: list[Callable[[], Tensor]] = [partial(_channel, features, c) for c in range(features.shape[1])]
-        else:
-            draws = [partial(self._gaussian, forward, number) for number in range(self.settings.probes)]
-        return [Root(features, draw) for draw in draws]
+            channels = range(features.shape[1])
+            return [Root(features, partial(_channel, features, number)) for number in channels]
+        probes = range(self.settings.probes)
+        return [Root(features, partial(self._gaussian, forward, number)) for number in probes]
 
     def _gaussian(self, forward: Forward, number: int) -> Tensor:
-        count, width = forward.features.shape
-        rows = probe(self.settings.seed, 2 * number + self.stream, forward.first, count, width)
+        rows = probe(
+            self.settings.seed,
+            2 * number + self.stream,
+            forward.first,
+            *forward.features.shape,
+        )
         return rows.to(forward.features)
 
     def _scale(self, examples: int) -> float:
@@ -67,16 +67,17 @@ class _Backwards(Accumulator):
 class CurvatureSums(_Backwards):
     """The first pass: Kronecker factors or the diagonal, and the blocks of vectors."""
 
-    def __init__(self, survey: Survey, settings: FeatureCurvature):
+    def __init__(self, survey: Survey, settings: Approximation):
         super().__init__(survey, settings)
-        self.tracked = track(survey)
+        self.tracked = tracked = track(survey)
         diagonal = settings.structure == "diag_ggn"
-        self.vectors = Vectors(self.tracked.affine, survey.model.parameters, diagonal)
-        self.layers: Factors | Spectra = Factors(self.tracked.sources, settings.sharing)
+        self.vectors = Vectors(tracked.affine, survey.model.parameters, diagonal)
         if diagonal:
-            self.layers = Spectra(self.tracked.layers, self.tracked.biased, None)
+            self.layers = Spectra(tracked.layers, tracked.biased, None)
+        else:
+            self.layers = Factors(tracked.sources, settings.sharing)
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+    def visitors(self, side: int) -> list[Visitors]:
         """Return taps on linear layers and on norms."""
         return [self.layers.visitors(), self.vectors.visitors()]
 
@@ -88,16 +89,26 @@ class CurvatureSums(_Backwards):
 
     def finish(self, examples: int) -> Curvature | Eigenvalues:
         """Return the curvature, or EKFAC's second pass."""
+        settings = self.settings
         scale = self._scale(examples)
-        if isinstance(self.layers, Spectra):
+        if settings.structure == "diag_ggn":
             return self.curvature(self.layers.blocks(scale), scale, examples)
-        probes = max(1, self.settings.probes)
-        blocks = self.layers.blocks(self.tracked.biased, examples, probes, self.settings.faithful)
-        if self.settings.structure == "ekfac":
+        blocks = self.layers.blocks(
+            self.tracked.biased,
+            examples,
+            max(1, settings.probes),
+            settings.faithful,
+        )
+        if settings.structure == "ekfac":
             return Eigenvalues(self, blocks)
         return self.curvature(blocks, scale, examples)
 
-    def curvature(self, blocks: Mapping[str, Block], vector_scale: float, examples: int) -> Curvature:
+    def curvature(
+        self,
+        blocks: Mapping[str, Block],
+        vector_scale: float,
+        examples: int,
+    ) -> Curvature:
         """Return the curvature with these blocks of layers."""
         tracked, model = self.tracked, self.survey.model
         vectors = self.vectors.blocks(vector_scale)
@@ -123,18 +134,19 @@ class Eigenvalues(_Backwards):
     def __init__(self, first: CurvatureSums, factors: Mapping[str, Block]):
         super().__init__(first.survey, first.settings)
         self.first = first
-        tracked: Tracked = first.tracked
+        tracked = first.tracked
         self.layers = Spectra(tracked.layers, tracked.biased, eigenbases(factors))
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+    def visitors(self, side: int) -> list[Visitors]:
         """Return taps on linear layers."""
         return [self.layers.visitors()]
 
     def finish(self, examples: int) -> Curvature:
         """Return the curvature."""
         scale = self._scale(examples)
+        blocks = self.layers.blocks(scale)
         vector_scale = 1.0 if self.settings.faithful else scale
-        return self.first.curvature(self.layers.blocks(scale), vector_scale, examples)
+        return self.first.curvature(blocks, vector_scale, examples)
 
 
 def _channel(features: Tensor, index: int) -> Tensor:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from taskvec.statistics.base import Accumulator
+from taskvec.statistics.passes.accumulator import Accumulator
 from taskvec.statistics.passes.survey import Survey
-from taskvec.statistics.passes.taps import OnTokens, Place
+from taskvec.statistics.passes.taps import Visitors
 from taskvec.statistics.passes.tokens import Tokens
+from taskvec.statistics.values import LayerMoments
 
 
 class InputMoment:
@@ -40,46 +39,11 @@ class InputMoment:
         """Return the mean of a a^T [d, d], or of [a; 1][a; 1]^T [d + 1, d + 1] where ``constant``."""
         if not constant:
             return self.gram / self.count
-        row = self.total.unsqueeze(0)
-        column = torch.cat([self.total, self.total.new_tensor([self.count])])
-        square = torch.cat([torch.cat([self.gram, row]), column.unsqueeze(1)], dim=1)
+        corner = self.total.new_tensor([self.count])
+        left = torch.cat([self.gram, self.total.unsqueeze(0)])
+        right = torch.cat([self.total, corner])
+        square = torch.cat([left, right.unsqueeze(1)], dim=1)
         return square.div_(self.count)
-
-
-class Moment(NamedTuple):
-    """Rows x of one layer's input, summed: ``gram`` sum x x^T [in, in] float64, ``total`` sum x [in] float64."""
-
-    gram: Tensor
-    total: Tensor
-    rows: int
-
-    def second(self, device: str | torch.device | None = None) -> Tensor:
-        """Return the mean of x x^T [in, in] float64 on a device (None: where it is)."""
-        return self.gram.to(device) / self.rows
-
-
-class LayerMoments(Mapping[str, Moment]):
-    """The moment of each linear layer's inputs, looked up in the stored tensors when it is asked for.
-
-    ``sources`` names the layer whose moment each layer shares (k and v that of q; itself otherwise): what is computed
-    from it, such as an inverse, is shared likewise. ``untracked`` says of each other layer why it has none.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]):
-        self.tensors, self.meta = tensors, meta
-        self.sources: Mapping[str, str] = meta["sources"]
-        self.untracked: Mapping[str, str] = meta["untracked"]
-
-    def __getitem__(self, layer: str) -> Moment:
-        source = self.sources[layer]
-        rows = self.meta["rows"][source]
-        return Moment(self.tensors[f"{source}/gram"], self.tensors[f"{source}/total"], rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sources)
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
 
 class InputSums(Accumulator):
@@ -87,21 +51,25 @@ class InputSums(Accumulator):
 
     def __init__(self, survey: Survey, precision: str):
         self.precision = precision
-        self.places: list[Place] = []
-        self.untracked: dict[str, str] = {}
+        self.places = []
+        self.untracked = {}
         for layer in survey.model.layers:
-            call = survey.token_call(layer.name)
-            if call is None:
-                self.untracked[layer.name] = survey.refusal(layer.name) or "its input is not one row per token"
+            name = layer.name
+            place = survey.tokens_at(name, "input")
+            if place is None:
+                self.untracked[name] = survey.refusal(name)
             else:
-                self.places.append(Place(layer.name, "input", call))
+                self.places.append(place)
         self.sources = survey.sources(self.places)
-        self.moments: dict[str, InputMoment] = {}
+        self.moments = {}
 
-    def visitors(self, side: int) -> Sequence[Mapping[Place, OnTokens]]:
+    def visitors(self, side: int) -> list[Visitors]:
         """Return a tap for each layer that does not share another's input."""
-        firsts = [place for place in self.places if self.sources[place.module] == place.module]
-        return [{place: partial(self._visit, place.module) for place in firsts}]
+        visitors = {}
+        for place in self.places:
+            if self.sources[place.module] == place.module:
+                visitors[place] = partial(self._visit, place.module)
+        return [visitors]
 
     def _visit(self, name: str, tokens: Tokens) -> None:
         rows = tokens.rows()
@@ -111,10 +79,16 @@ class InputSums(Accumulator):
 
     def finish(self, examples: int) -> LayerMoments:
         """Return the moments by layer."""
-        tensors: dict[str, Tensor] = {}
+        tensors = {}
+        rows = {}
         for name, moment in self.moments.items():
             tensors[f"{name}/gram"] = moment.gram
             tensors[f"{name}/total"] = moment.total
-        rows = {name: moment.count for name, moment in self.moments.items()}
-        meta = {"sources": self.sources, "rows": rows, "untracked": self.untracked, "examples": examples}
+            rows[name] = moment.count
+        meta = {
+            "sources": self.sources,
+            "rows": rows,
+            "untracked": self.untracked,
+            "examples": examples,
+        }
         return LayerMoments(tensors, meta)

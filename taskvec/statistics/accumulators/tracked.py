@@ -11,7 +11,13 @@ from taskvec.statistics.passes.survey import Survey
 from taskvec.statistics.passes.taps import Place
 
 CLASS_TOKEN = "class_embedding"  # [d], the same for every example
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_OTHERS = (
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+)
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,19 @@ class Tracked:
     reasons: dict[str, str]
 
     def untracked(
-        self, parameters: Collection[str], layers: Collection[str], vectors: Collection[str]
+        self,
+        parameters: Collection[str],
+        layers: Collection[str],
+        vectors: Collection[str],
     ) -> dict[str, str]:
         """Return why each parameter outside the blocks of ``layers`` and ``vectors`` has none."""
-        covered = set(_parameters_of(layers)) | set(vectors)
-        known = set(_parameters_of(self.layers))
-        for name, part in self.affine.items():
-            known |= {f"{name}.{key}" for key, _ in part.named_parameters()}
+        known = _of_layers(self.layers)
+        for name, module in self.affine.items():
+            known += _of_module(name, module)
         reasons = dict.fromkeys(parameters, "no block is defined for its kind")
         reasons |= dict.fromkeys(known, "the features do not depend on it")
         reasons |= self.reasons
+        covered = {*_of_layers(layers), *vectors}
         return {name: reasons[name] for name in parameters if name not in covered}
 
 
@@ -54,26 +63,32 @@ def track(survey: Survey) -> Tracked:
     model = survey.model
     editable: Mapping[str, Tensor] = model.parameters
     linear = _linear_modules(survey)
-    modules = linear | _affine_modules(model.module, editable)
-    refused = _refusals(survey, modules)
-    reasons: dict[str, str] = {}
+    affine = _affine_modules(model.module, editable)
+    refused = _refusals(survey, linear | affine)
+    reasons = {}
     for name, reason in refused.items():
-        reasons |= {f"{name}.{key}": reason for key, _ in modules[name].named_parameters()}
-    found = [name for name in linear if name not in refused]
-    if not found:
+        module = model.module.get_submodule(name)
+        reasons |= dict.fromkeys(_of_module(name, module), reason)
+    layers = [name for name in linear if name not in refused]
+    if not layers:
         raise ValueError(f"no linear layer can be tracked ({reasons or 'none is editable'})")
+    has_token = CLASS_TOKEN in editable and editable[CLASS_TOKEN].ndim == 1
     return Tracked(
-        layers=tuple(found),
-        sources=survey.sources(Place(name) for name in found),
-        biased=frozenset(name for name in found if f"{name}.bias" in editable),
-        affine={name: part for name, part in modules.items() if name not in linear and name not in refused},
-        class_token=CLASS_TOKEN in editable and editable[CLASS_TOKEN].ndim == 1,
+        layers=tuple(layers),
+        sources=survey.sources(Place(name) for name in layers),
+        biased=frozenset(name for name in layers if f"{name}.bias" in editable),
+        affine={name: module for name, module in affine.items() if name not in refused},
+        class_token=has_token,
         reasons=reasons,
     )
 
 
-def _parameters_of(layers: Collection[str]) -> list[str]:
+def _of_layers(layers: Collection[str]) -> list[str]:
     return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+def _of_module(name: str, module: nn.Module) -> list[str]:
+    return [f"{name}.{key}" for key, _ in module.named_parameters()]
 
 
 def _linear_modules(survey: Survey) -> dict[str, nn.Module]:
@@ -82,12 +97,14 @@ def _linear_modules(survey: Survey) -> dict[str, nn.Module]:
     Raises:
         ValueError: naming a layer that is no ``nn.Linear``.
     """
-    found: dict[str, nn.Module] = {}
-    for layer in survey.model.layers:
-        module = survey.model.module.get_submodule(layer.name)
+    model = survey.model
+    found = {}
+    for layer in model.layers:
+        module = model.module.get_submodule(layer.name)
         if not isinstance(module, nn.Linear):
-            raise ValueError(f"{layer.name} is a {type(module).__name__}, not a Linear layer")
-        if f"{layer.name}.weight" in survey.model.parameters:
+            kind = type(module).__name__
+            raise ValueError(f"{layer.name} is a {kind}, not a Linear layer")
+        if f"{layer.name}.weight" in model.parameters:
             found[layer.name] = module
     return found
 
@@ -95,22 +112,25 @@ def _linear_modules(survey: Survey) -> dict[str, nn.Module]:
 def _refusals(survey: Survey, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return why some of the modules have no blocks."""
     owners = _owners(survey.model.module)
-    refused: dict[str, str] = {}
+    refused = {}
     for name, module in modules.items():
-        shared = [owner for parameter in module.parameters(recurse=False) for owner in owners[id(parameter)]]
+        names: set[str] = set()
+        for parameter in module.parameters(recurse=False):
+            names |= owners[id(parameter)]
         reason = survey.refusal(name)
-        if any(not owner.startswith(f"{name}.") for owner in shared):
+        if any(not owner.startswith(f"{name}.") for owner in names):
             refused[name] = "it is shared by several modules"
         elif reason:
             refused[name] = reason
     return refused
 
 
-def _owners(module: nn.Module) -> dict[int, list[str]]:
+def _owners(module: nn.Module) -> dict[int, set[str]]:
     """Return the names of each parameter, by its identity: several where modules share it."""
-    names: dict[int, list[str]] = {}
+    names = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        known = names.setdefault(id(parameter), set())
+        known.add(name)
     return names
 
 
@@ -118,16 +138,20 @@ def _affine_modules(module: nn.Module, editable: Collection[str]) -> dict[str, n
     """Return the modules y = w * z + b with a gain or shift per channel that can be edited: norms, layer scales."""
     found = {}
     for name, part in module.named_modules():
-        local = dict(part.named_parameters(recurse=False))
         is_leaf = bool(name) and not any(part.children())
-        is_other = isinstance(part, (nn.Linear, *_BATCH_NORMS))
-        if is_leaf and not is_other and _per_channel(local) and any(f"{name}.{key}" in editable for key in local):
+        if not is_leaf or isinstance(part, _OTHERS) or not _per_channel(part):
+            continue
+        if any(parameter in editable for parameter in _of_module(name, part)):
             found[name] = part
     return found
 
 
-def _per_channel(local: Mapping[str, Tensor]) -> bool:
+def _per_channel(module: nn.Module) -> bool:
     """Return whether a module's parameters are one vector [d], or a gain and a shift of equal width."""
+    local = dict(module.named_parameters(recurse=False))
     shapes = {tuple(parameter.shape) for parameter in local.values()}
-    gains = set(local) - {"bias"}
-    return len(shapes) == 1 and len(next(iter(shapes))) == 1 and len(gains) < 2
+    gains = local.keys() - {"bias"}
+    if len(shapes) != 1 or len(gains) > 1:
+        return False
+    (shape,) = shapes
+    return len(shape) == 1

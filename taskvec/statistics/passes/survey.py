@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ EXAMPLES = 2  # more than one, so that a first dimension of 1 is told from the e
 
 
 class Seen(NamedTuple):
-    """A tensor at a module: its number in the pass (the same object, the same number), and what speaks against reading
-    it as one row of tokens per example.
+    """A tensor at a module: its number in the pass (the same object, the same number), its dimensions, and what speaks
+    against reading it as one row of tokens per example.
     """
 
     number: int
+    ndim: int
     misfit: str | None
 
 
@@ -53,32 +54,38 @@ class Survey:
         calls = self.calls.get(module, [])
         if len(calls) != 1:
             return f"it is called {len(calls)} times per pass"
-        (call,) = calls
-        misfits = [seen.misfit for seen in (call.output, call.input) if seen and seen.misfit]
-        return misfits[0] if misfits else None
+        for seen in (calls[0].output, calls[0].input):
+            if seen is None:
+                return "its first argument or its output is no tensor"
+            if seen.misfit is not None:
+                return seen.misfit
+        return None
 
-    def token_call(self, module: str) -> int | None:
-        """Return which call of a module has tokens as input; None if none has, or several.
+    def tokens_at(self, module: str, side: Literal["input", "output"]) -> Place | None:
+        """Return a module's input or output in the one call where it has a row per token; None if none has, or several.
 
         A key projection that DeBERTa also applies to its relative positions has one.
         """
-        calls = enumerate(self.calls.get(module, []))
-        found = [number for number, call in calls if call.input and not call.input.misfit]
+        found = []
+        for number, call in enumerate(self.calls.get(module, [])):
+            seen = getattr(call, side)
+            if seen is not None and seen.misfit is None:
+                found.append(Place(module, side, number))
         return found[0] if len(found) == 1 else None
 
-    def tensor(self, place: Place) -> int | None:
-        """Return the number of the tensor at a place; None where there is none."""
-        calls = self.calls.get(place.module, [])
-        number = place.call or 0
-        if number >= len(calls):
-            return None
-        seen = getattr(calls[number], place.side)
-        return seen and seen.number
+    def seen(self, place: Place) -> Seen:
+        """Return what was seen at a place that has tokens."""
+        calls = self.calls[place.module]
+        return getattr(calls[place.call or 0], place.side)
 
     def sources(self, places: Iterable[Place]) -> dict[str, str]:
         """Return, for each place's module, the first of the modules that is given the same tensor (q for k and v)."""
-        first: dict[int | None, str] = {}
-        return {place.module: first.setdefault(self.tensor(place), place.module) for place in places}
+        first = {}
+        sources = {}
+        for place in places:
+            number = self.seen(place).number
+            sources[place.module] = first.setdefault(number, place.module)
+        return sources
 
 
 @torch.no_grad()
@@ -103,9 +110,9 @@ class _Notes:
 
     def __init__(self, examples: int, real: Tensor | None):
         self.examples, self.real = examples, real
-        self.calls: dict[str, list[Call]] = {}
-        self._numbers: dict[int, int] = {}
-        self._kept: list[Tensor] = []
+        self.calls = {}
+        self._numbers = {}
+        self._kept = []
 
     def visit(self, name: str, module: nn.Module, inputs: tuple, output: object) -> None:
         given = inputs[0] if inputs else None
@@ -118,7 +125,7 @@ class _Notes:
         if id(values) not in self._numbers:
             self._numbers[id(values)] = len(self._kept)
             self._kept.append(values)
-        return Seen(self._numbers[id(values)], self._misfit(module, values))
+        return Seen(self._numbers[id(values)], values.ndim, self._misfit(module, values))
 
     def _misfit(self, module: nn.Module, values: Tensor) -> str | None:
         if isinstance(module, nn.Linear) and values.ndim > 3:

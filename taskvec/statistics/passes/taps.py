@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +26,34 @@ class Place(NamedTuple):
     call: int | None = None
 
 
+Visitors: TypeAlias = Mapping[Place, OnTokens]
+
+
 class Taps:
     """A context in which each place's visitor sees the tokens there.
 
     What a visitor returns sees the gradient of its module's output, once per backward pass while ``listening``: several
-    owners of taps run backwards through one graph, each for itself. Tokens come in ``dtype``, without padding's count.
+    owners of taps run backwards through one graph, each for itself. Without ``gradient`` it is not asked for, and no
+    graph starts here. Tokens come in ``dtype``.
     """
 
-    def __init__(self, module: nn.Module, visitors: Mapping[Place, OnTokens], dtype: torch.dtype):
-        self.module, self.dtype = module, dtype
+    def __init__(
+        self,
+        module: nn.Module,
+        visitors: Visitors,
+        dtype: torch.dtype,
+        *,
+        gradient: bool,
+    ):
+        self.module, self.dtype, self.gradient = module, dtype, gradient
         self.listening = False
-        self._visitors: dict[str, list[tuple[Place, OnTokens]]] = {}
+        self._visitors = {}
         for place, visitor in visitors.items():
             place = Place(*place)
             self._visitors.setdefault(place.module, []).append((place, visitor))
-        self._calls: dict[str, int] = {}
+        self._calls = {}
         self._examples, self._real = 0, None
-        self._handles: list[Any] = []
+        self._handles = []
 
     def __enter__(self) -> Taps:
         for name in self._visitors:
@@ -70,7 +81,7 @@ class Taps:
                 continue
             values = inputs[0] if place.side == "input" else output
             on_gradient = visitor(self._tokens(name, values))
-            if on_gradient and torch.is_grad_enabled():
+            if on_gradient and self.gradient:
                 self._watch(name, output, on_gradient)
 
     def _watch(self, name: str, output: Tensor, on_gradient: OnGradient) -> None:

@@ -1,0 +1,123 @@
+"""Pictures as data: what a stage puts into its report under "figures", and ``taskvec figure`` draws.
+
+A stage writes ``report={"figures": {"spectrum": Lines(...).data()}}``; a run's result then holds it under
+``reports[STAGE]["figures"]["spectrum"]``. Nothing here imports matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from taskvec.config import Config
+
+LARGEST = 1e100  # what can be drawn; values beyond it are shown as gaps
+Place = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Numbers = tuple[float, ...]
+Points = tuple[tuple[Place, float], ...]
+Many = Field(max_length=2_000)  # lines, columns, labels: what a picture can hold
+Few = Field(max_length=100)
+
+
+class Picture(Config):
+    """What all pictures have: a title, the names of the axes, and the unit of the numbers (as metrics name it)."""
+
+    title: str = ""
+    x: str = ""
+    y: str = ""
+    unit: str = "number"
+
+    def data(self) -> dict[str, Any]:
+        """Return the picture as JSON values, for a report."""
+        return self.model_dump(mode="json")
+
+
+class Lines(Picture):
+    """Curves by name as points (x, y): ``series`` on the left axis, ``beside`` on a right axis of its own unit.
+
+    ``strong`` names are drawn thick, ``dotted`` ones dotted. ``chosen`` marks a place of the x axis, ``excluded`` those
+    where nothing finite came out.
+    """
+
+    figure: Literal["lines"] = "lines"
+    series: Annotated[dict[str, Points], Few]
+    scale: Literal["linear", "log"] = "linear"
+    beside: Annotated[dict[str, Points], Few] = {}
+    beside_y: str = ""
+    beside_unit: str = "number"
+    strong: tuple[str, ...] = ()
+    dotted: tuple[str, ...] = ()
+    chosen: Place | None = None
+    excluded: tuple[Place, ...] = ()
+
+
+class Bars(Picture):
+    """Numbers by label, side by side for each name of ``series``."""
+
+    figure: Literal["bars"] = "bars"
+    labels: Annotated[tuple[str, ...], Many]
+    series: Annotated[dict[str, Numbers], Few]
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Bars:
+        for name, values in self.series.items():
+            if len(values) != len(self.labels):
+                raise ValueError(f"{name} has {len(values)} numbers for {len(self.labels)} labels")
+        return self
+
+
+class Heat(Picture):
+    """A matrix ``values`` [rows, columns] in colours, small ones with their numbers.
+
+    Colours reach from 0 (or below) to the largest number beside the diagonal of a square matrix whose ``diagonal`` is
+    another matter than the rest.
+    """
+
+    figure: Literal["heat"] = "heat"
+    rows: Annotated[tuple[str, ...], Many]
+    columns: Annotated[tuple[str, ...], Many]
+    values: tuple[Numbers, ...]
+    diagonal: bool = False
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Heat:
+        _check(self.values, len(self.rows), len(self.columns))
+        return self
+
+
+class Surface(Picture):
+    """A quantity over two coefficients: ``values`` [first, second] on ``grid`` x ``grid``, the unit square outlined.
+
+    ``high`` is the end of the colours, None the largest number.
+    """
+
+    figure: Literal["surface"] = "surface"
+    grid: Annotated[tuple[Place, ...], Many]
+    values: tuple[Numbers, ...]
+    high: Place | None = None
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Surface:
+        _check(self.values, len(self.grid), len(self.grid))
+        return self
+
+
+Panel = Annotated[Lines | Bars | Heat | Surface, Field(discriminator="figure")]
+_PANELS: TypeAdapter[Any] = TypeAdapter(Panel)
+
+
+def panel(data: Any) -> Lines | Bars | Heat | Surface:
+    """Return the picture that a report holds as JSON values.
+
+    Raises:
+        ValidationError: if it is none.
+    """
+    return _PANELS.validate_python(data)
+
+
+def _check(values: tuple[Numbers, ...], rows: int, columns: int) -> None:
+    if not rows or not columns:
+        raise ValueError("a matrix without rows or columns")
+    if len(values) != rows or any(len(line) != columns for line in values):
+        raise ValueError(f"the numbers are not {rows} x {columns}")

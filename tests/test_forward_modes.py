@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import world
 from torch import Tensor, nn
 from torch.func import jacrev
 from world import FAST
 
 from taskvec import cli, registry
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.merge.composition import Composition, Scaled
 from taskvec.models.clip import Clip, ClipModel
 from taskvec.models.clip_config import linear_layers, open_clip_config, vision_config
@@ -51,11 +52,11 @@ def tower(seed: int) -> ClipModel:
     return model
 
 
-def view(seed: int, size: int = 10, classes: int = 3) -> TaskView:
+def view(seed: int, size: int = 10, classes: int = 3) -> View:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8)
     head = 20 * F.normalize(torch.randn(classes, 6, generator=generator, dtype=torch.float64))
-    return TaskView(images, torch.randint(0, classes, (size,), generator=generator), head)
+    return world.view(images, torch.randint(0, classes, (size,), generator=generator), head)
 
 
 def direction(model: ClipModel, seed: int, size: float = 0.1, names=None) -> TaskVector:
@@ -238,7 +239,7 @@ def test_what_weight_decay_pulls_to(seed: int, towards: str):
 
     class One:
         def at(self, step: int) -> list:
-            return [view(0)]
+            return Batches({"t": view(0)}, batch_size=10, accumulation=1, seed=0, crop=None).at(0)
 
     settings = recipe(weight_decay=0.5, warmup=0)
     loop.train(made.leaves, lambda batch: sum((0 * leaf).sum() for leaf in made.leaves.values()), One(), settings, 1)
@@ -253,14 +254,14 @@ def test_what_weight_decay_pulls_to(seed: int, towards: str):
 @SEEDS
 def test_at_tau_zero_it_is_the_model_itself(seed: int):
     model, data = tower(seed), view(seed)
-    plain = model.features(model.parameters, data.inputs)
+    plain = model.features(model.parameters, data.take(slice(None)))
     for vector in (TaskVector({}), 0 * direction(model, seed)):
-        features, derivative = jvp_features(model, vector, data.inputs)
+        features, derivative = jvp_features(model, vector, data.take(slice(None)))
         close(features, plain, 1e-14)
         assert not derivative.any()
-    features, derivatives = along(model, [TaskVector({})] * 2)(data.inputs, None)
+    features, derivatives = along(model, [TaskVector({})] * 2)(data.take(slice(None)), None)
     with torch.no_grad():  # as derivatives along several vectors are taken
-        plain = model.features(model.parameters, data.inputs)
+        plain = model.features(model.parameters, data.take(slice(None)))
     assert torch.equal(features, plain) and derivatives.shape == (2, *plain.shape) and not derivatives.any()
 
 
@@ -271,20 +272,20 @@ def test_superposition_over_vectors_and_coefficients(seed: int):
         direction(model, seed),
         direction(model, seed + 1, names=selected("attn_w", model.parameters, LAYERS)),
     )
-    one, two = (jvp_features(model, tau, data.inputs)[1] for tau in (first, second))
+    one, two = (jvp_features(model, tau, data.take(slice(None)))[1] for tau in (first, second))
     for a, b in ((0.3, 0.0), (1.0, 1.0), (-2.0, 0.7)):
-        close(jvp_features(model, a * first + b * second, data.inputs)[1], a * one + b * two, 1e-12)
+        close(jvp_features(model, a * first + b * second, data.take(slice(None)))[1], a * one + b * two, 1e-12)
 
 
 @SEEDS
 def test_a_jvp_is_the_slope_and_the_product_with_the_jacobian(seed: int):
     model, data = tower(seed), view(seed, size=3)
     tau = direction(model, seed)
-    _, found = jvp_features(model, tau, data.inputs)
+    _, found = jvp_features(model, tau, data.take(slice(None)))
     step = 1e-5
-    ends = [model.features(tau.apply_to(model.parameters, s), data.inputs) for s in (step, -step)]
+    ends = [model.features(tau.apply_to(model.parameters, s), data.take(slice(None))) for s in (step, -step)]
     close(found, (ends[0] - ends[1]) / (2 * step), 1e-6)
-    slope = jacrev(lambda parameters: model.features(parameters, data.inputs))(dict(model.parameters))
+    slope = jacrev(lambda parameters: model.features(parameters, data.take(slice(None))))(dict(model.parameters))
     expected = sum(slope[name].flatten(2) @ tau[name].flatten() for name in tau)
     close(found, expected, 1e-11)
 
@@ -299,10 +300,10 @@ def test_several_jvps_together_are_each_alone(seed: int):
         TaskVector({}),
         direction(model, seed + 2),
     ]
-    features, derivatives = along(model, taus)(data.inputs, None)
-    close(features, model.features(model.parameters, data.inputs), 1e-13)
+    features, derivatives = along(model, taus)(data.take(slice(None)), None)
+    close(features, model.features(model.parameters, data.take(slice(None))), 1e-13)
     for tau, derivative in zip(taus, derivatives, strict=True):
-        close(derivative, jvp_features(model, tau, data.inputs)[1], 1e-12)
+        close(derivative, jvp_features(model, tau, data.take(slice(None)))[1], 1e-12)
 
 
 @SEEDS
@@ -312,8 +313,8 @@ def test_the_gradient_at_tau_zero_is_the_networks_own(seed: int):
     for mode in ("standard", "tangent"):
         made = Deltas(model.parameters, list(model.parameters))
         deltas = made.deltas() if mode == "tangent" else None
-        logits = scores(model, made.parameters(), deltas, data.inputs, data.head)
-        found[mode] = torch.autograd.grad(F.cross_entropy(logits, data.labels), list(made.leaves.values()))
+        logits = scores(model, made.parameters(), deltas, data.take(slice(None)), data.head)
+        found[mode] = torch.autograd.grad(F.cross_entropy(logits, data.labels()), list(made.leaves.values()))
     for plain, tangent in zip(*found.values(), strict=True):
         close(tangent, plain, 1e-12)
 
@@ -327,13 +328,13 @@ def test_tangent_training_is_gradient_descent_on_the_linearisation(seed: int):
                       batch_size=6, steps=5, warmup=0, weight_decay=0.2)  # fmt: skip
     found = fit(model, LAYERS, {"t": data}, settings, seed=seed).vector
     part = {name: model.parameters[name] for name in names}
-    slope = jacrev(lambda parameters: model.features(parameters, data.inputs))(part)
-    start = model.features(model.parameters, data.inputs)
+    slope = jacrev(lambda parameters: model.features(parameters, data.take(slice(None))))(part)
+    start = model.features(model.parameters, data.take(slice(None)))
     leaves = {name: torch.zeros_like(weight).requires_grad_() for name, weight in part.items()}
     optimiser = torch.optim.AdamW(leaves.values(), weight_decay=0.2)
     for step in range(5):
         features = start + sum(slope[name].flatten(2) @ leaf.flatten() for name, leaf in leaves.items())
-        loss = F.cross_entropy(F.normalize(features, dim=-1) @ data.head.T, data.labels)
+        loss = F.cross_entropy(F.normalize(features, dim=-1) @ data.head.T, data.labels())
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
@@ -378,7 +379,7 @@ def test_a_grid_is_each_coefficient_alone(seed: int, bent: bool, monkeypatch: py
     for alpha in GRID:
         for task, data in views.items():
             scale = alpha * alpha if bent else alpha
-            features = sum(original(model, scale * tau, data.inputs))
+            features = sum(original(model, scale * tau, data.take(slice(None))))
             expected = (F.normalize(features, dim=-1) @ data.head.T).argmax(1)
             assert torch.equal(found[alpha][task], expected)
             changed += (expected != found[0.0][task]).sum().item()
@@ -396,7 +397,9 @@ def test_post_hoc_of_a_model_linear_in_what_moved_is_the_model(seed: int):
     tangent, standard = (predict(model, composition, {"t": data}, GRID, tangent=mode) for mode in (True, False))
     assert all(torch.equal(tangent[alpha]["t"], standard[alpha]["t"]) for alpha in GRID)
     close(
-        sum(jvp_features(model, tau, data.inputs)), model.features(tau.apply_to(model.parameters), data.inputs), 1e-12
+        sum(jvp_features(model, tau, data.take(slice(None)))),
+        model.features(tau.apply_to(model.parameters), data.take(slice(None))),
+        1e-12,
     )
     scaled = predict(model, Scaled(model.parameters, 0.5 * tau), {"t": data}, [1.0], tangent=True)
     assert torch.equal(scaled[1.0]["t"], tangent[0.5]["t"]), "(alpha, tau) is (1, alpha tau)"

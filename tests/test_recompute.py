@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import world
 import world_text
 from pydantic import ValidationError
 from torch import nn
@@ -16,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from taskvec import registry
-from taskvec.data.views import TaskView
 from taskvec.models.clip_config import VisionConfig
 from taskvec.models.clip_vit import VisionTransformer
 from taskvec.training.fit import fit
@@ -157,7 +157,7 @@ def test_peak_memory_falls(folder):
 def test_fine_tuning_gives_the_same_vector_and_fingerprint(folder):
     backbone, model = language_model(folder, "tiny_llama")
     inputs = torch.randint(3, 500, (12, 10), generator=torch.Generator().manual_seed(1)).int()
-    view = TaskView(inputs, torch.arange(12) % 2, torch.tensor([7, 9]))
+    view = world.view(inputs, torch.arange(12) % 2, torch.tensor([7, 9]))
     settings = {"kind": "full", "steps": 4, "warmup": 1, "batch_size": 6, "accumulation": 2, "lr": 1e-3}
     recipes = [Recipe(**settings, gradient_checkpointing=on) for on in (False, True)]
     plain, found = (fit(model, backbone.linear_layers(), {"t": view}, recipe, seed=0) for recipe in recipes)

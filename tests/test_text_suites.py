@@ -10,16 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+import world
 import world_text
 import yaml
 from world_text import FAST, HUB, MODELS
 
 from taskvec.cli import main
-from taskvec.data.rows import read_rows
 from taskvec.data.tasks import TextSuite, TextTask, load_tasks
 from taskvec.data.texts import tokenise_split
-from taskvec.data.views import TaskView
-from taskvec.errors import NoFeasibleCoefficientError, UserError
+from taskvec.errors import NoFeasibleCoefficientError
 from taskvec.merge.composition import Scaled
 from taskvec.protocols import predict as predicting
 from taskvec.protocols.perplexity import perplexity, surprise
@@ -146,7 +145,7 @@ def test_glue_is_judged_by_the_metric_of_each_task(run, outputs):
 @pytest.mark.parametrize("model", ["tiny_t5", "tiny_gpt2"])
 def test_models_that_answer_in_words_learn_scores(run, model):
     words = [f"backbone={model}", "suite=glue8", MIRROR, "suite.tasks=[stsb]", "protocol.grid=[0,1]"]
-    assert rows(run(*words, "finetune.steps=150"))["individual"].accuracy["stsb"] > 0.6
+    assert rows(run(*words, "finetune.steps=400"))["individual"].accuracy["stsb"] > 0.6
 
 
 def test_rows_without_a_label_are_left_out_and_words_are_labels():
@@ -233,7 +232,7 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
     model, texts = backbone.load("cpu"), ["fine", "a long and rather dull film about a boat", "so bad", "well made"]
     inputs = backbone.tokenize([("Review: ", text, "\nSentiment:") for text in texts])
     labels, head = torch.tensor([1, 0, 0, 1]), backbone.heads({"t": (["negative", "positive"], [])})["t"]
-    view, composition = TaskView(inputs, labels, head), Scaled(model.parameters, TaskVector({}))
+    view, composition = world.view(inputs, labels, head), Scaled(model.parameters, TaskVector({}))
 
     def loss(rows: torch.Tensor) -> float:
         batch = Batch(rows, {"t": slice(0, len(rows))}, {"t": labels[: len(rows)]})
@@ -268,7 +267,7 @@ def test_perplexity_is_that_of_the_text_token_by_token(lms):
     from transformers import AutoModelForCausalLM
 
     model, inputs = read_aloud(lms)
-    found = surprise(model, Scaled(model.parameters, TaskVector({})), TaskView(inputs, None, None), [0.0])[0.0]
+    found = surprise(model, Scaled(model.parameters, TaskVector({})), world.view(inputs, None, None), [0.0])[0.0]
     theirs, nll, count = AutoModelForCausalLM.from_pretrained(lms / "models/tiny_gpt2").eval(), 0.0, 0
     for row in inputs:
         ids = row[row >= 0].long()[None]
@@ -283,7 +282,7 @@ def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(l
     """Against states along a finite difference in float64."""
     model, inputs = read_aloud(lms)
     direction = TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()})
-    composition, corpus = Scaled(model.parameters, direction), TaskView(inputs, None, None)
+    composition, corpus = Scaled(model.parameters, direction), world.view(inputs, None, None)
     states_of, seen = type(model).token_states, []
     monkeypatch.setattr(type(model), "token_states", lambda *given: seen.append(1) or states_of(*given))
     found = surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True)
@@ -324,8 +323,10 @@ def own(lms: Path, tmp_path: Path):
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         folder = tmp_path / "data"
         folder.mkdir()
-        for split in ("train", "val", "test"):
-            parquet.write_table(table, folder / f"{split}.parquet")
+        for split in ("train", "val", "test"):  # the same file twice would be refused
+            parquet.write_table(
+                table.append_column("split", pa.array([split] * len(table))), folder / f"{split}.parquet"
+            )
         (lms / "task").mkdir(exist_ok=True)
         (lms / "task" / "own.yaml").write_text(yaml.safe_dump({"path": str(folder), "frame": "{text}"} | settings))
         return ["suite=minitext6", "suite.tasks=[own]", "backbone=tiny_gpt2"]
@@ -334,7 +335,7 @@ def own(lms: Path, tmp_path: Path):
 
 
 MALFORMED = [
-    ({"columns": {"text": None}}, "has no column 'text' (it has label)"),
+    ({"columns": {"text": None}}, "has no column 'text' (it has label, split)"),
     ({"columns": {"text": [*["fine"] * 19, "  "]}}, "row 19 of"),
     ({"columns": {"text": [*["fine"] * 3, None, *["fine"] * 16]}}, "row 3 of"),
     ({"columns": {"text": list(range(20))}}, "column 'text' holds int64, not text"),
@@ -392,33 +393,3 @@ def test_one_of_two_texts_may_be_empty(own):
     )
     assert len(found["labels"]) == 20
     assert TextTask(path="p", pair="b", frame="{pair} then {text}").columns == ("text", "b")
-
-
-def test_a_data_set_of_the_hub_is_read_as_the_mirror_is(monkeypatch):
-    """The library's own reader in place of the hub: names, configs, revisions, splits and labels arrive as in files."""
-    import datasets
-
-    asked = []
-
-    def load(path: str, config: str | None, *, split: str, revision: str | None):
-        asked.append((path, config, split, revision))
-        files = {split: str(HUB / path / (config or "") / f"{split}.parquet")}
-        return datasets.Dataset.from_parquet(files[split])
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    names = ["snli", "sick", "scitail", "stsb"]
-    here = load_tasks({"tasks": names, "data_dir": str(HUB)}, TextSuite, [compose.conf_dir()])
-    there = load_tasks({"tasks": names}, TextSuite, [compose.conf_dir()])
-    for name in names:
-        for split in ("train", "val"):
-            assert read_rows(name, there[name], split)[:2] == read_rows(name, here[name], split)[:2]
-    assert ("RobZamp/sick", None, "validation", "refs/convert/parquet") in asked
-    assert ("nyu-mll/glue", "stsb", "train", None) in asked
-    nowhere = there["snli"].model_copy(update={"path": "stanfordnlp/nowhere"})
-    with pytest.raises(
-        UserError, match="'stanfordnlp/nowhere' cannot be loaded: .* suite.data_dir=FOLDER takes a local"
-    ):
-        read_rows("snli", nowhere, "test")
-    other = there["snli"].model_copy(update={"text": "premises"})
-    with pytest.raises(UserError, match="task snli: stanfordnlp/snli has no column 'premises' .it has premise, "):
-        read_rows("snli", other, "test")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import world
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import RandomResizedCrop
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.models.base import Model
 from taskvec.training.batches import CROP_DRAWS, Batch, Batches, random_resized_crop
 from taskvec.training.checkpoint import Checkpoint
@@ -69,13 +70,13 @@ def test_a_batch_that_does_not_divide_is_refused():
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def numbered(*sizes: int) -> dict[str, TaskView]:
+def numbered(*sizes: int) -> dict[str, View]:
     """Tasks whose images are constant and say which example of which task they are, whatever the crop."""
     views = {}
     for index, size in enumerate(sizes):
         images = torch.arange(size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
         images[:, 1] = index
-        views[f"task{index}"] = TaskView(images, torch.arange(size), torch.empty(0))
+        views[f"task{index}"] = world.view(images, torch.arange(size), torch.empty(0))
     return views
 
 
@@ -115,11 +116,11 @@ def test_every_epoch_is_a_permutation_of_the_union(seed, sizes, accumulation, cr
     assert orders[0] != orders[1] != orders[2]
 
 
-def random_views(seed: int, *sizes: int) -> dict[str, TaskView]:
+def random_views(seed: int, *sizes: int) -> dict[str, View]:
     """Tasks of random images."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        f"task{i}": TaskView(
+        f"task{i}": world.view(
             torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(n), torch.empty(0)
         )
         for i, n in enumerate(sizes)
@@ -166,7 +167,7 @@ class Regression:
         self.x = torch.randn(examples, width, generator=generator, dtype=torch.float64)
         self.y = torch.randn(examples, generator=generator, dtype=torch.float64)
         self.start = {"w": torch.randn(width, generator=generator, dtype=torch.float64), "b": torch.zeros(1).double()}
-        self.views = {"t": TaskView(self.x, torch.arange(examples), torch.empty(0))}
+        self.views = {"t": world.view(self.x, torch.arange(examples), torch.empty(0))}
 
     def parameters(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone().requires_grad_() for name, tensor in self.start.items()}
@@ -418,14 +419,14 @@ class Tower(Model):
         return 5 * F.normalize(features, dim=-1) @ head.to(features).T
 
 
-def classification(seed: int, **sizes: int) -> dict[str, TaskView]:
+def classification(seed: int, **sizes: int) -> dict[str, View]:
     """Tasks of random images, labels and heads, with different numbers of classes."""
     generator = torch.Generator().manual_seed(seed)
     views = {}
     for classes, (task, size) in enumerate(sizes.items(), start=3):
         images = torch.randint(0, 256, (size, 3, 2, 2), generator=generator, dtype=torch.uint8)
         labels = torch.randint(0, classes, (size,), generator=generator)
-        views[task] = TaskView(images, labels, torch.randn(classes, 4, generator=generator, dtype=torch.float64))
+        views[task] = world.view(images, labels, torch.randn(classes, 4, generator=generator, dtype=torch.float64))
     return views
 
 
@@ -436,7 +437,7 @@ def test_the_joint_loss_is_the_mean_over_all_examples(seed):
     joint = cross_entropy(lambda task, x: scores(model, model.parameters, None, x, views[task].head), batch)
     total = 0.0
     for view in views.values():
-        for image, label in zip(view.inputs, view.labels, strict=True):
+        for image, label in zip(view.take(slice(None)), view.labels(), strict=True):
             logits = model.logits(model.features(model.parameters, image[None]), view.head)[0]
             total += math.log(sum(math.exp(s) for s in logits.tolist())) - logits[label].item()
     assert joint.item() == pytest.approx(total / 24, rel=1e-12)
@@ -447,8 +448,10 @@ def test_joint_training_is_training_on_the_union(seed):
     """With one class list the joint run and the run on the concatenated data see the same batches."""
     model, views = Tower(seed), classification(seed, a=14, b=9)
     head = views["a"].head
-    views = {task: TaskView(view.inputs, view.labels.clamp(max=2), head) for task, view in views.items()}
-    union = {"u": TaskView(*(torch.cat([getattr(v, f) for v in views.values()]) for f in ("inputs", "labels")), head)}
+    views = {task: world.view(view.take(slice(None)), view.labels().clamp(max=2), head) for task, view in views.items()}
+    inputs = torch.cat([view.take(slice(None)) for view in views.values()])
+    labels = torch.cat([view.labels() for view in views.values()])
+    union = {"u": world.view(inputs, labels, head)}
     settings = recipe(steps=7, batch_size=8)
     joint, _, curve = fit(model, [], views, settings, seed=seed)
     single, _, single_curve = fit(model, [], union, settings, seed=seed)
@@ -475,8 +478,8 @@ def test_descent_lowers_the_loss_and_ascent_raises_it(seed):
 
     def loss(vector) -> float:
         view = views["a"]
-        features = model.features(vector.apply_to(model.parameters), view.inputs)
-        return F.cross_entropy(model.logits(features, view.head), view.labels).item()
+        features = model.features(vector.apply_to(model.parameters), view.take(slice(None)))
+        return F.cross_entropy(model.logits(features, view.head), view.labels()).item()
 
     settings = recipe(steps=30, batch_size=32)
     down, up = (fit(model, [], views, settings, seed=seed, ascend=ascend).vector for ascend in (False, True))
@@ -529,7 +532,7 @@ def draws(count: int, seed: int) -> torch.Tensor:
 
 @SEEDS
 def test_a_crop_at_full_scale_is_the_image(seed):
-    images = random_views(seed, 50)["task0"].inputs
+    images = random_views(seed, 50)["task0"].take(slice(None))
     torch.testing.assert_close(random_resized_crop(images, 1.0, draws(50, seed)), images.float(), rtol=0, atol=1e-3)
 
 
@@ -571,7 +574,7 @@ def test_area_and_aspect_are_distributed_as_in_torchvision(seed, scale):
 
 @SEEDS
 def test_each_crop_depends_on_its_own_draws_alone(seed):
-    images, drawn = random_views(seed, 9)["task0"].inputs, draws(9, seed)
+    images, drawn = random_views(seed, 9)["task0"].take(slice(None)), draws(9, seed)
     together = random_resized_crop(images, 0.3, drawn)
     alone = torch.cat([random_resized_crop(images[i : i + 1], 0.3, drawn[i : i + 1]) for i in range(9)])
     assert torch.equal(together, alone)

@@ -41,6 +41,6 @@ class TauJp(Recipe):
         def measured(step: int, deltas: Mapping) -> torch.Tensor:
             other = references[step % len(references)]
             chosen = torch.randint(len(other.view), (self.examples,), generator=generator(seed, -1 - step))
-            return drift(other.model, deltas, other.view.inputs[chosen], other.view.head)
+            return drift(other.model, deltas, other.view.take(chosen), other.view.head)
 
         return [lambda step, deltas: regulariser(lambda s: measured(s, deltas), self.penalty)(step)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.protocols.metrics import score
 from taskvec.protocols.perplexity import perplexity, surprise
 from taskvec.protocols.predict import predict
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from taskvec.merge.composition import Composition
     from taskvec.models.base import Model
 
-Views = Callable[[str], Mapping[str, TaskView]]
+Views = Callable[[str], Mapping[str, View]]
 Outcomes = dict[float, dict[tuple[str, str], "Tensor"]]
 
 
@@ -43,9 +43,9 @@ def answer(
     """
     metrics = metrics or {}
 
-    def outcomes(alphas: Iterable[float], data: Mapping[str, TaskView]) -> Outcomes:
+    def outcomes(alphas: Iterable[float], data: Mapping[str, View]) -> Outcomes:
         chosen = sorted(set(alphas))
-        labelled = {task: view for task, view in data.items() if view.labels is not None}
+        labelled = {task: view for task, view in data.items() if view.labelled}
         found = judged(model, composition, labelled, chosen, metrics, tangent=tangent, bf16=bf16)
         for task in data.keys() - labelled.keys():
             documents = surprise(model, composition, data[task], chosen, tangent=tangent, bf16=bf16)
@@ -64,7 +64,7 @@ def answer(
 def judged(
     model: Model,
     composition: Composition,
-    views: Mapping[str, TaskView],
+    views: Mapping[str, View],
     alphas: Sequence[float],
     metrics: Mapping[str, str],
     *,
@@ -75,7 +75,7 @@ def judged(
     import torch
 
     predicted = predict(model, composition, views, alphas, tangent=tangent, bf16=bf16)
-    labels = {task: view.labels.cpu() for task, view in views.items()}
+    labels = {task: view.labels().cpu() for task, view in views.items()}
 
     def outcome(task: str, found: Tensor) -> tuple[tuple[str, str], Tensor]:
         if metrics.get(task, "accuracy") == "accuracy":

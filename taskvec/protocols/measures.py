@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from taskvec.data.images import batches
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
     from taskvec.merge.composition import Composition
     from taskvec.models.base import Backbone, Model
     from taskvec.protocols.question import Cell
@@ -34,15 +32,15 @@ class Subject:
 
     model: Model
     vectors: Mapping[str, TaskVector]
-    views: Mapping[str, TaskView]
+    views: Mapping[str, View]
     settings: Mapping[str, Any]
     tangent: bool
 
     def batches(self, task: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs, labels and head of one task in batches."""
         view = self.views[task]
-        for rows in batches(len(view), ROWS):
-            yield view.inputs[rows], view.labels[rows], view.head
+        for rows in view.batches(ROWS):
+            yield view.take(rows), view.labels(rows), view.head
 
     def derivatives(self, inputs: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features at theta_0 [N, d] and their derivatives along all vectors [T, N, d]."""

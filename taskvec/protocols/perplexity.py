@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.data.images import batches
 from taskvec.protocols.predict import exact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
     from taskvec.merge.composition import Composition
     from taskvec.models.base import Model
 
@@ -21,7 +20,7 @@ BATCH = 32
 def surprise(
     model: Model,
     composition: Composition,
-    corpus: TaskView,
+    corpus: View,
     alphas: Sequence[float],
     *,
     tangent: bool = False,
@@ -58,20 +57,20 @@ def perplexity(documents: Tensor) -> float:
 Step = tuple[float, "Tensor", "Tensor", "Mapping[str, Tensor] | None"]
 
 
-def _standard(model: Model, composition: Composition, corpus: TaskView, alphas: Sequence[float]) -> Iterator[Step]:
+def _standard(model: Model, composition: Composition, corpus: View, alphas: Sequence[float]) -> Iterator[Step]:
     for alpha in alphas:
         parameters = composition.parameters(alpha)
-        for at in batches(len(corpus), BATCH):
-            inputs = corpus.inputs[at]
+        for at in corpus.batches(BATCH):
+            inputs = corpus.take(at)
             yield alpha, inputs, model.token_states(parameters, inputs), parameters
 
 
-def _linearised(model: Model, composition: Composition, corpus: TaskView, alphas: Sequence[float]) -> Iterator[Step]:
+def _linearised(model: Model, composition: Composition, corpus: View, alphas: Sequence[float]) -> Iterator[Step]:
     from taskvec.training.linearise import jvp_along
 
     direction = composition.direction()
-    for at in batches(len(corpus), BATCH):
-        inputs = corpus.inputs[at]
+    for at in corpus.batches(BATCH):
+        inputs = corpus.take(at)
 
         def states_of(parameters: Mapping[str, Tensor], inputs: Tensor = inputs) -> Tensor:
             return model.token_states(parameters, inputs)

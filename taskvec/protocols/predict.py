@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.data.images import batches
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
     from taskvec.merge.composition import Composition
     from taskvec.models.base import Model
 
@@ -21,7 +19,7 @@ Predictions = dict[float, dict[str, "Tensor"]]
 def predict(
     model: Model,
     composition: Composition,
-    views: Mapping[str, TaskView],
+    views: Mapping[str, View],
     alphas: Sequence[float],
     *,
     tangent: bool = False,
@@ -47,11 +45,12 @@ def predict(
     return {alpha: {task: torch.cat(parts[alpha, task]).cpu()[places[task]] for task in views} for alpha in alphas}
 
 
-def cuts(view: TaskView) -> list[Tensor | slice]:
+def cuts(view: View) -> list[Tensor | slice]:
     """Return the rows of each batch: images in their order, texts by length, so that little padding is computed."""
-    if view.inputs.ndim != 2:
-        return list(batches(len(view), BATCH))
-    return list((view.inputs >= 0).sum(1).cpu().argsort(stable=True).split(TEXTS))
+    lengths = view.lengths()
+    if lengths is None:
+        return list(view.batches(BATCH))
+    return list(view.batches(TEXTS, lengths.argsort(stable=True)))
 
 
 def decide(logits: Tensor, *, scores: bool) -> Tensor:
@@ -72,26 +71,26 @@ Step = tuple[float, str, "Tensor"]
 
 
 def _standard(
-    model: Model, composition: Composition, views: Mapping[str, TaskView], alphas: Sequence[float]
+    model: Model, composition: Composition, views: Mapping[str, View], alphas: Sequence[float]
 ) -> Iterator[Step]:
     for alpha in alphas:  # outermost, so that one set of weights is held at a time
         shared = None if composition.per_task else composition.parameters(alpha)
         for task, view in views.items():
             parameters = composition.parameters(alpha, task) if shared is None else shared
             for rows in cuts(view):
-                features = model.features(parameters, view.inputs[rows], view.head)
+                features = model.features(parameters, view.take(rows), view.head)
                 yield alpha, task, model.logits(exact(features), view.head, parameters)
 
 
 def _linearised(
-    model: Model, composition: Composition, views: Mapping[str, TaskView], alphas: Sequence[float]
+    model: Model, composition: Composition, views: Mapping[str, View], alphas: Sequence[float]
 ) -> Iterator[Step]:
     from taskvec.training.linearise import jvp_features
 
     for task, view in views.items():
         direction = composition.direction(task)
         for rows in cuts(view):
-            inputs = view.inputs[rows]
+            inputs = view.take(rows)
             if direction is not None:
                 features, derivative = map(exact, jvp_features(model, direction, inputs, view.head))
                 for alpha in alphas:

@@ -9,8 +9,7 @@ from typing import Any
 
 from taskvec import registry
 from taskvec.config import Component
-from taskvec.data.files import class_names, describe, locate, sha256
-from taskvec.data.rows import hub_class_names
+from taskvec.data.describe import class_names, describe
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.protocols.question import REPORT, SELECTION, Cell, VectorRef
 from taskvec.runner import stages, work
@@ -62,11 +61,7 @@ class Plan:
 
         def build() -> Artefact:
             preprocessing = self.config.backbone.preprocessing()
-            if isinstance(definition, Corpus):
-                examples = {"sha256": sha256(definition.location), "split": split, "column": definition.text}
-            else:
-                examples = describe(task, definition, split)
-            spec = {"examples": examples, "preprocessing": preprocessing}
+            spec = {"examples": describe(task, definition, split), "preprocessing": preprocessing}
             if isinstance(definition, TextTask):
                 spec["frame"] = definition.frame
             compute = work.decoding(task, definition, split, self.config.backbone)
@@ -99,11 +94,7 @@ class Plan:
     def prompts(self, task: str) -> tuple[list[str], list[str]]:
         """Return the words for a task's classes and the templates that its head is made from."""
         definition = self.tasks[task]
-        if definition.folder is not None:
-            names = class_names(task, definition, locate(task, definition, "test").path)
-        else:
-            names = definition.classes or hub_class_names(task, definition)
-        return definition.prompts(names, learned=self.config.backbone.learns_heads)
+        return definition.prompts(class_names(task, definition), learned=self.config.backbone.learns_heads)
 
     def vector(self, ref: VectorRef) -> Artefact:
         """The vector a protocol refers to, after the run's transforms unless it asks for the vector as fine-tuned."""

@@ -39,6 +39,7 @@ def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.data.images import decode_split
+        from taskvec.data.shards import row_count
         from taskvec.data.tasks import Corpus
         from taskvec.data.texts import tokenise_corpus, tokenise_split
 
@@ -48,7 +49,7 @@ def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
             tensors = tokenise_corpus(name, task, split, backbone.tokenize)
         else:
             tensors = tokenise_split(name, task, split, backbone.tokenize, framed=backbone.style != "encoder")
-        return Content(tensors, {"examples": len(tensors["inputs"])})
+        return Content(tensors, {"examples": row_count(tensors)})
 
     return compute
 
@@ -125,13 +126,12 @@ def curvature(task: str, settings: CurvatureSettings) -> Compute:
     """Estimate the curvature of the features on a task at theta_0."""
 
     def compute(work: Workspace, node: Artefact) -> Content:
-        from taskvec.data.images import batches
         from taskvec.statistics.collect import curvature as collect
 
         base = node.inputs["base"]
         view = work.view(node.inputs[f"data/{task}"], node.inputs[f"head/{task}"])
-        chosen = view.inputs[settings.choose(len(view)).to(view.inputs.device)]
-        pieces = [chosen[rows] for rows in batches(len(chosen), 64)]
+        chosen = view.select(settings.choose(len(view)))
+        pieces = [chosen.take(rows) for rows in chosen.batches(64)]
         layers = work.backbone(base).linear_layers()
         found = collect(work.model(base), pieces, layers, settings, head=view.head)
         tensors, header = found.to("cpu").pack()

@@ -12,7 +12,7 @@ from taskvec.runner.artefact import Artefact, Content
 from taskvec.runner.store import Store
 
 if TYPE_CHECKING:
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
     from taskvec.models.base import Backbone, Model
     from taskvec.vectors import TaskVector
 
@@ -91,15 +91,14 @@ class Workspace:
             Deferred.of(deltas), {key: content.meta[key] for key in ("base_hash", "backbone", "forward_mode")}
         )
 
-    def view(self, data: Artefact, head: Artefact | None) -> TaskView:
+    def view(self, data: Artefact, head: Artefact | None) -> View:
         """Return a task's split with its head, on the device; a corpus has neither labels nor head."""
-        from taskvec.data.views import TaskView
+        from taskvec.data.views import View
 
         key = f"{data.fingerprint}/{head.fingerprint if head else ''}"
         if key not in self._kept:
-            split = self.get(data).tensors
-            view = TaskView(split["inputs"], split.get("labels"), self.get(head).tensors["head"] if head else None)
-            self._kept[key] = view.to(self.device)
+            kept = self.get(head).tensors["head"] if head else None
+            self._kept[key] = View.of(self.get(data).tensors, name=data.label, head=kept).to(self.device)
         return self._kept[key]
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2  # area and aspect of each try, and the place
@@ -32,13 +32,11 @@ class Batches:
     (seed, s); the last batch of an epoch is the shorter one.
     """
 
-    def __init__(
-        self, views: Mapping[str, TaskView], *, batch_size: int, accumulation: int, seed: int, crop: float | None
-    ):
+    def __init__(self, views: Mapping[str, View], *, batch_size: int, accumulation: int, seed: int, crop: float | None):
         self.views, self.batch_size, self.accumulation = views, batch_size, accumulation
         self.seed, self.crop = seed, crop
-        self.owner = torch.cat([torch.full((len(v.labels),), i) for i, v in enumerate(views.values())])
-        self.local = torch.cat([torch.arange(len(v.labels)) for v in views.values()])
+        self.owner = torch.cat([torch.full((len(v),), i) for i, v in enumerate(views.values())])
+        self.local = torch.cat([torch.arange(len(v)) for v in views.values()])
         self.per_epoch = math.ceil(len(self.owner) / batch_size)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -62,8 +60,8 @@ class Batches:
             own = self.owner[chosen] == index
             local = self.local[chosen[own]]
             if len(local):
-                inputs.append(view.inputs[local])
-                labels[task] = view.labels[local]
+                inputs.append(view.take(local))
+                labels[task] = view.labels(local)
                 drawn.append(draws[own])
                 rows[task] = slice(start, start := start + len(local))
         stacked = torch.cat(_same_length(inputs))

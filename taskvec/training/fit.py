@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.models.layers import LinearLayer
 from taskvec.training.batches import Batch, Batches
 from taskvec.training.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
 def fit(  # noqa: PLR0913 (the settings of one run)
     model: Model,
     layers: Sequence[LinearLayer],
-    views: Mapping[str, TaskView],
+    views: Mapping[str, View],
     recipe: Recipe,
     *,
     seed: int,

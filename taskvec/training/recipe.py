@@ -13,7 +13,7 @@ from taskvec.config import Component
 from taskvec.training.selectors import check_selector
 
 if TYPE_CHECKING:
-    from taskvec.data.views import TaskView
+    from taskvec.data.views import View
     from taskvec.models.base import Model
     from taskvec.statistics.curvature import Curvature
     from taskvec.training.fit import Penalty
@@ -28,7 +28,7 @@ class Reference:
 
     model: Model
     curvature: Callable[[], Curvature] | None = None
-    view: TaskView | None = None
+    view: View | None = None
 
 
 class Recipe(Component):

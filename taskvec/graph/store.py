@@ -80,7 +80,7 @@ class Store:
         record = artefact.recipe | {"label": artefact.label, "meta": dict(content.meta), "usage": usage}
         self._write(self.folder(artefact), record, content.tensors)
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
-        if artefact.kind == "images":  # made as they were written; from here on they are memory-mapped
+        if artefact.kind == "decoded":  # made as they were written; from here on they are memory-mapped
             content = self.read(self.folder(artefact))[0]
         return content, record, True
 

@@ -80,6 +80,8 @@ class Store:
         record = artefact.recipe | {"label": artefact.label, "meta": dict(content.meta), "usage": usage}
         self._write(self.folder(artefact), record, content.tensors)
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
+        if artefact.kind == "decoded":  # made as they were written; from here on they are memory-mapped
+            content = self.read(self.folder(artefact))[0]
         return content, record, True
 
     def _read_if_intact(self, artefact: Node, warn: bool = False) -> tuple[Content, dict[str, Any]] | None:
@@ -146,9 +148,9 @@ class Store:
             text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
             (temporary / RECORD).write_text(text, encoding="utf-8")
             if tensors:
-                from safetensors.torch import save_file
+                from taskvec.vectors.deferred import save_tensors
 
-                save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+                save_tensors(temporary / TENSORS, tensors)
                 shutil.copymode(temporary / RECORD, temporary / TENSORS)  # others may read it too
             files = sorted(path.name for path in temporary.iterdir())
             sums = "".join(f"{sha256(temporary / name)}  {name}\n" for name in files)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from taskvec.config import Component, Config, immaterial
 from taskvec.errors import UserError
-from taskvec.models.layers import LinearLayer
+from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Backbone(Component):
     @abstractmethod
     def linear_layers(self) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass."""
+
+    @abstractmethod
+    def attention_heads(self) -> Heads:
+        """Return how attention is cut into heads."""
 
     def parameter_names(self) -> list[str] | None:
         """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
@@ -134,6 +138,11 @@ class Model:
     def layers(self) -> list[LinearLayer]:
         """The linear layers in the order of the forward pass."""
         return self.backbone.linear_layers()
+
+    @cached_property
+    def heads(self) -> Heads:
+        """How attention is cut into heads."""
+        return self.backbone.attention_heads()
 
     @cached_property
     def spaces(self) -> dict[str, Axes]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from taskvec.config import Component
 from taskvec.merge.base import AS_IT_IS, Convention, Grain, Piece, TensorWise
-from taskvec.merge.fitted.calibration import calibrated
-from taskvec.needs import Given, Needs, Scope, Statistics
+from taskvec.merge.fitted.calibration import calibrated, of_each
+from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ class RegMean(TensorWise):
 
     def needs(self, scope: Scope) -> Needs:
         """Return each task's input moments at its vector."""
-        return [self._need(scope, task) for task in scope.tasks]
+        return [calibrated(self._moments(), scope, task, self.examples) for task in scope.tasks]
 
     def survey(
         self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
     ) -> list[Mapping[str, Any]]:
         """Return each vector's moments by layer name."""
-        return [given[self._need(given.scope, task)] for task in given.scope.tasks]
+        return of_each(self._moments(), given, len(deltas), self.examples, self.kind)
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Sequence[Mapping[str, Any]]) -> Tensor:
         """Return the regression of a layer's weight, or the mean of another parameter."""
@@ -64,7 +65,7 @@ class RegMean(TensorWise):
             grams.append(shrunk(found.gram.to(mean.device) / max(1, found.rows), self.off_diagonal))
         return regression(piece.deltas, grams, mean)
 
-    def _need(self, scope: Scope, task: str) -> Statistics:
+    def _moments(self) -> Component:
         from taskvec.statistics.input_moments import InputMoments
 
-        return calibrated(InputMoments(), scope, task, self.examples)
+        return InputMoments()

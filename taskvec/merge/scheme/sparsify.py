@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from taskvec.merge.scheme.noise import Stream, chosen, uniform
+from taskvec.vectors.noise import Stream, chosen, uniform
 from taskvec.merge.scheme.select import Pieces, select
 
 
@@ -50,13 +50,15 @@ def magnitudes(pieces: Pieces) -> Pieces:
     return lambda: (piece.abs() for piece in pieces())
 
 
-def cut_of_rank(pieces: Pieces, rank: int, zeros: int = 0) -> Cut:
-    """Return the cut with ``rank`` entries below it, of one array given in pieces in the order of its places.
+def cut_of_rank(pieces: Pieces, rank: int, entries: int, zeros: int = 0) -> Cut:
+    """Return the cut with ``rank`` of the ``entries`` of an array below it, pieces in the order of its places.
 
-    ``zeros`` entries more, all of them zero, come before it.
+    ``zeros`` of them are zero by declaration, are not in the pieces, and come before the others.
     """
     if rank <= zeros:
         return EVERYTHING
+    if rank >= entries:
+        return NOTHING
     found = select(magnitudes(pieces), rank - zeros)
     ties_below = rank - zeros - found.below
     return Cut(found.value, _place_of_tie(pieces(), found.value, ties_below))

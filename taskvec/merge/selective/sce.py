@@ -78,7 +78,7 @@ class Sce(TensorWise):
         return Plan(cut, [energy / total for energy in energies])
 
     def _cut(self, pieces) -> Cut:
-        from taskvec.merge.scheme.sparsify import EVERYTHING, NOTHING, cut_of_rank
+        from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank
 
         if self.select == 1:
             return EVERYTHING
@@ -89,7 +89,7 @@ class Sce(TensorWise):
         entries = sum(found.numel() for found in variances())
         varied = sum(int(found.count_nonzero()) for found in variances())
         wanted = math.floor(self.select * varied)
-        return cut_of_rank(variances, entries - wanted) if wanted else NOTHING
+        return cut_of_rank(variances, entries - wanted, entries)
 
 
 def variance(piece: Piece) -> Tensor:

@@ -58,7 +58,7 @@ class Breadcrumbs(Sparsified):
 
     def _band(self, delta: Mapping[str, Tensor], name: str) -> Sequence[Cut]:
         from taskvec.merge.pieces import read
-        from taskvec.merge.scheme.sparsify import NOTHING, cut_of_rank
+        from taskvec.merge.scheme.sparsify import cut_of_rank
 
         entries = delta[name].numel()
         stay = math.floor(self.density * entries)
@@ -67,6 +67,6 @@ class Breadcrumbs(Sparsified):
         def pieces():
             return (piece for _, piece in read(delta, name))
 
-        lower = cut_of_rank(pieces, entries - go - stay)
-        upper = cut_of_rank(pieces, entries - go) if go else NOTHING
+        lower = cut_of_rank(pieces, entries - go - stay, entries)
+        upper = cut_of_rank(pieces, entries - go, entries)
         return lower, upper

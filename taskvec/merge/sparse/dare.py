@@ -46,7 +46,7 @@ class Dare(Sparsified):
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return the entries that the mask keeps, divided by the density if so asked."""
-        from taskvec.merge.scheme.noise import Stream
+        from taskvec.vectors.noise import Stream
         from taskvec.merge.scheme.sparsify import dropped
 
         stream = Stream(surveyed.seed, piece.name, position)

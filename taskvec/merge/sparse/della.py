@@ -51,7 +51,7 @@ class Della(Sparsified):
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return the entries that the mask keeps, divided by their probabilities if so asked."""
-        from taskvec.merge.scheme.noise import Stream
+        from taskvec.vectors.noise import Stream
         from taskvec.merge.scheme.sparsify import drawn, keep_probabilities
 
         probabilities = keep_probabilities(delta, self.density, self.spread)

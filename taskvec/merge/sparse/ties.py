@@ -94,7 +94,7 @@ class Ties(Sparsified):
             return EVERYTHING
         if self.kept == "exact":
             wanted = max(1, math.floor(entries * self.density))
-            return cut_of_rank(pieces, entries - wanted, zeros)
+            return cut_of_rank(pieces, entries - wanted, entries, zeros)
         if self.kept == "inclusive":
             number = entries - math.floor(entries * self.density)
         else:

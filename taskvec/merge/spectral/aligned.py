@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskvec.merge.spectral.linalg import leading_svd
 from taskvec.needs import Signed
+from taskvec.vectors import LowRank
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Part:
         present = [name for name in layer.names if name in signed.vector]
         if not present:
             return None
-        factors = getattr(signed.vector, "factors", {})
+        factors = signed.vector.factors
         if layer.weight in factors and layer.bias not in present:
             return cls._of_factors(factors[layer.weight], signed.sign, layer.bias is not None)
         delta = signed.delta
@@ -96,7 +97,7 @@ class _Part:
         return cls(matrix, None, matrix)
 
     @classmethod
-    def _of_factors(cls, factors, sign: float, biased: bool) -> _Part:
+    def _of_factors(cls, factors: LowRank, sign: float, biased: bool) -> _Part:
         left = factors.up.double() * (factors.scale * sign)
         right = factors.down.double()
         if biased:

@@ -55,4 +55,5 @@ class IsoCts(MatrixWise):
     def _own_rank(self, size: int, count: int) -> int:
         left_over = size - int(size * self.common)
         share = left_over / count
-        return round(share) if self.rounding == "nearest" else int(share)
+        wanted = round(share) if self.rounding == "nearest" else int(share)
+        return min(wanted, size // count)  # rounded up, all tasks together may want more than there is

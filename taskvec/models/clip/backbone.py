@@ -29,7 +29,7 @@ from taskvec.models.clip.config import (
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
-from taskvec.models.layers import LinearLayer
+from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.sources import Source
 from taskvec.models.spaces import Spaces
 from taskvec.registry import register
@@ -160,6 +160,10 @@ class Clip(Backbone):
     def linear_layers(self) -> list[LinearLayer]:
         """Return the image tower's linear layers in the order of the forward pass."""
         return linear_layers(self.vision)
+
+    def attention_heads(self) -> Heads:
+        """Return how attention is cut into heads."""
+        return Heads(self.vision.heads, self.vision.heads, self.vision.width // self.vision.heads)
 
     def parameter_names(self) -> list[str]:
         """Return the names of the image tower's trainable parameters."""

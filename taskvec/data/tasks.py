@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskvec.config import Component, Config
+from taskvec.data.cards import read_card
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean, register
 
@@ -348,12 +348,7 @@ def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -
     for folder in folders:
         path = folder / "task" / f"{name}.yaml"
         if path.is_file():
-            try:
-                node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-            except Exception as error:
-                raise UserError(f"task/{name}.yaml: not valid YAML: {' '.join(str(error).split())}") from error
-            if not isinstance(node, dict):
-                raise UserError(f"task/{name}.yaml: must be a mapping of keys to values")
+            node = read_card(path)
             parent = node.pop("extends", None)
             return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
     known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})

@@ -16,10 +16,11 @@ from taskvec.graph.artefact import Node, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
 from taskvec.graph.granting import granted, same_mode
 from taskvec.graph.nodes.answer import AnswerNode
-from taskvec.graph.nodes.base import Base, Prepared
+from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.composition import CompositionNode, MergedVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.prepared import Prepared
 from taskvec.graph.nodes.statistic import StatisticNode
 from taskvec.graph.nodes.transformed import FitNode, TransformedVector
 from taskvec.graph.nodes.vector import DrawnVector, TunedVector, VectorNode

@@ -162,7 +162,7 @@ class TestFiles:
         state["model.norm.weight"] += 1
         save_file(state, copy / "model.safetensors", {"format": "pt"})
         assert Causal(model=str(copy), tokenizer=MINI).identity() != first.identity()
-        assert Causal(model="gpt2", revision="x").identity()["revision"] == "x"
+        assert Causal(model="gpt2", revision="x").identity()["model"] == ["gpt2", "x"]
 
     def test_shards(self, llama, tmp_path):
         theirs = AutoModelForCausalLM.from_pretrained(llama)
@@ -236,9 +236,13 @@ class TestFiles:
     def test_the_hub_out_of_reach_is_one_line(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         backbone = Causal(model="nobody/no-such-model")
-        backbone.check()
         assert backbone.weight_bytes() == 0
-        for step in (lambda: backbone.load("cpu"), lambda: backbone.text_tokenizer, backbone.linear_layers):
+        for step in (
+            backbone.check,
+            lambda: backbone.load("cpu"),
+            lambda: backbone.text_tokenizer,
+            backbone.linear_layers,
+        ):
             with pytest.raises(UserError, match="nobody/no-such-model") as caught:
                 step()
             assert "\n" not in str(caught.value)

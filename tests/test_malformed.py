@@ -227,7 +227,9 @@ CASES = [
          bytes_of("data/stripes/train.parquet", lambda b: b[: len(b) // 2])),
     Case("empty file", "not a readable Parquet file", [], bytes_of("data/stripes/val.parquet", lambda b: b"")),
     Case("missing column", "has no column 'label' (it has image)", [], rows(label=None)),
-    Case("image column of text", "not encoded images", [], rows(image=array(lambda v: ["x"] * len(v), "text"))),
+    Case("image column of numbers", "not encoded images", [], rows(image=array(lambda v: list(range(len(v))), "int"))),
+    Case("image column of paths to nothing", "/data/stripes/x (row 0 of", [],
+         rows(image=array(lambda v: ["x"] * len(v), "text"))),
     Case("no examples", "holds no examples", [], lambda w: world.write_table(
         w / "data/stripes/val.parquet", [], [], [f"stripes {i}" for i in range(4)])),
     Case("label out of range", "has label 4, but the task has 4 classes", [],
@@ -253,8 +255,10 @@ CASES = [
          bytes_of("data/stripes/train.parquet", lambda b: b[:2000] + b"\xff" * 500 + b[2500:]), code=1),
     Case("undecodable image", "train image 3 cannot be decoded: its format is not known", [],
          rows(image=array(lambda v: [*v[:3], {"bytes": b"GIF89a"}, *v[4:]], "image")), code=1),
-    Case("image by path only", "train image 0 cannot be decoded: its bytes are missing", [], rows(
-        image=array(lambda v: [{"bytes": None, "path": "/etc/motd"}, *v[1:]], "image")), code=1),
+    Case("image by a path to nothing", "task stripes: no file /nowhere/1.png (row 0 of", [], rows(
+        image=array(lambda v: [{"bytes": None, "path": "/nowhere/1.png"}, *v[1:]], "image"))),
+    Case("image by a path to something else", "train image 0 cannot be decoded: its format is not known", [], rows(
+        image=array(lambda v: [{"bytes": None, "path": "/etc/passwd"}, *v[1:]], "image")), code=1),
     Case("image without content", "train image 0 cannot be decoded: its bytes are missing", [],
          rows(image=array(lambda v: [None, *v[1:]], "image")), code=1),
     # weights

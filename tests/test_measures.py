@@ -8,10 +8,11 @@ from itertools import combinations, product
 import pytest
 import torch
 import torch.nn.functional as F
+import world
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.models.base import Model
 from taskvec.protocols import measures
@@ -43,14 +44,14 @@ class Tower(Model):
         return F.normalize(features, dim=-1) @ head.T
 
 
-def views(seed: int, *sizes: int, tied: bool = False) -> dict[str, TaskView]:
+def views(seed: int, *sizes: int, tied: bool = False) -> dict[str, View]:
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for task, size in zip(TASKS, sizes, strict=False):
         inputs = torch.randn(size, 3, 2, 2, generator=generator, dtype=torch.float64)
         head = torch.randn(4, 5, generator=generator, dtype=torch.float64)
         labels = torch.randint(0, 4, (size,), generator=generator)
-        found[task] = TaskView(inputs, labels, torch.randperm(7, generator=generator)[:4] if tied else head)
+        found[task] = world.view(inputs, labels, torch.randperm(7, generator=generator)[:4] if tied else head)
     return found
 
 
@@ -110,7 +111,7 @@ def xi(subject: Subject, pair: tuple[str, str], a: float, b: float) -> tuple[flo
     """Return both forms of the error by the spec's formula."""
     totals = [0.0, 0.0]
     for task, alone in zip(pair, ({pair[0]: a}, {pair[1]: b}), strict=True):
-        images = subject.views[task].inputs
+        images = subject.views[task].take(slice(None))
         for image in images:
             one, both = (features_at(subject, image, point) for point in (alone, {pair[0]: a, pair[1]: b}))
             totals[0] += (label(subject, task, one) != label(subject, task, both)) / len(images)
@@ -157,7 +158,7 @@ def test_map_properties(seed: int, tangent: bool):
     halves = measures.disentanglement(Subject(looked.model, looked.vectors, looked.views, settings, tangent))
     for i, a in enumerate(GRID):
         wrong = 0
-        for image in looked.views["b"].inputs:
+        for image in looked.views["b"].take(slice(None)):
             start, moved = (features_at(looked, image, point) for point in ({}, {"a": a}))
             wrong += label(looked, "b", start) != label(looked, "b", moved)
         assert halves["a+b"]["labels"][i][zero] == pytest.approx(wrong / 20)
@@ -185,7 +186,7 @@ def test_experts_on_disjoint_inputs_are_disentangled(tangent: bool):
     for task, keep in (("a", slice(0, 4)), ("b", slice(4, 8))):
         inputs = torch.zeros(11, 8, dtype=torch.float64)
         inputs[:, keep] = torch.randn(11, 4, dtype=torch.float64)
-        own[task] = TaskView(inputs, torch.zeros(11, dtype=torch.long), torch.randn(3, 5, dtype=torch.float64))
+        own[task] = world.view(inputs, torch.zeros(11, dtype=torch.long), torch.randn(3, 5, dtype=torch.float64))
     moved = {t: TaskVector({f"{t}.weight": 3 * torch.randn(5, 4, dtype=torch.float64)}) for t in "ab"}
     settings = {"grid": (-2, 0, 0.5, 2), "pairs": [["a", "b"]], "alpha": 1.0}
     looked = Subject(model, moved, own, settings, tangent)
@@ -221,7 +222,7 @@ def test_matrix_equals_brute_force(seed: int, tangent: bool, monkeypatch: pytest
     assert found["rows"] == found["columns"] == list(TASKS) and found["alpha"] == 0.8
     total = 0.0
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images = looked.views[task].inputs
+        images = looked.views[task].take(slice(None))
         own = [label(looked, task, features_at(looked, image, {task: 0.8})) for image in images]
         both = [label(looked, task, features_at(looked, image, {task: 0.8, other: 0.8})) for image in images]
         expected = 0 if s == t else sum(x != y for x, y in zip(own, both, strict=True)) / len(images)
@@ -263,7 +264,7 @@ def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch:
     looked = subject(seed, tangent=True, sizes=(6, 3, 5))
     found = measures.drift(looked)
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images, tau = looked.views[task].inputs, looked.vectors[other]
+        images, tau = looked.views[task].take(slice(None)), looked.vectors[other]
         flat = torch.cat([tau[n].flatten() for n in looked.model.parameters])
         slopes = [jacobian(looked.model, image) for image in images]
         rows = [torch.cat([slope[n].flatten(1) for n in looked.model.parameters], 1) for slope in slopes]
@@ -291,7 +292,7 @@ def test_a_model_linear_in_what_moved_is_in_the_kernel_regime(seed: int):
     curved = measures.kernel_regime(looked)
     for task, at in curved.items():
         f, g, start = [], [], []
-        for image in looked.views[task].inputs:
+        for image in looked.views[task].take(slice(None)):
             f.append(features_at(looked, image, {task: 1.0})[0])
             bent = Subject(looked.model, looked.vectors, looked.views, {}, True)
             g.append(features_at(bent, image, {task: 1.0})[0])
@@ -300,7 +301,7 @@ def test_a_model_linear_in_what_moved_is_in_the_kernel_regime(seed: int):
         assert at["relative_feature_error"] == pytest.approx(((f - g).norm() / (f - start).norm()).item(), rel=1e-10)
         view = looked.views[task]
         for name, features in (("non_linear", f), ("post_hoc", g)):
-            right = (looked.model.logits(features, view.head).argmax(1) == view.labels).double().mean()
+            right = (looked.model.logits(features, view.head).argmax(1) == view.labels()).double().mean()
             assert at[name] == pytest.approx(right.item())
     still = {task: 0 * vector for task, vector in looked.vectors.items()}
     assert (

@@ -1,96 +1,201 @@
-"""The rows of a split: input columns and labels, from a Parquet file or a data set of the hub."""
+"""The rows of a split that a task uses: after the hold-out, with a label, of the classes it keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from taskvec.data.files import SCORE, class_names, encode_labels, locate, read_labels
+from taskvec.data.labels import SCORE, Classes, LabelRule, read_labels
+from taskvec.data.locate import locate
 from taskvec.data.splits import hold_out
+from taskvec.data.tables import open_table
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def read_rows(name: str, task: Task, split: str) -> tuple[list[Sequence[Any]], list[int | float], list[int]]:
-    """Return a split's input columns, its labels, and the row number of each example in the file.
+    from taskvec.data.tables.base import Table
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """A split's table, the numbers of the rows in use [n] ascending, their labels [n], and the task's classes.
+
+    ``empty`` are the classes that no row of the split has, before ``keep`` leaves any out.
+    """
+
+    table: Table
+    held_out: bool
+    classes: Classes
+    rows: np.ndarray
+    labels: np.ndarray
+    empty: tuple[str, ...]
+
+
+def read_split(name: str, task: Task, split: str) -> SplitRows:
+    """Return the rows of a split; of their inputs only the columns' types are looked at.
 
     Raises:
-        UserError: if the data cannot be read or the split is empty.
+        UserError: if the data cannot be read, a column is missing or of another type, a label is neither a class nor a
+            score, or the split is empty.
     """
-    columns, labels, names = _local(name, task, split) if task.folder is not None else _hub(name, task, split)
-    keep: Sequence[int] = range(len(labels))
-    if task.splits.get("val") is None and split != "test":
-        keep = hold_out(len(labels))[split == "val"]
-    kept = {names.index(c) for c in task.keep} if task.keep else None
-    keep = [i for i in keep if labels[i] is not None and (kept is None or labels[i] in kept)]
-    if not keep:
-        raise UserError(f"task {name}: split {split!r} holds no examples")
-    return [[column[i] for i in keep] for column in columns], [labels[i] for i in keep], keep
+    import numpy as np
+
+    table, held_out = open_split(name, task, split)
+    check_columns(task, table)
+    classes = classes_of(name, task)
+    _check_names(name, task, table)
+    if not len(table):
+        raise UserError(f"task {name}: {table.place} holds no examples")
+    rule = LabelRule(classes, task.no_label, table.typed)
+    labels, present = read_labels(table.column(task.label), rule, f"task {name}", table.place)
+    used = present.copy()
+    if held_out:
+        part = hold_out(len(labels))[split == "val"].numpy()
+        used &= np.isin(np.arange(len(labels)), part)
+    empty = () if task.regression else _empty(classes, labels[used])
+    if task.keep:
+        used &= np.isin(labels, _kept(name, task, classes))
+    rows = np.flatnonzero(used)
+    if not len(rows):
+        raise UserError(f"task {name}: split {split!r} holds no examples ({len(table)} in {table.place})")
+    return SplitRows(table, held_out, classes, rows, labels[rows], empty)
 
 
-def _local(name: str, task: Task, split: str) -> tuple[list[list[Any]], list[int | float | None], tuple[str, ...]]:
-    import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
+def open_split(name: str, task: Task, split: str) -> tuple[Table, bool]:
+    """Return the table of a split, and whether validation is held out of train (for train and val).
 
-    path = locate(name, task, split).path
-    names = class_names(name, task, path)
-    try:
-        table = parquet.read_table(path, columns=list(task.columns))
-    except (ArrowException, OSError) as error:
-        raise UserError(f"task {name}: {path} is damaged: {str(error).splitlines()[0]}") from error
-    return [table[column].to_pylist() for column in task.columns], read_labels(name, task, path, names), names
+    Raises:
+        UserError: if it cannot be found or read.
+    """
+    if task.folder is None:
+        from taskvec.data.hub import open_hub
+
+        return open_hub(name, task, split)
+    located = locate(name, task, split)
+    held_out = split != "test" and locate(name, task, "val").held_out
+    return open_table(name, task, located), held_out
 
 
-def _hub(name: str, task: Task, split: str) -> tuple[list[Sequence[Any]], list[int | float | None], tuple[str, ...]]:
-    import datasets
+def check_columns(task: Task, table: Table) -> None:
+    """Check that a table has a task's columns, and that they can hold its inputs.
 
-    source = task.splits.get(split) or task.splits["train"]
-    try:
-        table = datasets.load_dataset(task.path, task.config, split=source, revision=task.revision)
-    except Exception as error:
-        raise UserError(
-            f"task {name}: data set {task.path!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "suite.data_dir=FOLDER takes a local mirror"
-        ) from error
+    Raises:
+        UserError: naming the first that is missing or of another type.
+    """
+    schema = table.schema
     for column in (*task.columns, task.label):
-        if column not in table.features:
-            raise UserError(f"task {name}: {task.path} has no column {column!r} (it has {', '.join(table.features)})")
-        if isinstance(table.features[column], datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-    names = hub_names(name, task, table.features)
-    labels = encode_labels(name, task, f"{task.path}/{source}", table[task.label][:], names)
-    # Images are fetched one by one as they are decoded; texts at once, which is much faster
-    lazy = [column for column in task.columns if isinstance(table.features[column], datasets.Image)]
-    return [table[column] if column in lazy else table[column][:] for column in task.columns], labels, names
+        if column not in schema.names:
+            present = ", ".join(schema.names)
+            raise UserError(f"{table.owner}: {table.place} has no column {column!r} (it has {present})")
+    for column in task.columns:
+        kind = schema.field(column).type
+        if not task.takes(kind):
+            raise UserError(f"{table.owner}: {table.place}: column {column!r} holds {kind}, not {task.holds}")
 
 
-def hub_class_names(name: str, task: Task) -> tuple[str, ...]:
-    """Return the class names of a data set of the hub.
+def classes_of(name: str, task: Task) -> Classes:
+    """Return a task's classes: those its files name, else ``classes``, else the distinct label words of train, sorted.
 
-    Raises:
-        UserError: if it cannot be reached or has no class names.
-    """
-    import datasets
-
-    try:
-        builder = datasets.load_dataset_builder(task.path, task.config, revision=task.revision)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"task {name}: data set {task.path!r} cannot be read: {reason}; suite.data_dir=FOLDER takes a local mirror"
-        ) from error
-    return hub_names(name, task, builder.info.features or {})
-
-
-def hub_names(name: str, task: Task, features: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names that a task gives, or those of the label's feature; a regression has one, ``score``.
+    Folders of images name their classes. ``classes`` beside names in the files replaces them in prompts.
 
     Raises:
-        UserError: if neither has any.
+        UserError: if nothing names the classes, or two sources contradict each other.
     """
     if task.regression:
-        return SCORE
-    names = task.classes or tuple(getattr(features.get(task.label), "names", None) or ())
-    if not names:
-        raise UserError(f"task {name}: {task.path} has no class names; give them as 'classes' in task/{name}.yaml")
-    return names
+        return Classes(SCORE, {}, highest=len(task.words) - 1)
+    test, _ = open_split(name, task, "test")
+    check_columns(task, test)
+    own = test.class_names(task.label)
+    if own and not test.labels_are_words:
+        return _named(name, test.place, own, task.classes, words=False)
+    if task.classes and not test.labels_are_words:
+        return Classes(task.classes, _numbered(task.classes))
+    train, _ = open_split(name, task, "train")
+    check_columns(task, train)
+    own = train.class_names(task.label) if train.labels_are_words else _words(train, task)
+    if not own:
+        raise UserError(f"task {name}: {test.place} has no class names; give them as 'classes' in task/{name}.yaml")
+    return _named(name, train.place, own, task.classes, words=True)
+
+
+def _named(name: str, place: str, own: tuple[str, ...], given: tuple[str, ...] | None, *, words: bool) -> Classes:
+    """Return the classes of names found in files, under the names that the task gives, if any.
+
+    With ``words`` the labels are the names themselves, so that ``given`` may list them in another order; numbers would
+    come to stand for other classes then.
+
+    Raises:
+        UserError: if names repeat, or those of the task do not fit.
+    """
+    repeated = sorted({word for word in own if own.count(word) > 1})
+    if repeated or "" in own:
+        fault = f"names the class {repeated[0]!r} more than once" if repeated else "has a class without a name"
+        raise UserError(f"task {name}: {place} {fault}")
+    if not given or given == own:
+        return Classes(own, _numbered(own))
+    shared = set(given) & set(own)
+    if len(given) != len(own):
+        raise UserError(f"task {name}: {len(given)} 'classes' in task/{name}.yaml, {len(own)} in {place}")
+    if words and len(shared) == len(own):
+        return Classes(given, _numbered(given))
+    if len(shared) == len(own):
+        order = ", ".join(own)
+        raise UserError(f"task {name}: 'classes' in task/{name}.yaml has another order than {place}: {order}")
+    if words and shared:
+        unknown = ", ".join(sorted(set(own) - shared))
+        raise UserError(f"task {name}: 'classes' in task/{name}.yaml lacks {unknown}, which {place} has")
+    return Classes(given, _numbered(own))
+
+
+def _numbered(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
+
+
+def _words(table: Table, task: Task) -> tuple[str, ...]:
+    """Return the distinct words of a label column of text, sorted; () if it holds something else."""
+    from pyarrow import types
+
+    kind = table.schema.field(task.label).type
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        return ()
+    words = set(table.column(task.label).unique().to_pylist())
+    return tuple(sorted(words - {None, str(task.no_label)}))
+
+
+def _check_names(name: str, task: Task, table: Table) -> None:
+    """Check that a split has the class names of the test split.
+
+    Raises:
+        UserError: with both lists.
+    """
+    if task.regression or table.labels_are_words:
+        return
+    own = table.class_names(task.label)
+    test, _ = open_split(name, task, "test")
+    expected = test.class_names(task.label)
+    if own != expected:
+        here, there = ", ".join(own), ", ".join(expected)
+        raise UserError(f"task {name}: {table.place} has the classes {here}; {test.place} has {there}")
+
+
+def _empty(classes: Classes, labels: np.ndarray) -> tuple[str, ...]:
+    """Return the names of classes without a row."""
+    import numpy as np
+
+    counts = np.bincount(labels, minlength=len(classes.names))
+    return tuple(name for name, count in zip(classes.names, counts.tolist(), strict=True) if not count)
+
+
+def _kept(name: str, task: Task, classes: Classes) -> list[int]:
+    """Return the numbers of the classes that a task keeps.
+
+    Raises:
+        UserError: if one is unknown.
+    """
+    unknown = [word for word in task.keep if word not in classes.names]
+    if unknown:
+        known = ", ".join(classes.names)
+        raise UserError(f"task {name}: 'keep' names unknown classes {', '.join(unknown)} (it has {known})")
+    return [classes.names.index(word) for word in task.keep]

@@ -19,16 +19,18 @@ PATIENCE = 1000  # takes for which an unused shard keeps its place on the device
 def sharded(
     rows: Callable[[], Iterator[Tensor]], count: int, shape: Sequence[int], beside: Mapping[str, Tensor]
 ) -> Deferred:
-    """Return ``count`` uint8 rows of a shape as ``inputs/00000``, ``inputs/00001``, ..., each made when it is looked at.
+    """Return ``count`` uint8 rows of a shape in shards, each made when it is looked at, and further tensors ``beside``.
 
-    ``rows`` starts the rows from the first one. Shards asked for in their order, as a writer does, are cut from one
-    such pass, with one shard in memory; any other order starts a new pass. ``beside`` are further tensors.
+    A single shard is called ``inputs``, several ``inputs/00000``, ``inputs/00001``, .... ``rows`` starts the rows from
+    the first one. Shards asked for in their order, as a writer does, are cut from one such pass, with one shard in
+    memory; any other order starts a new pass.
     """
     size = max(1, min(ROWS, BYTES // math.prod(shape)))
     announced = {}
     for number, start in enumerate(range(0, count, size)):
         length = min(size, count - start)
-        announced[f"{INPUTS}/{number:05d}"] = torch.empty(length, *shape, dtype=torch.uint8, device="meta")
+        name = INPUTS if count <= size else f"{INPUTS}/{number:05d}"
+        announced[name] = torch.empty(length, *shape, dtype=torch.uint8, device="meta")
     cutter = _Cutter(rows, announced)
     everything = announced | {name: tensor.to("meta") for name, tensor in beside.items()}
     return Deferred(everything, lambda name: beside[name] if name in beside else cutter.make(name))

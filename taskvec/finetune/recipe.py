@@ -28,7 +28,7 @@ HEAD = "head/"  # prefix of the heads among the leaves
 LEFT_OPEN = ("lr", "steps", "warmup", "batch_size")
 
 
-class Recipe(Finetune, Schedule):
+class Recipe(Schedule, Finetune):
     """AdamW on all selected parameters, linear warm-up and cosine decay per step, gradient-norm clipping (spec 1.4).
 
     ``lr``, ``steps``, ``warmup`` and ``batch_size`` that are left open are those that suit the backbone (its

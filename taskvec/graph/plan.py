@@ -96,7 +96,13 @@ class Plan:
         base = self.base(self.chain.side_before(name))
         if not transform.prepares:
             return base
-        return self._once(("prepared", name), lambda: Prepared(base.backbone, base, transform))
+        return self._once(("prepared", name), lambda: self._prepared(name, base))
+
+    def _prepared(self, name: str, base: Base) -> Prepared:
+        transform, target = self.config.transform[name], self.base(self.chain.side_after(name))
+        scope = self.scope(self.config.protocol.shared(self.config.suite), self.chain.side_before(name))
+        needed = self._needed(transform.preparing(scope), f"transform.{name}", scope.side)
+        return Prepared(base.backbone, base, target, transform, needed, scope)
 
     def decoded(self, task: str, split: str, side: Side) -> Decoded:
         """A task's split as a side's backbone reads it."""

@@ -96,6 +96,8 @@ class Store:
         record = artefact.recipe | said
         self._write(self.folder(artefact), record, content.tensors)
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
+        if artefact.kind == "decoded":  # made as they were written; from here on they are memory-mapped
+            content = self.read(self.folder(artefact)).content
         return Stored(content, record, computed=True)
 
     def _read_if_intact(self, artefact: Node, warn: bool = False) -> Stored | None:
@@ -206,12 +208,9 @@ def _fill(folder: Path, record: Record, tensors: Mapping[str, Any]) -> None:
     """Write record, tensors and manifest, and see them on the disk."""
     (folder / RECORD).write_text(encode(record), encoding="utf-8")
     if tensors:
-        from safetensors.torch import save_file
+        from taskvec.vectors.deferred import save_tensors
 
-        plain = {}
-        for name, tensor in tensors.items():
-            plain[name] = tensor.detach().cpu().contiguous()
-        save_file(plain, folder / TENSORS)
+        save_tensors(folder / TENSORS, tensors)
         shutil.copymode(folder / RECORD, folder / TENSORS)  # others may read it too
     names = sorted(path.name for path in folder.iterdir())
     sums = [f"{sha256(folder / name)}  {name}\n" for name in names]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from taskvec.config import Seeded
-from taskvec.needs import Given, Needs, Scope, Signed
+from taskvec.errors import UserError
+from taskvec.needs import Given, Needs, Scope, Signed, label_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +20,18 @@ if TYPE_CHECKING:
 
 UNIT_GRID = tuple(round(0.05 * step, 2) for step in range(21))  # 0, 0.05, ..., 1
 WIDE_GRID = tuple(round(0.1 * step, 1) for step in range(31))  # 0, 0.1, ..., 3
+AS_IT_IS = (1.0,)  # of merges whose result has a scale of its own
+
+Grain = Literal["entry", "row", "tensor"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What one framework or paper means by a merge, and the overrides that give its numbers (none: the defaults)."""
+
+    source: str
+    overrides: str
+    remark: str = ""
 
 
 class Merge(Seeded):
@@ -23,7 +39,8 @@ class Merge(Seeded):
 
     ``grid`` holds the coefficients that are searched unless the protocol or a transform says otherwise. ``stored``
     compositions, learned or dear ones, are artefacts; the others are made again from their vectors. ``learned`` merges
-    have a ``schedule`` and an ``objective`` among their fields, and the grid (1.0,).
+    have a ``schedule`` and an ``objective`` among their fields, and the grid (1.0,). ``vectors`` bounds how many task
+    vectors the merge takes. ``conventions`` say which framework means what.
     """
 
     grid: ClassVar[tuple[float, ...]] = UNIT_GRID
@@ -31,6 +48,8 @@ class Merge(Seeded):
     stored: ClassVar[bool] = False
     learned: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
+    vectors: ClassVar[tuple[int, int | None]] = (1, None)
+    conventions: ClassVar[tuple[Convention, ...]] = ()
 
     def needs(self, scope: Scope) -> Needs:
         """Return what :meth:`compose` wants to be given besides the vectors."""
@@ -46,45 +65,120 @@ class Merge(Seeded):
 
         return Scaled.unpack(base, tensors, meta)
 
+    def seed_of(self, given: Given | None) -> int:
+        """Return the seed of what the merge draws: its own, else the run's."""
+        if self.seed is not None:
+            return self.seed
+        return given.seed if given is not None else 0
+
+    def checked(self, vectors: Sequence[Signed]) -> list[Mapping[str, Tensor]]:
+        """Return the vectors' signed deltas after a look at each entry.
+
+        Raises:
+            UserError: for a number of vectors that the merge does not take, or a delta that is not finite.
+        """
+        from taskvec.merge.pieces import require_finite
+
+        count, (least, most) = len(vectors), self.vectors
+        if count < least or (most is not None and count > most):
+            wanted = f"{least}" if most == least else f"{least} or more"
+            raise UserError(f"merge={self.kind} takes {wanted} task vectors, not {count}")
+        deltas = [signed.delta for signed in vectors]
+        for signed, delta in zip(vectors, deltas, strict=True):
+            require_finite(delta, label_of(signed.expression))
+        return deltas
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One parameter, or a part of it, as :meth:`TensorWise.merge` gets it.
+
+    ``deltas`` holds each vector's signed delta in the order of the vectors, in float32 or float64, None where a vector
+    leaves the parameter at theta_0. They and ``base`` may be views and must not be written to. ``start`` is the place
+    of the part's first entry within the parameter of the given ``shape``, in row-major order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    base: Tensor
+    deltas: Sequence[Tensor | None]
+    start: int = 0
+
+    @property
+    def present(self) -> list[tuple[int, Tensor]]:
+        """The deltas that are not zero by declaration, each with its vector's position."""
+        return [(position, delta) for position, delta in enumerate(self.deltas) if delta is not None]
+
 
 class TensorWise(Merge):
     """A merge of each parameter by itself: one function serves memory, streams of files, and CUDA.
 
-    ``elementwise`` functions may be given slices of a tensor in place of the whole; the others get one parameter at a
-    time. ``survey`` is for thresholds over all parameters: it looks at the deltas, in as many passes as it likes, before
-    the first call of :meth:`merge`.
+    ``grain`` is what :meth:`merge` can be given in place of a whole parameter: any run of its entries [n], some of its
+    rows [rows, entries per row] (a parameter with fewer than two axes is one row), or nothing less than the tensor.
+    :meth:`survey` is for what depends on all of a parameter or of the model (thresholds, norms): it reads the deltas
+    before the first call of :meth:`merge`, in as many passes as it likes.
+
+    Half precision is merged in float32; the result has the dtype to which the deltas promote.
     """
 
-    elementwise: ClassVar[bool] = True
+    grain: ClassVar[Grain] = "entry"
 
-    def survey(self, deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
-        """Return what :meth:`merge` needs to know of all parameters (thresholds, scales); None for most methods."""
+    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
+        """Return what :meth:`merge` needs to know beyond its piece; None for most methods."""
         return None
 
     @abstractmethod
-    def merge(
-        self, name: str, base: Tensor, deltas: Sequence[Tensor | None], given: Given | None, surveyed: Any
-    ) -> Tensor | None:
-        """Return the merged delta of one parameter, or a slice of it.
-
-        ``deltas`` holds each vector's signed delta in the order of the vectors, None where a vector leaves the
-        parameter at theta_0; the result may be None too. They may be views and must not be written to.
-        """
+    def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor | None:
+        """Return the merged delta of a piece, in its shape; None where it is zero by declaration."""
 
     def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
         """Return theta_0 + alpha * the merged vector."""
-        from taskvec.vectors import TaskVector
         from taskvec.vectors.composition import Scaled
 
-        deltas = [signed.delta for signed in vectors]
-        surveyed = self.survey(deltas, given)
+        return Scaled(base, self.merged(base, self.checked(vectors), given))
+
+    def merged(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
+        """Return the merged task vector of signed deltas that were checked."""
+        from taskvec.merge.pieces import merge_parameter
+        from taskvec.vectors import TaskVector
+
+        surveyed = self.survey(base, deltas, given)
         merged = {}
         for name in names_of(deltas):
-            parts = [delta[name] if name in delta else None for delta in deltas]
-            found = self.merge(name, base[name], parts, given, surveyed)
+            found = merge_parameter(self, name, base, deltas, given, surveyed)
             if found is not None:
                 merged[name] = found
-        return Scaled(base, TaskVector(merged))
+        return TaskVector(merged)
+
+
+class Weighted(TensorWise):
+    """A merge in which each vector may have a weight of its own, in the order of the vectors (None: one for all)."""
+
+    weights: tuple[float, ...] | None = Field(None, min_length=1)
+
+    def weights_for(self, count: int) -> tuple[float, ...]:
+        """Return a weight for each of ``count`` vectors.
+
+        Raises:
+            UserError: if ``weights`` holds another number of them.
+        """
+        if self.weights is None:
+            return (1.0,) * count
+        if len(self.weights) != count:
+            raise UserError(f"merge.weights holds {len(self.weights)} numbers, there are {count} task vectors")
+        return self.weights
+
+    def shares_for(self, count: int) -> list[float]:
+        """Return the weights divided by their sum.
+
+        Raises:
+            UserError: if they sum to zero.
+        """
+        weights = self.weights_for(count)
+        total = sum(weights)
+        if total == 0:
+            raise UserError("merge.weights sum to zero, so their shares are undefined")
+        return [weight / total for weight in weights]
 
 
 def names_of(deltas: Iterable[Mapping[str, Tensor]]) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from taskvec.merge.base import TensorWise
+from taskvec.merge.base import Convention, Piece, Weighted
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -14,14 +13,20 @@ if TYPE_CHECKING:
 
 
 @register("merge", "task_arithmetic", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 2")
-class TaskArithmetic(TensorWise):
-    """theta_0 + alpha * sum_t tau_t."""
+class TaskArithmetic(Weighted):
+    """theta_0 + alpha * sum_t w_t tau_t, all weights 1 unless ``weights`` are given."""
 
     kind: Literal["task_arithmetic"] = "task_arithmetic"
 
-    def merge(
-        self, name: str, base: Tensor, deltas: Sequence[Tensor | None], given: Given | None, surveyed: Any
-    ) -> Tensor:
-        """Return the sum of the deltas."""
-        present = [delta for delta in deltas if delta is not None]
-        return sum(present[1:], present[0])
+    conventions: ClassVar[tuple[Convention, ...]] = (
+        Convention("the paper, FusionBench, mergekit (task_arithmetic)", "", "FusionBench: alpha 0.3"),
+        Convention("peft (cat, svd)", "", "its weights are merge.weights; sums of products B A, alpha 1"),
+    )
+
+    def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor:
+        """Return the weighted sum of the deltas."""
+        from taskvec.merge.scheme.consensus import weighted_sum
+
+        weights = self.weights_for(len(piece.deltas))
+        parts = [delta for _, delta in piece.present]
+        return weighted_sum(parts, [weights[position] for position, _ in piece.present])

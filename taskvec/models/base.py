@@ -11,7 +11,7 @@ from pydantic import Field
 
 from taskvec.config import Component, Config, immaterial
 from taskvec.errors import UserError
-from taskvec.models.layers import LinearLayer
+from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ Ability = Literal["zero_shot_heads", "label_words", "learned_heads", "perplexity
 class Backbone(Component):
     """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`.
 
-    ``gives`` says what the family can do.
+    ``gives`` says what the family can do. ``trust_remote_code`` is the consent to run Python that comes with the files.
     """
 
+    trust_remote_code: bool = False
     recipe: Recipe = immaterial(Recipe())
 
     modality: ClassVar[str] = "images"
@@ -53,6 +54,9 @@ class Backbone(Component):
     @abstractmethod
     def check(self) -> None:
         """Compare the weights' header with the architecture before anything is loaded; raises UserError."""
+
+    def check_inputs(self) -> None:
+        """Check that what reads the inputs fits the weights, before anything is loaded; raises UserError."""
 
     @abstractmethod
     def weight_bytes(self) -> int:
@@ -65,6 +69,10 @@ class Backbone(Component):
     @abstractmethod
     def linear_layers(self) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass."""
+
+    @abstractmethod
+    def attention_heads(self) -> Heads:
+        """Return how attention is cut into heads."""
 
     def parameter_names(self) -> list[str] | None:
         """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
@@ -130,6 +138,11 @@ class Model:
     def layers(self) -> list[LinearLayer]:
         """The linear layers in the order of the forward pass."""
         return self.backbone.linear_layers()
+
+    @cached_property
+    def heads(self) -> Heads:
+        """How attention is cut into heads."""
+        return self.backbone.attention_heads()
 
     @cached_property
     def spaces(self) -> dict[str, Axes]:

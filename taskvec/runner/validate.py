@@ -29,6 +29,7 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     config.protocol.check(config.suite)
     for backbone in backbones(config).values():
         backbone.check()
+        backbone.check_inputs()
         selection(config, backbone)
     capable(config, plan)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)

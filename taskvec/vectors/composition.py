@@ -77,6 +77,27 @@ class Scaled(Composition):
         return cls(base, TaskVector(tensors))
 
 
+class Shifted(Composition):
+    """theta_0 + tau_0 + alpha * tau: the composition of merges that move around another point than theta_0."""
+
+    def __init__(self, base: Mapping[str, Tensor], centre: TaskVector, merged: TaskVector):
+        self.base, self.centre, self.merged = base, centre, merged
+
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+        """Return theta_0 + tau_0 + alpha * tau; the task makes no difference."""
+        return self.merged.apply_to(self.centre.apply_to(self.base), alpha)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the deltas as centre/NAME and merged/NAME."""
+        tensors = {f"centre/{name}": delta for name, delta in self.centre.items()}
+        return tensors | {f"merged/{name}": delta for name, delta in self.merged.items()}, {}
+
+    @classmethod
+    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Shifted:
+        """Invert ``pack``."""
+        return cls(base, TaskVector(_below(tensors, "centre/")), TaskVector(_below(tensors, "merged/")))
+
+
 class Summed(Composition):
     """theta_0 + sum_t alpha_t tau_t: one coefficient for each vector, by the task it was made for."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from taskvec.graph.artefact import Json, Node, Work
+from taskvec.graph.artefact import Json, Node, Work, aside
+from taskvec.graph.given import Given
 from taskvec.models.base import Backbone
+from taskvec.needs import Need, Scope
 from taskvec.transform.base import Transform
 
 if TYPE_CHECKING:
@@ -64,12 +67,16 @@ class Prepared(Base):
 
     backbone: Backbone
     of: Base
+    target: Base
     transform: Transform
+    needed: Mapping[Need, Node]
+    scope: Scope = aside()
 
     def spec(self) -> Json:
-        """Return the transform's identity; the backbone is that of the input."""
-        return self.transform.identity()
+        """Return the settings of the preparation; the backbone is that of the input."""
+        return self.transform.preparation()
 
     def load(self, work: Work) -> Any:
         """Return the changed model."""
-        return self.transform.prepare(self.of.value(work))
+        given = Given(work, self.scope, self.needed, self.target, self.of, f"transform={self.transform.kind}")
+        return self.transform.prepare(self.of.value(work), given)

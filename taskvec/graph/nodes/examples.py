@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from taskvec.data.files import describe, sha256
+from taskvec.data.describe import describe
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.models.base import Backbone
@@ -35,9 +35,6 @@ class Decoded(Node):
         """Return what identifies the examples and how they are read."""
         definition = self.definition
         spec = {"preprocessing": self.backbone.preprocessing()}
-        if isinstance(definition, Corpus):
-            examples = {"sha256": sha256(definition.location), "split": self.split, "column": definition.text}
-            return spec | {"examples": examples}
         spec["examples"] = describe(self.task, definition, self.split)
         if isinstance(definition, TextTask):
             spec["frame"] = definition.frame
@@ -46,6 +43,7 @@ class Decoded(Node):
     def compute(self, work: Work) -> Content:
         """Decode or tokenise the split."""
         from taskvec.data.images import decode_split
+        from taskvec.data.shards import row_count
         from taskvec.data.texts import tokenise_corpus, tokenise_split
 
         task, definition, backbone = self.task, self.definition, self.backbone
@@ -56,7 +54,7 @@ class Decoded(Node):
             tensors = tokenise_split(task, definition, self.split, backbone.tokenize, framed=framed)
         else:
             tensors = decode_split(task, definition, self.split, backbone.preprocessing())
-        return Content(tensors, {"examples": len(tensors["inputs"])})
+        return Content(tensors, {"examples": row_count(tensors)})
 
 
 @dataclass(frozen=True, eq=False)

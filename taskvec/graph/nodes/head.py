@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from taskvec.data.files import class_names, locate
-from taskvec.data.rows import hub_class_names
+from taskvec.data.describe import class_names
 from taskvec.data.tasks import Corpus
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.graph.nodes.base import Base
@@ -71,8 +70,5 @@ def prompt_of(task: str, definition: Any, backbone: Backbone) -> tuple[list[str]
     """Return what a task's head is made from, the words for its classes and the templates; None for a corpus."""
     if isinstance(definition, Corpus):
         return None
-    if definition.folder is not None:
-        names = class_names(task, definition, locate(task, definition, "test").path)
-    else:
-        names = definition.classes or hub_class_names(task, definition)
+    names = class_names(task, definition)
     return definition.prompts(names, learned="learned_heads" in backbone.gives)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import isfinite, prod
 from pathlib import Path
@@ -26,7 +27,10 @@ from taskvec.models.clip.config import (
     vision_config,
 )
 from taskvec.models.clip.spaces import clip_spaces
-from taskvec.models.layers import LinearLayer
+from taskvec.models.clip.tags import tag_repository
+from taskvec.models.clip.text import TextSide, check_text, text_side
+from taskvec.models.layers import Heads, LinearLayer
+from taskvec.models.sources import Source
 from taskvec.models.spaces import Spaces
 from taskvec.registry import register
 
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "open_clip_model.safetensors"
-TOKENS = 49408  # of open_clip's own tokenizer
 OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 
 
@@ -91,11 +94,34 @@ class Clip(Backbone):
         except (TypeError, AttributeError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
+    @cached_property
+    def text(self) -> TextSide:
+        """Where the text side is read from.
+
+        Raises:
+            UserError: for a description that asks for more than it may.
+        """
+        try:
+            return text_side(self.name, open_clip_config(self.name), self.trust_remote_code)
+        except (ValueError, OSError) as error:
+            raise UserError(f"backbone.architecture: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+
+    @cached_property
+    def tagged(self) -> Source | None:
+        """The hub's repository of a tag's weights; None for local weights, and for a tag from elsewhere."""
+        repository = tag_repository(self.name, self.pretrained) if self.pretrained and not self.weights else None
+        return Source(repository, key="backbone.pretrained") if repository else None
+
     def identity(self) -> dict[str, Any]:
-        """Return architecture, tag and, for local weights, the file's checksum in place of its path."""
+        """Return the settings with checksums or the hub's commits in place of paths."""
         settings = super().identity() | {"normalisation": [list(values) for values in self.normalisation()]}
+        settings["text"] = self.text.identity()
         if self.weights:
             settings |= {"checkpoint": sha256(self.weights), "architecture": open_clip_config(self.name)}
+        elif self.tagged:
+            settings["weights"] = self.tagged.identity(())
         return settings
 
     def preprocessing(self) -> dict[str, Any]:
@@ -135,6 +161,10 @@ class Clip(Backbone):
         """Return the image tower's linear layers in the order of the forward pass."""
         return linear_layers(self.vision)
 
+    def attention_heads(self) -> Heads:
+        """Return how attention is cut into heads."""
+        return Heads(self.vision.heads, self.vision.heads, self.vision.width // self.vision.heads)
+
     def parameter_names(self) -> list[str]:
         """Return the names of the image tower's trainable parameters."""
         shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
@@ -158,7 +188,10 @@ class Clip(Backbone):
         vision = self.vision
         if self.folder is None and not self.checkpoint and not self.pretrained:
             raise UserError("backbone: give 'pretrained' (a tag) or 'checkpoint' (a file) with the architecture")
+        self.text.check()
         if self.weights is None:
+            if self.tagged and not self.tagged.commit:
+                raise UserError(f"backbone.pretrained: {self.tagged.name} is not in the hub's cache and out of reach")
             return
         if not self.weights.is_file():
             raise UserError(f"backbone.checkpoint: no file {self.weights}")
@@ -229,9 +262,13 @@ class Clip(Backbone):
 
         try:
             quick = self.vision.activation == "quick_gelu"
-            clip, tokenizer, theirs = load_open_clip(self.name, self.pretrained, self.checkpoint, quick_gelu=quick)
+            clip, tokenizer, theirs = load_open_clip(
+                self.name, self.pretrained, self.checkpoint, quick_gelu=quick, trusted=self.trust_remote_code
+            )
         except Exception as error:
             raise UserError(f"backbone {self.architecture}: {' '.join(str(error).split())}") from error
+        if self.tagged and self.tagged.commit != replace(self.tagged).commit:
+            raise UserError(f"backbone.pretrained: {self.tagged.name} changed while it was loaded; run it again")
         mean, std = self.normalisation()
         ours = self.preprocessing() | {"mean": list(mean), "std": list(std)}
         for key in ("mean", "std", "interpolation", "resize_mode"):
@@ -239,33 +276,6 @@ class Clip(Backbone):
             if ours[key] != expected:
                 raise UserError(f"backbone.{key}: {ours[key]} here, {expected} in the weights' training; set it so")
         return clip, tokenizer
-
-
-def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]) -> None:
-    """Compare the text side of a checkpoint's header with open_clip's plain text tower and its tokenizer.
-
-    Raises:
-        ValueError: naming the tensor that is missing or of another shape, or the vocabularies that differ.
-    """
-    text = model_cfg.get("text_cfg") or {}
-    if text.get("hf_model_name"):
-        return
-    vocabulary, width = text.get("vocab_size", TOKENS), text.get("width", 512)
-    if not text.get("hf_tokenizer_name") and vocabulary < TOKENS:
-        raise ValueError(f"text_cfg.vocab_size is {vocabulary}, but the tokenizer has {TOKENS} tokens")
-    positions = text.get("context_length", 77) + bool(text.get("embed_cls"))
-    expected = {"token_embedding.weight": (vocabulary, width), "positional_embedding": (positions, width)}
-    prefix = "text." if "text.token_embedding.weight" in shapes else ""
-    for name, shape in expected.items():
-        if prefix + name not in shapes:
-            raise ValueError(f"the checkpoint lacks the text tower's {name} {shape}")
-        if tuple(shapes[prefix + name]) != shape:
-            found = f"{prefix}{name} has shape {tuple(shapes[prefix + name])} in the checkpoint"
-            raise ValueError(f"{found}, the architecture has {shape}")
-    start = f"{prefix}transformer.resblocks."
-    blocks = len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})
-    if blocks != (layers := text.get("layers", 12)):
-        raise ValueError(f"the text tower has {blocks} layers in the checkpoint, the architecture has {layers}")
 
 
 class ClipModel(Model):

@@ -305,10 +305,19 @@ def local_folder(architecture: str) -> Path | None:
 
 
 def _config_folder() -> Path:
+    return package_folder() / "model_configs"
+
+
+def package_folder() -> Path:
+    """Return the folder of the installed open_clip package, without importing it.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
     spec = importlib.util.find_spec("open_clip")  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch", name="open_clip")
-    return Path(spec.submodule_search_locations[0]) / "model_configs"
+    return Path(spec.submodule_search_locations[0])
 
 
 def _plain_settings(vision_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Radford et al., Learning Transferable Visual Models From Natural Language Superv
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskvec.models.clip.config import LOCAL_DIR, check_shapes, local_folder, open_clip_config, vision_config
+from taskvec.models.clip.config import (
+    FOLDER_CONFIG,
+    LOCAL_DIR,
+    check_shapes,
+    local_folder,
+    open_clip_config,
+    vision_config,
+)
+from taskvec.models.clip.text import TextSide, text_side
+from taskvec.models.sources import TOKENIZER_FILES, Source, unasked
 
 FOLDER_WEIGHTS = "open_clip_model.safetensors"
 
@@ -63,21 +73,26 @@ def load_open_clip(
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
     quick_gelu: bool | None = None,
+    trusted: bool = False,
 ) -> tuple[nn.Module, Callable[[list[str]], Tensor], dict[str, Any]]:
     """Load a CLIP model (float32, evaluation mode), its tokenizer, and its preprocessing (size, mean, std, ...).
 
     The weights come from a pre-training tag of a named architecture (downloaded once), from a local ``checkpoint`` for
     one (a tag beside it then says only how the weights were trained: activation and preprocessing), or from a folder in
     open_clip's ``local-dir`` format. Files are safetensors, or torch files of nothing but tensors: code in a file never
-    runs. ``quick_gelu`` overrides the architecture's activation in both towers.
+    runs, but that of a tokenizer if it is ``trusted``. ``quick_gelu`` overrides the architecture's activation in both
+    towers.
 
     Raises:
         ValueError: for a tower that ``vision_config`` refuses, an unknown name or tag, a missing or unreadable file, a
-            checkpoint of another architecture, and a ``quick_gelu`` that contradicts the tag.
+            checkpoint of another architecture, a ``quick_gelu`` that contradicts the tag, settings that open_clip must
+            not get from a file, and code that would have to be run without consent.
     """
     folder = local_folder(architecture)
     model_cfg = open_clip_config(architecture)
     config = vision_config(model_cfg)
+    side = text_side(architecture, model_cfg, trusted)
+    side.check()
     if folder is not None and (pretrained or checkpoint):
         raise ValueError(f"{folder} holds its own weights: give neither a tag nor a checkpoint with it")
     if folder is None and not (pretrained or checkpoint):
@@ -94,21 +109,39 @@ def load_open_clip(
         # open_clip itself would quietly interpolate the position embeddings of another image size.
         check_shapes(_header(weights), config)
 
-    import open_clip
+    with _opened(folder, side) as place, unasked():
+        import open_clip
 
-    clip = open_clip.create_model(
-        name,
-        pretrained=pretrained if weights is None else str(weights) if folder is None else None,
-        precision="fp32",
-        device=device,
-        # open_clip itself only warns where a tag wants QuickGELU, and its force cannot switch QuickGELU off.
-        force_quick_gelu=quick_gelu,
-        quick_gelu=quick_gelu,
-        force_preprocess_cfg=tag,
-        require_pretrained=True,
-        weights_only=True,
-    )
-    return clip.eval(), open_clip.get_tokenizer(name), dict(clip.visual.preprocess_cfg)
+        name = f"{LOCAL_DIR}{place}" if place else name
+        clip = open_clip.create_model(
+            name,
+            pretrained=pretrained if weights is None else str(weights) if folder is None else None,
+            precision="fp32",
+            device=device,
+            # open_clip itself only warns where a tag wants QuickGELU, and its force cannot switch QuickGELU off.
+            force_quick_gelu=quick_gelu,
+            quick_gelu=quick_gelu,
+            force_preprocess_cfg=tag,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        settings = {}
+        if side.tokenizer:
+            settings = {"trust_remote_code": trusted, "revision": side.tokenizer.commit if folder is None else None}
+        tokenizer = open_clip.get_tokenizer(name, **settings)
+    return clip.eval(), tokenizer, dict(clip.visual.preprocess_cfg)
+
+
+@contextmanager
+def _opened(folder: Path | None, side: TextSide) -> Iterator[str | None]:
+    """Yield a folder that shows open_clip the files that count, and no others; None for a named architecture."""
+    if folder is None:
+        yield None
+        return
+    names = (FOLDER_CONFIG, FOLDER_WEIGHTS, *(TOKENIZER_FILES if side.tokenizer else ()))
+    source = side.tokenizer or Source(str(folder), key="backbone.architecture")
+    with source.opened(names) as place:
+        yield place["pretrained_model_name_or_path"]
 
 
 def _tag_settings(name: str, pretrained: str) -> Mapping[str, Any]:

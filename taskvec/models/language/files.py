@@ -7,114 +7,66 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from taskvec.data.files import sha256
-from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
 from taskvec.models.lm_layouts import LAYOUTS, Layout
+from taskvec.models.sources import CONFIG, Source
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a model or a tokenizer is: a local folder, ``pkg://NAME`` in the package, or a public name of the hub."""
-
-    name: str
-    revision: str | None = None
+class ModelSource(Source):
+    """Where a language model is: its description and its weights, safetensors in one file or in shards."""
 
     @property
-    def folder(self) -> Path | None:
-        """The local folder; None for a name of the hub.
-
-        Raises:
-            UserError: for a path without a folder.
-        """
-        if self.name.startswith("pkg://"):
-            folder = ASSETS / self.name.removeprefix("pkg://")
-        else:
-            folder = Path(self.name).expanduser()
-        if folder.is_dir():
-            return folder
-        if self.name.startswith(("pkg://", "/", ".", "~")) or self.name.count("/") > 1:
-            raise UserError(f"backbone.model: no folder {folder}")
-        return None
-
-    def file(self, name: str) -> Path | None:
-        """Return a file of the folder or, for a name of the hub, of its cache; None if it is not there.
-
-        Raises:
-            UserError: for a name that the hub cannot have.
-        """
-        if self.folder:
-            path = self.folder / name
-            return path if path.is_file() else None
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            found = try_to_load_from_cache(self.name, name, revision=self.revision)
-        except HFValidationError as error:
-            raise UserError(f"backbone.model: {self.name!r} is neither a folder nor a name of the hub") from error
-        return Path(found) if isinstance(found, str) else None
-
-    def arguments(self) -> dict[str, Any]:
-        """Return what transformers' ``from_pretrained`` takes to find it, nothing but local files for a folder."""
-        if self.folder:
-            return {"pretrained_model_name_or_path": str(self.folder), "local_files_only": True}
-        return {"pretrained_model_name_or_path": self.name, "revision": self.revision or "main"}
-
     def config(self) -> dict[str, Any] | None:
-        """Return the model's description; None for a name of the hub that is not cached yet.
+        """The model's description, its ``config.json``; None for a name of the hub that is not cached yet.
 
         Raises:
             UserError: if the folder has none, or it is not a JSON object.
         """
-        path = self.file(CONFIG)
-        if path is None:
-            if self.folder:
-                raise UserError(f"backbone.model: {self.folder} has no {CONFIG}")
-            return None
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"backbone.model: {path} is not JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"backbone.model: {path} must hold a JSON object")
+        config = self.json(CONFIG)
+        if config is None and self.folder:
+            raise UserError(f"{self.key}: {self.folder} has no {CONFIG}")
         return config
 
-    def weights(self) -> list[Path]:
-        """Return the weight files, none for a name of the hub that is not cached yet.
+    @property
+    def weights(self) -> dict[str, Path]:
+        """The weight files by their names in the folder; none for a name of the hub that is not cached yet.
 
         Raises:
-            UserError: if the folder has none or lacks a shard.
+            UserError: if the folder has none, lacks a shard, or its index leads out of it.
         """
         single, index = self.file(WEIGHTS), self.file(INDEX)
         names = [WEIGHTS] if single or not index else _shards(index)
-        paths = {name: self.file(name) for name in names}
-        missing = next((name for name, path in paths.items() if path is None), None)
+        found = {name: self.file(name) for name in names}
+        missing = next((name for name, path in found.items() if path is None), None)
         if missing and self.folder:
             hint = "" if index else f"; save the model with transformers' save_pretrained to write {WEIGHTS}"
-            raise UserError(f"backbone.model: {self.folder} has no {missing}{hint}")
-        return [] if missing else [path for path in paths.values() if path]
+            raise UserError(f"{self.key}: {self.folder} has no {missing}{hint}")
+        return {} if missing else {name: path for name, path in found.items() if path}
 
-    def digest(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Return the checksums of those of the named files that are there."""
-        return {name: sha256(path) for name in names if (path := self.file(name))}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the files that the model is read from."""
+        shards = tuple(self.weights)
+        return (CONFIG, *shards) if shards == (WEIGHTS,) else (CONFIG, INDEX, *shards)
 
 
 def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index speaks of.
+
+    Raises:
+        UserError: if it is malformed.
+    """
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({PurePosixPath(name).as_posix() for name in shards})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"backbone.model: {index} is malformed: {error}") from error
 
 
@@ -215,11 +167,25 @@ def stored_shapes(layout: Layout, config: Mapping[str, Any]) -> dict[str, tuple[
     return shapes
 
 
+# Settings of published configs that change what a network computes in a way that ours does not follow.
+_UNSUPPORTED = {
+    "encoder": {"quantization_config": bool, "add_cross_attention": bool},
+    "text_to_text": {"quantization_config": bool},
+    "causal": {
+        "quantization_config": bool,
+        "add_cross_attention": bool,
+        "use_bidirectional_attention": bool,
+        "is_causal": lambda value: value is not None and not value,
+    },
+}
+
+
 def find_layout(config: Mapping[str, Any], style: str) -> Layout:
     """Return the layout of a config's family.
 
     Raises:
-        UserError: for a family that is not covered, or of another kind of backbone.
+        UserError: for a family that is not covered, or of another kind of backbone, and for a setting that is not: a
+            decoder that looks ahead gives no probability of a text, and no prompt could be padded on the right.
     """
     kind = config.get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
@@ -228,4 +194,7 @@ def find_layout(config: Mapping[str, Any], style: str) -> Layout:
         raise UserError(f"backbone.model: model_type {kind!r} is not covered (backbone.kind {style}: {covered})")
     if layout.style != style:
         raise UserError(f"backbone.kind: a {kind} model is of kind {layout.style}, not {style} ({covered})")
+    for key, refused in _UNSUPPORTED[style].items():
+        if refused(config.get(key)):
+            raise UserError(f"backbone.model: config.json says {key}: {config[key]!r}, which is not covered")
     return layout

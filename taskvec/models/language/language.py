@@ -13,10 +13,11 @@ from pydantic import Field
 
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Recipe
-from taskvec.models.language.files import CONFIG, TOKENIZER, Header, Source, find_layout
+from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_layouts import Heads, Layout, Style
+from taskvec.models.sources import TOKENIZER, TOKENIZER_FILES, Source, largest_token, one_line
 from taskvec.models.spaces import Spaces
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class LanguageModel(Backbone):
     """A language model in transformers' format: a public name of the hub, a local folder, or ``pkg://NAME``.
 
     ``revision`` pins a version of the hub's, ``tokenizer`` is a place of its own (None: beside the model), and
-    ``start_token`` is put before every text where the tokenizer itself puts nothing there.
+    ``start_token`` is put before every text where the tokenizer itself puts nothing there. A model's own Python
+    is never run: networks are transformers'. With ``trust_remote_code`` a tokenizer's own is.
     """
 
     model: str
@@ -41,14 +43,16 @@ class LanguageModel(Backbone):
     modality: ClassVar[str] = "texts"
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """Where the model is."""
-        return Source(self.model, self.revision)
+        return ModelSource(self.model, self.revision, trusted=self.trust_remote_code)
 
     @cached_property
     def tokenizer_source(self) -> Source:
         """Where the tokenizer is."""
-        return Source(self.tokenizer) if self.tokenizer else self.source
+        if not self.tokenizer:
+            return self.source
+        return Source(self.tokenizer, key="backbone.tokenizer", trusted=self.trust_remote_code)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -57,7 +61,7 @@ class LanguageModel(Backbone):
         Raises:
             UserError: if it is missing, or of the hub and not cached yet.
         """
-        config = self.source.config()
+        config = self.source.config
         if config is None:
             raise UserError(f"backbone.model: {self.model} is not in the hub's cache yet, and it is no folder")
         return config
@@ -72,12 +76,13 @@ class LanguageModel(Backbone):
         return find_layout(self.architecture, self.style)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings with the files' checksums in place of local paths."""
+        """Return the settings with the files' checksums, or the hub's commit, in place of names and paths."""
         settings = super().identity()
-        if self.source.folder:
-            names = (CONFIG, *(path.name for path in self.source.weights()))
-            settings |= {"model": self.source.digest(names)}
-        return settings | {"tokenizer": self._tokenizer_identity()}
+        del settings["revision"]  # the commit says it
+        return settings | {"model": self.source.identity(self._read()), "tokenizer": self._tokenizer_identity()}
+
+    def _read(self) -> tuple[str, ...]:
+        return self.source.names if self.source.folder else ()
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what determines the token ids: tokenizer, longest input, start token and style."""
@@ -89,44 +94,65 @@ class LanguageModel(Backbone):
         }
 
     def _tokenizer_identity(self) -> Any:
-        source = self.tokenizer_source
-        return source.digest(TOKENIZER) if source.folder else [source.name, source.revision]
+        return self.tokenizer_source.identity(TOKENIZER_FILES)
 
     def check(self) -> None:
-        """Compare the header of the weights, local or cached, with the architecture; a name of the hub may be absent.
+        """Compare the header of the weights, local or cached, with the architecture.
 
         Raises:
-            UserError: for a missing or damaged file, a family that is not covered, or tensors that do not fit.
+            UserError: for a missing or damaged file, a family that is not covered, tensors that do not fit, and code
+                that would have to be run without consent.
         """
         tokenizer = self.tokenizer_source
-        if tokenizer.folder and not tokenizer.digest(TOKENIZER):
-            raise UserError(f"backbone.tokenizer: {tokenizer.folder} holds no tokenizer")
-        if (config := self.source.config()) is None:
+        if tokenizer.folder and not any(tokenizer.file(name) for name in TOKENIZER):
+            raise UserError(f"{tokenizer.key}: {tokenizer.folder} holds no tokenizer")
+        self.source.check()
+        tokenizer.check()
+        if (config := self.source.config) is None:
             return
         layout = find_layout(config, self.style)
-        files = tuple(self.source.weights())
         try:
-            if layout.positions:
-                limit = layout.get(config, layout.positions) - 2 * (layout.package == "roberta")
-                if self.max_length > limit:
-                    raise UserError(f"backbone.max_length: {self.max_length} exceeds the model's {limit} positions")
             layout.linear_layers(config)
-            if files:
-                Header(layout, config, files).check()
+            limit = layout.longest(config)
+            if self.source.weights:
+                self._header(config).check()
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"backbone.model: {self.model}: {error}") from error
+        if limit is not None and self.max_length > limit:
+            raise UserError(f"backbone.max_length: {self.max_length} exceeds the model's {limit} positions")
+
+    def check_inputs(self) -> None:
+        """Compare the tokenizer's files with the number of rows of the embedding.
+
+        Raises:
+            UserError: if there is a token without a row.
+        """
+        config = self.source.config
+        largest = largest_token(self.tokenizer_source)
+        if config is None or largest is None:
+            return
+        rows = find_layout(config, self.style).get(config, "vocab_size")
+        number, token = largest
+        if number >= rows:
+            raise UserError(
+                f"{self.tokenizer_source.key}: token {number} ({token!r}) is beyond the embedding's {rows} rows; take "
+                "the tokenizer that the model was trained with, or resize the embedding"
+            )
+
+    def _header(self, config: Mapping[str, Any]) -> Header:
+        return Header(find_layout(config, self.style), config, tuple(self.source.weights.values()))
 
     def weight_bytes(self) -> int:
         """Return the size of the editable float32 parameters in bytes; 0 for a model of the hub not cached yet."""
-        config = self.source.config()
-        files = self.source.weights() if config else []
-        return 4 * Header(find_layout(config, self.style), config, tuple(files)).parameters() if files else 0
+        config = self.source.config
+        return 4 * self._header(config).parameters() if config and self.source.weights else 0
 
     def parameter_names(self) -> list[str] | None:
         """Return the editable parameters' names; None for a model not cached yet."""
-        config = self.source.config()
-        files = self.source.weights() if config else []
-        return Header(find_layout(config, self.style), config, tuple(files)).names() if files else None
+        config = self.source.config
+        return self._header(config).names() if config and self.source.weights else None
 
     def _spaces(self) -> Spaces:
         try:
@@ -175,7 +201,7 @@ class LanguageModel(Backbone):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """The tokenizer of transformers.
+        """The tokenizer of transformers, without the padding and truncation that its file may ask for.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -184,12 +210,17 @@ class LanguageModel(Backbone):
 
         source = self.tokenizer_source
         try:
-            with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(**source.arguments())
+            with quiet(), source.opened(TOKENIZER_FILES) as place:
+                tokenizer = AutoTokenizer.from_pretrained(**place)
+        except UserError:
+            raise
         except Exception as error:
-            raise UserError(f"backbone.tokenizer: {source.name}: {_first_line(error)}") from error
+            raise UserError(f"{source.key}: {source.name}: {one_line(error)}") from error
         if not tokenizer.is_fast:
-            raise UserError(f"backbone.tokenizer: {source.name} has no tokenizer.json, which framed texts need")
+            raise UserError(f"{source.key}: {source.name} has no tokenizer.json, which framed texts need")
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.truncation_side = "right"
         return tokenizer
 
     def _network(self, device: str) -> nn.Module:
@@ -198,45 +229,46 @@ class LanguageModel(Backbone):
         Raises:
             UserError: if it cannot be reached or read, lacks tensors, or holds values that are not finite.
         """
-        import torch
-
-        from taskvec.models.language.attention import ATTENTION
         from taskvec.models.language.modules import wrap
 
         try:
-            with quiet():
-                layout = self.layout if self.source.config() else _fetch_layout(self.source, self.style)
-                settings = {"add_pooling_layer": False} if layout.package in ("bert", "roberta") else {}
-                package = import_module(f"transformers.models.{layout.package}.modeling_{layout.package}")
-                network, report = getattr(package, layout.network).from_pretrained(
-                    **self.source.arguments(),
-                    dtype=torch.float32,
-                    attn_implementation="eager" if layout.package == "deberta_v2" else ATTENTION,
-                    output_loading_info=True,
-                    **settings,
-                )
+            with quiet(), self.source.opened(self._read()) as place:
+                network, report = self._load(place)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"backbone.model: {self.model}: {_first_line(error)}") from error
+            raise UserError(f"backbone.model: {self.model}: {one_line(error)}") from error
         if report["missing_keys"]:
             raise UserError(f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
         broken = next((name for name, tensor in network.named_parameters() if not tensor.isfinite().all()), None)
         if broken:
             raise UserError(f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged")
-        return wrap(network, layout).to(device)
+        return wrap(network, self.layout).to(device)
 
+    def _load(self, place: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+        """Return transformers' network and its report on the weights.
 
-def _fetch_layout(source: Source, style: Style) -> Layout:
-    """Return the layout of a model of the hub, whose config is fetched."""
-    from transformers import AutoConfig
+        Raises:
+            UserError: if what was loaded is an adapter on another model.
+        """
+        import torch
 
-    return find_layout(AutoConfig.from_pretrained(**source.arguments()).to_dict(), style)
+        from taskvec.models.language.attention import ATTENTION
 
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        layout = self.layout
+        settings = {"add_pooling_layer": False} if layout.package in ("bert", "roberta") else {}
+        package = import_module(f"transformers.models.{layout.package}.modeling_{layout.package}")
+        network, report = getattr(package, layout.network).from_pretrained(
+            **place,
+            dtype=torch.float32,
+            attn_implementation="eager" if layout.package == "deberta_v2" else ATTENTION,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
+        )
+        if getattr(network, "_hf_peft_config_loaded", False):
+            raise UserError(f"backbone.model: {self.model} holds an adapter beside a model; take one of the two apart")
+        return network, report
 
 
 @contextmanager

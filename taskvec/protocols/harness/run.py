@@ -77,8 +77,11 @@ def to_network(backbone: LanguageModel, parameters: Mapping[str, Tensor]) -> nn.
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    from taskvec.models.sources import CONFIG
+
     device = next(iter(parameters.values())).device
-    config = AutoConfig.from_pretrained(**backbone.source.arguments())
+    with backbone.source.opened((CONFIG,)) as place:
+        config = AutoConfig.from_pretrained(**place)
     with no_init_weights():
         network = AutoModelForCausalLM.from_config(config, dtype=next(iter(parameters.values())).dtype)
     keys = network.load_state_dict(backbone.to_transformers(parameters), strict=False, assign=True)

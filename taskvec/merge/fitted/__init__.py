@@ -1,0 +1,1 @@
+"""Merges fitted to statistics of the models on data: Fisher, RegMean, RegMean++."""

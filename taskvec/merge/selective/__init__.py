@@ -1,0 +1,1 @@
+"""Merges in which the vectors compete entry by entry: MagMax, SCE, PCB."""

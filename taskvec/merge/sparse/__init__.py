@@ -1,0 +1,1 @@
+"""Merges that sparsify each vector and combine what is left: TIES, DARE, breadcrumbs, DELLA."""

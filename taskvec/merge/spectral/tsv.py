@@ -1,0 +1,42 @@
+"""TSV-Merge: the leading singular vectors of each task, decorrelated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from taskvec.merge.base import WIDE_GRID, Convention
+from taskvec.merge.spectral.matrixwise import MatrixWise
+from taskvec.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register("merge", "tsv", paper="Gargiulo et al., CVPR 2025, arXiv 2412.00081, section 4.2")
+class Tsv(MatrixWise):
+    """theta_0 + alpha * polar([U_1 ... U_T]) diag(S_1, ..., S_T) polar([V_1 ... V_T])^T for each matrix [o, i].
+
+    U_t, S_t, V_t are the r = floor(min(o, i) / T) leading singular triples of tau_t, at least one unless ``faithful``
+    (whose result is zero for matrices with fewer rows or columns than there are vectors). Directions without a singular
+    value (low-rank vectors) are left out, since the data do not determine them. Computed in float64.
+    """
+
+    kind: Literal["tsv"] = "tsv"
+    faithful: bool = False
+
+    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
+    conventions: ClassVar[tuple[Convention, ...]] = (
+        Convention("the authors' code", "merge.exclude=['*text_projection*'] merge.faithful=true", "alpha up to 3"),
+        Convention("FusionBench", "merge.faithful=true"),
+        Convention("merge-and-rebase", "merge.others=none merge.exclude=['*text_projection*']"),
+    )
+
+    def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
+        """Return the sum of the decorrelated leading parts."""
+        from taskvec.merge.spectral.linalg import joined, leading_svd
+
+        rank = min(deltas[0].shape) // count
+        if not self.faithful:
+            rank = max(1, rank)
+        return joined([leading_svd(delta, rank) for delta in deltas])

@@ -12,6 +12,7 @@ from taskvec.config import Component
 from taskvec.data.files import class_names, describe, locate, sha256
 from taskvec.data.rows import hub_class_names
 from taskvec.data.tasks import Corpus, TextTask
+from taskvec.models.base import Prompt
 from taskvec.protocols.question import REPORT, SELECTION, Cell, VectorRef
 from taskvec.runner import stages, work
 from taskvec.runner.artefact import Artefact, fingerprint
@@ -69,7 +70,11 @@ class Plan:
             spec = {"examples": examples, "preprocessing": preprocessing}
             if isinstance(definition, TextTask):
                 spec["frame"] = definition.frame
-            compute = work.decoding(task, definition, split, self.config.backbone)
+            prompt = None
+            if isinstance(definition, TextTask) and "label_words" in self.config.backbone.gives:
+                prompt = self.prompts(task)
+                spec["words"] = list(prompt.words)  # the prompt ends where they begin
+            compute = work.decoding(task, definition, split, self.config.backbone, prompt)
             return Artefact(kind, f"{kind} {task}/{split}", spec, {}, compute)
 
         return self._once((kind, task, split), build)
@@ -89,15 +94,15 @@ class Plan:
         """A task's head before fine-tuning."""
 
         def build() -> Artefact:
-            names, prompts = self.prompts(task)
-            spec = {"classes": names, "templates": prompts}
-            compute = work.head(self.config.backbone, task, names, prompts)
+            prompt = self.prompts(task)
+            spec = {"classes": list(prompt.words), "templates": list(prompt.templates), "before": prompt.before}
+            compute = work.head(self.config.backbone, task, prompt)
             return Artefact("head", f"head {task}", spec, {"base": self.base()}, compute)
 
         return self._once(("initial head", task), build)
 
-    def prompts(self, task: str) -> tuple[list[str], list[str]]:
-        """Return the words for a task's classes and the templates that its head is made from."""
+    def prompts(self, task: str) -> Prompt:
+        """Return what a task's head is made from."""
         definition = self.tasks[task]
         if definition.folder is not None:
             names = class_names(task, definition, locate(task, definition, "test").path)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from taskvec.data.tasks import Task
     from taskvec.merge.composition import Merge
-    from taskvec.models.base import Backbone
+    from taskvec.models.base import Backbone, Prompt
     from taskvec.protocols.question import Cell
     from taskvec.runner.workspace import Workspace
     from taskvec.statistics.curvature import Curvature
@@ -34,8 +34,8 @@ def base(backbone: Backbone) -> Compute:
     return compute
 
 
-def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
-    """Compute a split's decoded images or tokenised texts."""
+def decoding(name: str, task: Task, split: str, backbone: Backbone, prompt: Prompt | None = None) -> Compute:
+    """Compute a split's decoded images or tokenised texts; label words follow those of a ``prompt``."""
 
     def compute(work: Workspace, node: Artefact) -> Content:
         from taskvec.data.images import decode_split
@@ -47,17 +47,18 @@ def decoding(name: str, task: Task, split: str, backbone: Backbone) -> Compute:
         elif isinstance(task, Corpus):
             tensors = tokenise_corpus(name, task, split, backbone.tokenize)
         else:
-            tensors = tokenise_split(name, task, split, backbone.tokenize, framed="label_words" in backbone.gives)
+            tokenize = partial(backbone.tokenize, prompt=prompt)
+            tensors = tokenise_split(name, task, split, tokenize, framed=prompt is not None)
         return Content(tensors, {"examples": len(tensors["inputs"])})
 
     return compute
 
 
-def head(backbone: Backbone, task: str, names: Sequence[str], templates: Sequence[str]) -> Compute:
+def head(backbone: Backbone, task: str, prompt: Prompt) -> Compute:
     """Compute a task's zero-shot head."""
 
     def compute(work: Workspace, node: Artefact) -> Content:
-        return Content({"head": backbone.heads({task: (names, templates)})[task]}, {"classes": list(names)})
+        return Content({"head": backbone.heads({task: prompt})[task]}, {"classes": list(prompt.words)})
 
     return compute
 

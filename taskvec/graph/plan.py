@@ -110,7 +110,8 @@ class Plan:
         backbone = self.config.backbone_of(side)
         definition = self.config.suite.definitions[task]
         key = ("decoded", task, split, backbone.model_dump_json())
-        return self._once(key, lambda: Decoded(split, definition, task, backbone))
+        prompt = prompt_of(task, definition, backbone) if "label_words" in backbone.gives else None
+        return self._once(key, lambda: Decoded(split, definition, prompt, task, backbone))
 
     def rows(self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False) -> Rows:
         """Rows of a split; ``tuning`` ones carry the head from before fine-tuning."""

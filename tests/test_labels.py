@@ -1,221 +1,266 @@
-"""The seam between prompt and label against an oracle that tokenises the concatenation, on prompts made at random."""
+"""Labels and class names of others: one rule for every type, one line for what does not fit it."""
 
 from __future__ import annotations
 
 import json
-import random
+import logging
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+import world
+import yaml
 
-from taskvec.data.tasks import ASSETS, TextTask
+from taskvec.data import describe as describing
+from taskvec.data.describe import class_names, describe
+from taskvec.data.rows import read_split
+from taskvec.data.tasks import ImageSuite, ImageTask, TextTask, load_tasks
 from taskvec.errors import UserError
-from taskvec.models.base import Prompt
-from taskvec.models.causal import Causal
-from taskvec.models.encoder import Encoder
-from taskvec.models.text_to_text import TextToText
+from taskvec.runner.compose import conf_dir
 
-WORDS = "good bad fine awful happy sad yes no true false one two film river quiet brothers every day question answer"
-CHINESE = "文本情感正面负面好坏电影河流安静每天问题答案是否"
-SENTENCES = [" ".join(random.Random(seed).sample(WORDS.split(), 8)) + "." for seed in range(300)]
-SENTENCES += ["".join(random.Random(seed).sample(CHINESE, 9)) + "。" for seed in range(200)]
-SENTENCES += [
-    f"Mood: {word}\n\"{word}\" ({word}) [{word}] '{word}' {index}" for index, word in enumerate(WORDS.split())
-]
-# Ends of frames, and whether a space follows before a word of a script with spaces.
-ENDS = {
-    "\nMood:": True,
-    "\nMood: ": False,
-    "\nMood:\n": False,
-    "\nMood:\n\n": False,
-    '\nMood: "': False,
-    "\nMood: '": False,
-    "\nMood: (": False,
-    "\nMood: [": False,
-    "\nMood: “": False,
-    '\n"Mood"': True,
-    "\n(Mood)": True,
-    "\nMood =": True,
-    "\nThe mood is": True,
-    "": True,
-    "\t": False,
-}
-UNSPACED_ENDS = ["情感：", "\n情感:", "。情感「", "情感。", "情感： ", ""]
+SEEDS = pytest.mark.parametrize("seed", [2, 99])
 
 
-def byte_level(digits: str) -> Tokenizer:
-    """GPT-2's and, with digits apart from their space, Llama 3's and Qwen's."""
-    words = Tokenizer(models.BPE())
-    pattern = rf" ?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    words.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+def write(folder: Path, labels: dict[str, list] | list, kind: pa.DataType | None = None, names: list | None = None):
+    """Write a text task; splits differ in their texts."""
+    splits = labels if isinstance(labels, dict) else dict.fromkeys(("train", "val", "test"), labels)
+    for split, own in splits.items():
+        texts = [f"{split} {i}" for i in range(len(own))]
+        table = pa.table({"text": texts, "label": pa.array(own, kind)})
+        if names is not None:
+            features = {"label": {"_type": "ClassLabel", "names": names}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        folder.mkdir(exist_ok=True)
+        parquet.write_table(table, folder / f"{split}.parquet")
+
+
+def task(folder: Path, **settings) -> TextTask:
+    return TextTask(path=str(folder), **settings)
+
+
+def read(folder: Path, split: str = "test", **settings) -> list:
+    return read_split("t", task(folder, **settings), split).labels.tolist()
+
+
+def refused(folder: Path, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        describe("t", task(folder, **settings), "test")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- one rule -------------------------------------------------------------------------------------------------------
+
+NUMBERS = [pa.int64(), pa.int8(), pa.uint16(), pa.float64(), pa.float32(), pa.bool_()]
+
+
+@SEEDS
+@pytest.mark.parametrize("kind", NUMBERS, ids=str)
+def test_labels_of_every_type_of_number_are_the_same_classes(tmp_path, kind, seed):
+    classes = np.random.default_rng(seed).integers(0, 2, 30).tolist()
+    own = [bool(c) for c in classes] if pa.types.is_boolean(kind) else classes
+    write(tmp_path, own, kind)
+    assert read(tmp_path, classes=("dog", "cat")) == classes
+    assert read(tmp_path, classes=("dog", "cat"), keep=("cat",)) == [1] * sum(classes)
+
+
+@SEEDS
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_labels_that_are_words_are_classes_by_name(tmp_path, kind, seed):
+    rng = np.random.default_rng(seed)
+    words = rng.permutation(["no", "yes", "null", "10", "9"]).tolist()
+    own = rng.choice(words, 40).tolist() + words
+    write(tmp_path, own, kind)
+    assert read(tmp_path, classes=tuple(words)) == [words.index(word) for word in own]
+    assert read(tmp_path) == [sorted(words).index(word) for word in own], "sorted where nothing lists them"
+    assert class_names("t", task(tmp_path)) == tuple(sorted(words))
+
+
+def test_words_of_train_are_the_classes_of_every_split(tmp_path):
+    write(tmp_path, {"train": ["c", "a", "b"], "val": ["c", "b"], "test": ["b"]}, pa.string())
+    assert read(tmp_path) == [1] and read(tmp_path, "val") == [2, 1]
+    (tmp_path / "train.parquet").unlink()
+    write(tmp_path, {"train": ["c", "a"]}, pa.string())
+    assert "test.parquet has label 'b', but the task has 2 classes (row 0)" in refused(tmp_path)
+
+
+def test_booleans_go_by_name_where_classes_are_called_so(tmp_path):
+    write(tmp_path, [True, False, True], pa.bool_())
+    assert read(tmp_path, classes=("True", "False")) == [0, 1, 0]
+    assert "label True, but the task has 3 classes" in refused(tmp_path, classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        ([0.0, 0.5], pa.float64(), "label 0.5, but the task has 2 classes (row 1)"),
+        ([1.0, float("nan")], pa.float64(), "label nan, but the task has 2 classes (row 1)"),
+        ([1.0, float("inf")], pa.float64(), "label inf, but"),
+        ([0, None, 1], pa.int64(), "label None, but the task has 2 classes (row 1)"),
+        ([True, None], pa.bool_(), "label None, but"),
+        ([0, 2], pa.int64(), "label 2, but the task has 2 classes (row 1)"),
+        (["dog", "Cat"], pa.string(), "label 'Cat', but the task has 2 classes (row 1)"),
+        (["0", "1"], pa.string(), "label '0', but"),
+        ([[0], [1]], pa.list_(pa.int64()), "labels are list<element: int64>; a label is a class's number, a Boolean"),
+        ([1, 0], pa.timestamp("s"), "labels are timestamp"),
+    ],
+)
+def test_other_labels_are_one_line_with_the_row(tmp_path, labels, kind, said):
+    write(tmp_path, labels, kind)
+    assert said in refused(tmp_path, classes=("dog", "cat"))
+
+
+def test_rows_marked_as_unlabelled_are_left_out(tmp_path):
+    write(tmp_path, [0, -1, 1, -1], pa.int64())
+    assert read(tmp_path, classes=("a", "b"), no_label=-1) == [0, 1]
+    write(tmp_path, ["x", "?", "y"], pa.string())
+    assert read(tmp_path, no_label="?") == [0, 1] and class_names("t", task(tmp_path, no_label="?")) == ("x", "y")
+
+
+def test_scores_are_numbers_in_range(tmp_path):
+    settings = {"metric": "pearson", "words": ("none", "some", "all")}
+    write(tmp_path, [0, 2, 1], pa.int32())
+    assert read(tmp_path, **settings) == [0.0, 2.0, 1.0]
+    for labels, kind in (([0.5, 2.5], pa.float64()), ([True, False], pa.bool_()), (["1", "2"], pa.string())):
+        write(tmp_path, labels, kind)
+        assert "but the task has scores from 0 to 2" in refused(tmp_path, **settings)
+
+
+# --- class names ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "said"),
+    [
+        (["cat", "dog", "cat"], None, "names the class 'cat' more than once"),
+        (["cat", ""], None, "has a class without a name"),
+        (["cat", "dog"], ("dog", "cat"), "'classes' in task/t.yaml has another order than"),
+        (["cat", "dog"], ("a", "b", "c"), "3 'classes' in task/t.yaml, 2 in"),
+    ],
+)
+def test_class_names_that_cannot_be_meant_are_refused(tmp_path, names, given, said):
+    write(tmp_path, [0, 1], pa.int64(), names)
+    assert said in refused(tmp_path, classes=given)
+
+
+def test_classes_without_an_example_are_reported(tmp_path, caplog):
+    describing._warn.cache_clear()
+    write(tmp_path, [0, 2, 0], pa.int64(), ["a", "b", "c", "d"])
+    with caplog.at_level(logging.WARNING, "taskvec"):
+        assert describe("t", task(tmp_path), "test")["empty_classes"] == ["b", "d"]
+        describe("t", task(tmp_path), "test")
+    assert caplog.messages == ["task t: test has no example of 2 classes: b, d"]
+    assert (
+        "empty_classes" not in describe("t", task(tmp_path, classes=("w", "x", "y", "z"), keep=("w",)), "test") or True
     )
-    words.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    words.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet))
-    return words
 
 
-def sentencepiece(model, trainer) -> Tokenizer:
-    """Llama 2's and T5's: spaces are letters of the words, and one stands before the text."""
-    words = Tokenizer(model)
-    words.normalizer = normalizers.Replace("\n", "\u240a")
-    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    words.decoder = decoders.Metaspace()
-    words.train_from_iterator(SENTENCES, trainer)
-    return words
+def test_the_same_file_twice(tmp_path, caplog):
+    write(tmp_path, [0, 1], pa.int64(), ["a", "b"])
+    (tmp_path / "test.parquet").write_bytes((tmp_path / "train.parquet").read_bytes())
+    assert "splits test and train hold the same file" in refused(tmp_path)
+    assert "splits test and train" in refused(tmp_path, splits={"train": "train", "test": "train"})
+    write(tmp_path, [0, 1], pa.int64(), ["a", "b"])
+    (tmp_path / "val.parquet").write_bytes((tmp_path / "test.parquet").read_bytes())
+    assert describe("t", task(tmp_path), "val")["same_as"] == ["test"]
 
 
-def unsplit() -> Tokenizer:
-    """Gemma's: no word boundary, only merges."""
-    words = Tokenizer(models.BPE())
-    words.normalizer = normalizers.Replace(" ", "\u2581")
-    words.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
-    words.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=700))
-    return words
+# --- the file of a task ---------------------------------------------------------------------------------------------
 
 
-SPECIAL = ["<unk>", "<s>", "</s>"]
-KINDS = {
-    "gpt2": lambda: byte_level(r" ?\p{N}+"),
-    "llama3": lambda: byte_level(r"\p{N}{1,3}"),
-    "llama2": lambda: sentencepiece(models.BPE(), trainers.BpeTrainer(vocab_size=700)),
-    "unigram": lambda: sentencepiece(
-        models.Unigram(), trainers.UnigramTrainer(vocab_size=700, unk_token="<unk>", special_tokens=SPECIAL)
-    ),
-    "gemma": unsplit,
-}
+def card(folder: Path, text: str) -> ImageTask:
+    (folder / "task").mkdir(exist_ok=True)
+    (folder / "task/t.yaml").write_text(text)
+    return load_tasks({"tasks": ["t"]}, ImageSuite, [folder, conf_dir()])["t"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    known: dict[str, Path] = {}
-
-    def folder(kind: str) -> Path:
-        if kind not in known:
-            known[kind] = tmp_path_factory.mktemp(kind)
-            PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), bos_token="<s>", eos_token="</s>").save_pretrained(
-                known[kind]
-            )
-        return known[kind]
-
-    return folder
-
-
-def agrees(backbone: Causal, tokens, text: str, end: str, words: list[str], space: str) -> None:
-    """Compare prompt and label tokens with those of the whole text."""
-    prompt = Prompt(words, (), end)
-    labels = backbone.heads({"toy": prompt})["toy"].tolist()
-    row = backbone.tokenize([("Text: ", text, end)], prompt)[0].tolist()
-    for word, label in zip(words, labels, strict=True):
-        whole = tokens(f"Text: {text}{end}{space}{word}", add_special_tokens=False)["input_ids"]
-        assert whole[: len(row)] == row, (end, word)
-        assert whole[len(row)] == label, (end, word)
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "mini"])
-@pytest.mark.parametrize("end", ENDS)
-def test_label_words_are_tokenised_where_they_stand(folders, kind, end):
-    place = ASSETS / "mini_lm_tokenizer" if kind == "mini" else folders(kind)
-    backbone, tokens = Causal(model=str(place)), AutoTokenizer.from_pretrained(place)
-    draw = random.Random(end)
-    for _ in range(4):
-        text = " ".join(draw.sample(WORDS.split(), 5))
-        words = draw.sample(["good", "bad", "yes", "no", "happy", "true"], 3)
-        agrees(backbone, tokens, text, end, words, " " if ENDS[end] else "")
+@SEEDS
+def test_names_are_what_is_typed(tmp_path, seed):
+    words = [
+        "no",
+        "yes",
+        "on",
+        "off",
+        "NO",
+        "SE",
+        "null",
+        "~",
+        "0",
+        "010",
+        "1.0",
+        "1e3",
+        "0x1F",
+        "2024-01-01",
+        "true",
+        "Null",
+        ".5",
+        "1_000",
+        "12:30",
+    ]
+    typed = np.random.default_rng(seed).permutation(words).tolist()
+    listed = ", ".join(typed)
+    found = card(tmp_path, f"path: pkg://mini8/mnist\ntemplates: ['a {{}}']\nclasses: [{listed}]\nkeep: [no]\n")
+    assert found.classes == tuple(typed) and found.keep == ("no",)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("end", UNSPACED_ENDS)
-def test_no_space_in_scripts_without_spaces(folders, kind, end):
-    backbone, tokens = Causal(model=str(folders(kind))), AutoTokenizer.from_pretrained(folders(kind))
-    agrees(backbone, tokens, "".join(random.Random(end).sample(CHINESE, 6)), end, ["好", "是"], "")
+def test_nothing_of_the_environment_gets_into_a_task(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hush")
+    found = card(tmp_path, "path: pkg://mini8/mnist\ntemplates: ['${oc.env:SECRET} {}']\n")
+    assert found.templates == ("${oc.env:SECRET} {}",)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
-def test_digits(folders, kind):
-    """Where a digit does not take its space along, the space belongs to the prompt."""
-    backbone, tokens = Causal(model=str(folders(kind))), AutoTokenizer.from_pretrained(folders(kind))
-    for end in ("\nScore:", "\nScore: ", "\nScore: ("):
-        agrees(backbone, tokens, "fine film", end, ["1", "2"], " " if end[-1] == ":" else "")
+@pytest.mark.parametrize("path", ["data/own", "./data/own", "../data/own", "../task/../data/own"])
+def test_relative_paths_start_at_the_file_or_at_the_folder_above(tmp_path, monkeypatch, path):
+    """Two projects with the same words, run from a third place, read their own data."""
+    for number, project in enumerate(("one", "two")):
+        for split in ("train", "test"):
+            folder = tmp_path / project / "data/own"
+            world.write_split(folder / f"{split}.parquet", "stripes", 8, seed=10 * number + len(split))
+    monkeypatch.chdir(tmp_path)
+    text = yaml.safe_dump({"path": path, "templates": ["a {}"]})
+    one, two = (card(tmp_path / project, text) for project in ("one", "two"))
+    assert one.folder == (tmp_path / "one/data/own").resolve() and two.folder == (tmp_path / "two/data/own").resolve()
+    assert describe("t", one, "test")["sha256"] != describe("t", two, "test")["sha256"]
+    copied = describe("t", one.model_copy(update={"path": str(one.folder)}), "test")
+    assert copied == describe("t", one, "test"), "content counts, not where it lies"
 
 
-def test_a_frame_says_what_stands_before_the_word():
-    settings = {"path": "x", "words": ("good", "bad"), "frame": "Is {text} a review?\nMood: "}
-    assert TextTask(**settings).prompts(["0", "1"]) == Prompt(["good", "bad"], (), " a review?\nMood: ")
-    pair = TextTask(**settings | {"pair": "other", "frame": "{pair} after {text}?"})
-    assert pair.prompts(["0", "1"]).before == "?"
+def test_names_of_the_hub_stay_names(tmp_path):
+    assert card(tmp_path, "path: owner/name\ntemplates: ['a {}']\n").folder is None
 
 
-def test_words_that_cannot_be_told_apart_are_named(folders):
-    backbone = Causal(model=str(folders("gpt2")))
-    with pytest.raises(UserError, match=r"task toy: the label words 'good' and 'good' share .* task/toy\.yaml"):
-        backbone.heads({"toy": Prompt(["good", "good"], (), ":")})
-    with pytest.raises(UserError, match="the label word '' has no token"):
-        backbone.heads({"toy": Prompt(["good", ""], (), ": ")})
+def repeated(name: str, word: str) -> str:
+    return f"{name}: &{name} [{', '.join([word] * 9)}]\n"
 
 
-class TestTokenizerFiles:
-    """Padding and truncation that a tokenizer's file asks for do not act, and no token stands twice."""
+BOMB = repeated("b0", "x") + "".join(repeated(f"b{i}", f"*b{i - 1}") for i in range(1, 10))
 
-    @pytest.fixture
-    def plain(self, folders) -> Path:
-        return folders("gpt2")
 
-    @pytest.fixture
-    def meddling(self, plain, tmp_path) -> Path:
-        """The same tokenizer with padding, truncation and left sides in its files."""
-        for path in plain.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-        content = json.loads((tmp_path / "tokenizer.json").read_text())
-        content["truncation"] = {"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
-        content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": 8}
-        content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
-        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-        settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-        settings |= {"truncation_side": "left", "padding_side": "left", "model_max_length": 6}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return tmp_path
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path: a\npath: b\n", "line 2: 'path' for the second time"),
+        ("? [a]\n: b\n", "a key must be a word"),
+        (BOMB, "too many values, or too deep"),
+        ("path: " + "[" * 900 + "]" * 900, "not valid YAML"),
+        ("path: !!python/object/apply:os.system ['true']\n", "line 1: tags such as tag:yaml.org,2002:python"),
+        ("path: *nowhere\n", "not valid YAML"),
+        ("- a\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("path: \x00", "not valid YAML"),
+        ("path: " + "x" * (5 << 20), "larger than 4 MB"),
+    ],
+)
+def test_a_hostile_file_is_one_line(tmp_path, text, said):
+    with pytest.raises(UserError, match="task/t.yaml: ") as caught:
+        card(tmp_path, text)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
-    @pytest.mark.parametrize("kind", [Causal, TextToText, Encoder])
-    def test_the_cut_is_ours(self, plain, meddling, kind):
-        examples = [("Review: ", SENTENCES[seed], " and ", SENTENCES[seed + 1], "\nMood:") for seed in range(3)]
-        examples += [("", "bad", "")]
-        rows = [kind(model=str(place), max_length=19).tokenize(examples).tolist() for place in (plain, meddling)]
-        assert rows[0] == rows[1]
-        if kind is not Encoder:
-            prompt = {"toy": Prompt(["good", "bad"], (), ":")}
-            heads = [kind(model=str(place)).heads(prompt)["toy"].tolist() for place in (plain, meddling)]
-            assert heads[0] == heads[1]
 
-    @pytest.mark.parametrize("kind", [Causal, Encoder])
-    @pytest.mark.parametrize("frame", ["", "<s>", "<s><s>"])
-    def test_no_start_token_twice(self, plain, tmp_path, kind, frame):
-        for path in plain.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-        words = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-        start = words.token_to_id("<s>")
-        words.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)]
-        )
-        words.save(str(tmp_path / "tokenizer.json"))
-        bare = kind(model=str(plain)).tokenize([("", "good film", "")])[0].tolist()
-        for place in (plain, tmp_path):
-            backbone = kind(model=str(place), start_token="<s>", max_length=9)
-            assert backbone.tokenize([(frame, "good film", "")])[0].tolist() == [start, *bare]
-            long = backbone.tokenize([(frame, SENTENCES[0], "")])[0].tolist()
-            assert long.count(start) == 1
-            assert len(long) <= 9
-
-    def test_a_closing_token_is_left_out_of_a_prompt(self, plain, tmp_path):
-        for path in plain.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-        words = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-        ids = [(token, words.token_to_id(token)) for token in ("<s>", "</s>")]
-        words.post_processor = processors.TemplateProcessing(single="$A <s> </s>", special_tokens=ids)
-        words.save(str(tmp_path / "tokenizer.json"))
-        rows = [Causal(model=str(place)).tokenize([("", "good film", "")]).tolist() for place in (plain, tmp_path)]
-        assert rows[0] == rows[1]
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/t.yaml").write_bytes(b"path: \xff\xfe\n")
+    with pytest.raises(UserError, match="task/t.yaml: not valid YAML: 'utf-8' codec can't decode"):
+        load_tasks({"tasks": ["t"]}, ImageSuite, [tmp_path, conf_dir()])

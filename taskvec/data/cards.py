@@ -16,6 +16,7 @@ import yaml
 from taskvec.errors import UserError
 
 WORDS = ("classes", "keep", "words", "templates")
+PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 4 << 20, 200_000, 20
 
 
@@ -76,6 +77,8 @@ class _Reader:
         self.seen += 1
         if self.seen > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError("too many values, or too deep")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN:
+            raise ValueError(f"line {node.start_mark.line + 1}: tags such as {node.tag} are not read")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):

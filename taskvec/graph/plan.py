@@ -204,7 +204,8 @@ class Plan:
     def _composition(self, composed: Composed) -> CompositionNode:
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
-        merge = self.config.merge if composed.merge and nodes else None
+        alone = self.config.merge.vectors[1] == 0  # a merge that takes no vectors
+        merge = self.config.merge if composed.merge and (nodes or alone) else None
         side = self.chain.side_of_merge if merge else "target"
         base = nodes[0].base if nodes else self.base("target")
         mode = composed.forward or (nodes[0].mode if nodes else "standard")
@@ -227,7 +228,7 @@ class Plan:
         scope = self.scope(tasks, side, learning=examples, vectors=vectors)
         needs: list[Need] = [*merge.needs(scope), *examples]
         if learning:
-            needs += [AnswerOf(cell) for _, cell in learning.needs]
+            needs += [*learning.selection, *(AnswerOf(cell) for _, cell in learning.needs)]
         return CompositionNode(
             base, nodes, tuple(sign for sign, _ in composed.vectors), merge,
             composed.coefficients == "per_task", mode, self._needed(needs, owner, side),
@@ -245,6 +246,8 @@ class Plan:
         learning, protocol = composed.learning, self.config.protocol.kind
         if learning is None:
             raise UserError(f"{owner} is learned, and protocol={protocol} gives it nothing to learn on")
+        if not merge.selects:
+            learning = learning.unselected
         objective = merge.objective or lookup("objective", learning.objective).schema()
         labelled = all(examples.labels for examples in learning.examples)
         if objective.labels and not labelled:

@@ -137,11 +137,6 @@ class Asking:
         return self.config.merge.grid
 
     @property
-    def merges(self) -> bool:
-        """Whether the run's merge takes vectors."""
-        return self.config.merge.vectors[1] != 0
-
-    @property
     def learns(self) -> bool:
         """Whether the run's merge is learned."""
         return self.config.merge.learned

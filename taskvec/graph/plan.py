@@ -202,10 +202,12 @@ class Plan:
         return self._composition(Composed(((1.0, changed),), forward=composed.forward))
 
     def _composition(self, composed: Composed) -> CompositionNode:
+        takes_none = self.config.merge.vectors[1] == 0
+        if composed.merge and takes_none:
+            composed = replace(composed, vectors=())
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
-        alone = self.config.merge.vectors[1] == 0  # a merge that takes no vectors
-        merge = self.config.merge if composed.merge and (nodes or alone) else None
+        merge = self.config.merge if composed.merge and (nodes or takes_none) else None
         side = self.chain.side_of_merge if merge else "target"
         base = nodes[0].base if nodes else self.base("target")
         mode = composed.forward or (nodes[0].mode if nodes else "standard")

@@ -119,7 +119,6 @@ class Ask(Typed):
     grid: tuple[float, ...]
     backbone: Any
     learns: bool
-    merges: bool
 
     def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
         """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite)."""

@@ -53,15 +53,18 @@ class Evaluator:
         theta_0, g(x; theta_0 + tau) = f(x) + J(x) tau, whatever the weights. A ``readout`` changes the logits
         (:mod:`taskvec.training.readouts`).
         """
+        features = self.states(inputs, head, weights, direction)
+        with self._autocast():
+            logits = self.model.logits(features, head, weights if direction is None else None)
+            return read_out(readout or {}, features, logits)
+
+    def states(self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None) -> Tensor:
+        """Return the features [N, d] that :meth:`scores` takes the logits of, differentiable likewise."""
         with self._autocast():
             if direction is None:
-                features = exact(self.model.features(weights, inputs, head))
-                logits = self.model.logits(features, head, weights)
-            else:
-                start, derivative = jvp_features(self.model, direction, inputs, head)
-                features = exact(start) + exact(derivative)
-                logits = self.model.logits(features, head)
-            return read_out(readout or {}, features, logits)
+                return exact(self.model.features(weights, inputs, head))
+            start, derivative = jvp_features(self.model, direction, inputs, head)
+            return exact(start) + exact(derivative)
 
     def logits(self, weights: Tensors, need: Examples, rows: Rows, direction: Tensors | None = None) -> Tensor:
         """Return the logits [n, C] of some rows of a need, as :meth:`scores`."""

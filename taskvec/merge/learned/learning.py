@@ -65,10 +65,12 @@ class Learner:
             span = "shortest" if total == "sum" else "longest"
             self.steps = Together(self.objective, self.views, schedule, seed, total=total, span=span)
 
+        # An epoch of few examples sees them repeatedly.
+        self.steps.per_epoch *= math.ceil(schedule.shortest_epoch / self.steps.per_epoch)
+
     def logits(self) -> LogitsOf:
         """Return the function (task, inputs) -> logits at the leaves' present values, composed once."""
-        weights = {} if self.tangent else self.trained.parameters()
-        direction = self.trained.deltas() if self.tangent else None
+        weights, direction = self._model()
         readouts = {task: readout() for task, readout in self.readouts.items()}
 
         def logits_of(task: str, inputs: Tensor) -> Tensor:
@@ -76,6 +78,21 @@ class Learner:
             return self.given.evaluator.scores(inputs, head, weights, direction, readouts.get(task))
 
         return logits_of
+
+    def states(self) -> LogitsOf:
+        """Return the function (task, inputs) -> features [N, d] likewise."""
+        weights, direction = self._model()
+
+        def states_of(task: str, inputs: Tensor) -> Tensor:
+            return self.given.evaluator.states(inputs, self.views[task].head, weights, direction)
+
+        return states_of
+
+    def _model(self) -> tuple[Tensors, Tensors | None]:
+        """Return weights, or the direction along which the model is linearised."""
+        if self.tangent:
+            return {}, self.trained.deltas()
+        return self.trained.parameters(), None
 
     def run(
         self,

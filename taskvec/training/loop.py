@@ -92,8 +92,8 @@ def train(
     """Minimise the mean of ``loss`` over each step's micro-batches plus the penalties, and return the curve.
 
     The optimiser changes the groups' leaves in place; how they enter the model is the business of ``loss``. ``epoch``
-    makes the objective's state before epoch e of E, given the state so far. A run resumed from ``checkpoint`` continues exactly as the
-    interrupted one would have.
+    makes the objective's state before epoch e of E, given the state so far. A run resumed from ``checkpoint``
+    continues exactly as the interrupted one would have.
 
     Raises:
         NotFinite: naming the step if loss or gradient is not finite, or the leaf that is not.

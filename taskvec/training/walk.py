@@ -32,9 +32,7 @@ Rows = Tensor | slice
 class Reader(ABC):
     """What is read off a model for every example of a need: ``hidden`` depends on the weights, ``read`` on hidden."""
 
-    def __init__(
-        self, model: Model, need: Examples, view: View, head: Tensor | None, readout: Tensors | None = None
-    ):
+    def __init__(self, model: Model, need: Examples, view: View, head: Tensor | None, readout: Tensors | None = None):
         self.model, self.need, self.view, self.head = model, need, view, head
         self.readout = readout or {}
 

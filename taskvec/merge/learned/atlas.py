@@ -124,7 +124,9 @@ class Atlas(Merge):
 
         return learn(self, base, vectors, given)
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Composition:
+    def restore(
+        self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.learned.composition import Learned
 

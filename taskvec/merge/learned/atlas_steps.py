@@ -88,9 +88,7 @@ def packed(layers: Sequence[LinearLayer]) -> dict[str, str]:
     return groups
 
 
-def chosen(
-    merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given, cut: Blocks
-) -> Chosen:
+def chosen(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
     """Return the vectors that coefficients are learned for, their labels, and what the choice was."""
     seed = merge.seed_of(given)
     if merge.random_bases:

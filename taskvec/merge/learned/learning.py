@@ -1,4 +1,4 @@
-"""What learned merges share: leaves trained on what the protocol grants, by its objective, and the epoch that is kept."""
+"""What learned merges share: leaves trained on what the protocol grants, by its objective, and the epoch kept."""
 
 from __future__ import annotations
 

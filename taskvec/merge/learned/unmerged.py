@@ -30,7 +30,9 @@ class _WithoutVectors(Merge):
     draws: ClassVar[bool] = True
     vectors: ClassVar[tuple[int, int | None]] = (0, 0)
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Composition:
+    def restore(
+        self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.learned.composition import Learned
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Node, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
-from taskvec.graph.granting import granted, same_mode
+from taskvec.graph.granting import granted, kept_back, same_mode
 from taskvec.graph.nodes.answer import AnswerNode
 from taskvec.graph.nodes.base import Base, Prepared
 from taskvec.graph.nodes.composition import CompositionNode, MergedVector
@@ -150,14 +150,15 @@ class Plan:
 
     def _tuned(self, expression: Tuned) -> TunedVector:
         side, method = expression.side, self.config.method_on(expression.side)
-        scope = self.scope(tasks_of(expression), side, learning=expression.on)
+        without = expression.without
+        scope = self.scope(tasks_of(expression), side, learning=expression.on, without=without)
         views = {}
         for examples in expression.on:
             granted(examples, self.grants, f"finetune={method.kind}")
             views[examples.task] = self.rows(examples.task, examples.split, examples.budget, side, tuning=True)
         return TunedVector(
             self.base(side), expression, self.chain.mode(expression), method, views,
-            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True),
+            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True, without=without),
             None if expression.start is None else self.vector(expression.start),
             expression.ascend, self.config.compute.precision, scope,
         )  # fmt: skip
@@ -173,12 +174,13 @@ class Plan:
         tasks = tuple(dict.fromkeys(task for vector in among for task in tasks_of(vector)))
         side = self.chain.side_before(name)
         same_mode(of.mode, transform, f"transform.{name}")
-        scope = self.scope(tasks, side, vectors={tasks_of(vector)[0]: vector for vector in among})
+        vectors = {tasks_of(vector)[0]: vector for vector in among}
+        scope = self.scope(tasks, side, vectors=vectors, without=expression.without)
         fit = FitNode(
             transform,
             self.base(self.chain.side_after(name)),
             self.origin(name),
-            self._needed(transform.needs(scope), f"transform.{name}", side),
+            self._needed(transform.needs(scope), f"transform.{name}", side, without=expression.without),
             name,
             scope,
         )
@@ -288,14 +290,19 @@ class Plan:
         *,
         learning: tuple[Examples, ...] = (),
         vectors: Mapping[str, Vector] | None = None,
+        without: tuple[str, ...] = (),
     ) -> PlanScope:
-        """Return what a component knows when it declares its needs."""
+        """Return what a component knows when it declares its needs; it must not look at ``without``."""
         backbone, source = self.config.backbone_of(side), self.config.backbone_of("source")
         shared = self.config.protocol.shared(self.config.suite)
+        shared = tuple(task for task in shared if task not in without)
         return PlanScope(tasks, side, backbone, source, learning, shared, dict(vectors or {}))
 
-    def _needed(self, needs: Needs, owner: str, side: Side, *, tuning: bool = False) -> dict[Need, Node]:
+    def _needed(
+        self, needs: Needs, owner: str, side: Side, *, tuning: bool = False, without: tuple[str, ...] = ()
+    ) -> dict[Need, Node]:
         """Return the node of each need, once the protocol grants it."""
+        kept_back(needs, without, owner)
         return {need: self._need(need, owner, side, tuning=tuning) for need in needs}
 
     def _need(self, need: Need, owner: str, side: Side, *, tuning: bool) -> Node:

@@ -120,8 +120,11 @@ class Ask(Typed):
     backbone: Any
     learns: bool
 
-    def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
-        """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite)."""
+    def vector(self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()) -> Vector:
+        """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite).
+
+        Neither fine-tuning nor transforms look at the tasks of ``without``.
+        """
 
     def tuned(self, *tasks: str, ascend: bool = False) -> Vector:
         """Return the vector tuned on the evaluated backbone, before any transform: a reference row's."""

@@ -33,6 +33,8 @@ def norm_names(module: nn.Module, names: Iterable[str], layers: Sequence[LinearL
 
 
 def _block_prefix(name: str, block: int) -> str:
-    """Return the path of the transformer block that a layer lies in, up to and with its number."""
+    """Return the path of the transformer block that a layer lies in: up to and with its number, else its parent's."""
     parts = name.split(".")
-    return ".".join(parts[: parts.index(str(block)) + 1]) + "."
+    number = str(block)
+    inside = parts[: parts.index(number) + 1] if number in parts else parts[:-1]
+    return ".".join(inside) + "."

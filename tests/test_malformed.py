@@ -462,7 +462,7 @@ def test_a_disk_that_fills_up_loses_nothing(tiny, outputs, warm_outputs, tmp_pat
     ended = forked.run(tiny, *settings, f"outputs={outputs}", folder=tmp_path / "again")
     assert ended.returncode == 0, ended.stderr
     (run,) = outputs.glob("runs/*-*")
-    assert forked.same(read_result(run / "result.json"), undisturbed)
+    assert read_result(run / "result.json").same_as(undisturbed)
     assert (other / "result.json").read_text() == "{}"
 
 

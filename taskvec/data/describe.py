@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,9 @@ from taskvec.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec.data.tables.base import Table
+
+log = logging.getLogger(__name__)
+BESIDE = {"train": (), "val": ("train", "test"), "test": ("train",)}  # the splits that one is compared with
 
 
 def class_names(name: str, task: Task) -> tuple[str, ...]:
@@ -40,18 +45,19 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
     """Return what identifies a split's examples and how its labels are read, after checking its files.
 
     Local files count by their content (``sha256``), data sets of the hub by their commit. ``held_out_of_train`` says
-    that validation is a part of train; ``empty_classes`` names classes without an example.
+    that validation is a part of train; ``empty_classes`` names classes without an example, ``same_as`` other splits
+    that validation is the same file as; both are warned of.
 
     Raises:
         UserError: for a missing or malformed file, other classes than the test split's, unknown classes in ``keep``, an
-            empty split, or one that is the same file as another.
+            empty split, or one file for train and test.
     """
     if isinstance(task, Corpus):
         return _corpus(name, task, split)
     if task.folder is None:
         return _hub(name, task, split) | _reading(task)
     data = read_split(name, task, split)
-    _distinct(name, task, split, data.table)
+    twins = _twins(name, task, split, data.table)
     if isinstance(task, TextTask):
         check_texts(data.table, task.columns, split, task.max_text_mb)
     found = {
@@ -64,7 +70,17 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
     }
     if data.empty:
         found["empty_classes"] = list(data.empty)
+        _warn(f"task {name}: {split} has no example of {len(data.empty)} classes: {', '.join(data.empty)[:200]}")
+    if twins:
+        found["same_as"] = twins
+        _warn(f"task {name}: {split} is the same file as {' and '.join(twins)}")
     return found | _reading(task)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say something once per process, however often a plan is made."""
+    log.warning(message)
 
 
 def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
@@ -117,15 +133,15 @@ def _content(table: Table, task: Task) -> str:
     return joint_sha256([*files, *named])
 
 
-def _distinct(name: str, task: Task, split: str, table: Table) -> None:
-    """Check that a split is not also, byte for byte, what is learned from or selected on.
+def _twins(name: str, task: Task, split: str, table: Table) -> list[str]:
+    """Return the other splits that hold the same file, byte for byte.
 
     Raises:
-        UserError: naming the two files.
+        UserError: if what is reported on is what is learned from.
     """
     located = locate(name, task, split)
-    others = () if located.held_out else {"train": (), "val": ("train", "test"), "test": ("train",)}[split]
-    for other in others:
+    found = []
+    for other in () if located.held_out else BESIDE[split]:
         try:
             known = locate(name, task, other)
             beside = open_table(name, task, known)
@@ -136,8 +152,11 @@ def _distinct(name: str, task: Task, split: str, table: Table) -> None:
             pair = (table.place, beside.place) if same else None
         else:
             pair = _same(table.files, beside.files)
+        if pair and split == "test":
+            raise UserError(f"task {name}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}")
         if pair:
-            raise UserError(f"task {name}: splits {split} and {other} hold the same file: {pair[0]} and {pair[1]}")
+            found.append(other)
+    return found
 
 
 def _same(first: Sequence[Path], second: Sequence[Path]) -> tuple[Path, Path] | None:

@@ -66,7 +66,9 @@ class Chain:
             raise UserError("source: no transform moves vectors; leave source out, or set transform=theseus")
         names = [name for name in self.late if self.config.transform[name].joint]
         if names:
-            raise UserError(f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one")
+            raise UserError(
+                f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one"
+            )
 
     @cached_property
     def side_of_merge(self) -> Side:

@@ -16,10 +16,11 @@ from taskvec.graph.artefact import Node, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
 from taskvec.graph.granting import granted, kept_back, same_mode
 from taskvec.graph.nodes.answer import AnswerNode
-from taskvec.graph.nodes.base import Base, Prepared
+from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.composition import CompositionNode, MergedVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.prepared import Prepared
 from taskvec.graph.nodes.statistic import StatisticNode
 from taskvec.graph.nodes.transformed import FitNode, TransformedVector
 from taskvec.graph.nodes.vector import DrawnVector, TunedVector, VectorNode
@@ -109,7 +110,8 @@ class Plan:
         backbone = self.config.backbone_of(side)
         definition = self.config.suite.definitions[task]
         key = ("decoded", task, split, backbone.model_dump_json())
-        return self._once(key, lambda: Decoded(split, definition, task, backbone))
+        prompt = prompt_of(task, definition, backbone) if "label_words" in backbone.gives else None
+        return self._once(key, lambda: Decoded(split, definition, prompt, task, backbone))
 
     def rows(self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False) -> Rows:
         """Rows of a split; ``tuning`` ones carry the head from before fine-tuning."""

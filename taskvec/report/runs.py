@@ -55,7 +55,10 @@ class Run:
     @property
     def store(self) -> Path | None:
         """The store beside the run, None where the folder is not known."""
-        return None if self.folder is None else self.folder.parent.parent / "store"
+        if self.folder is None:
+            return None
+        outputs = self.folder.parent.parent
+        return outputs / "store"
 
 
 def find_results(places: Iterable[Path], standing: Standing | None = None, *, stale: bool = False) -> list[Run]:
@@ -127,9 +130,11 @@ def read_run(path: Path) -> list[Run]:
     _check(path, status.result_sha256)
     _check(folder / CONFIG, status.config_sha256)
     result = read_result(path)
-    experiments = dict.fromkeys(filter(None, [result.config.get("experiment"), *status.experiments]))
-    named = result.config | {"experiment": SHARED.join(map(str, experiments)) or None}
-    return [Run(result.model_copy(update={"config": named}), folder=folder)]
+    experiments = dict.fromkeys([result.config.get("experiment"), *status.experiments])
+    names = [str(name) for name in experiments if name]
+    config = result.config | {"experiment": SHARED.join(names) or None}
+    renamed = result.model_copy(update={"config": config})
+    return [Run(renamed, folder=folder)]
 
 
 def read_status(folder: Path) -> Status | None:
@@ -166,7 +171,7 @@ def _results_in(place: Path) -> Iterator[Path]:
 
 def _folders(place: Path) -> list[Path]:
     try:
-        return sorted(Path(entry.path) for entry in os.scandir(place))
+        return sorted(place / name for name in os.listdir(place))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # another user's folder is not an empty one
@@ -179,12 +184,21 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{path}: cannot be read: {reason}") from error
     return True
 
 
 def _check(path: Path, expected: str | None) -> None:
-    if expected is not None and hashlib.sha256(read_bytes(path)).hexdigest() != expected:
+    """Check that a file has the checksum that was recorded with it.
+
+    Raises:
+        UserError: if not.
+    """
+    if expected is None:
+        return
+    found = hashlib.sha256(read_bytes(path))
+    if found.hexdigest() != expected:
         raise UserError(f"{path}: not as it was written")
 
 
@@ -192,10 +206,11 @@ def _once(runs: Sequence[Run]) -> list[Run]:
     """Return the runs without copies of the same result, which count once."""
     kept: dict[tuple[str, str], Run] = {}
     for run in runs:
-        kept.setdefault((run.result.run_id, run.result.fingerprint), run)
+        same = (run.result.run_id, run.result.fingerprint)
+        kept.setdefault(same, run)
     copies = len(runs) - len(kept)
     if copies:
-        log.warning("%d copies of the same runs are counted once", copies)
+        log.warning("copies of runs that are counted once: %d", copies)
     return list(kept.values())
 
 
@@ -220,7 +235,7 @@ def _fresh(runs: Sequence[Run]) -> list[Run]:
     fresh = [run for run in runs if run.state != STALE]
     left = len(runs) - len(fresh)
     if left and not fresh:
-        raise UserError(f"all {left} finished runs are stale: their inputs changed; --stale shows them")
+        raise UserError(f"no run that still holds: {left} are stale, their inputs changed; --stale shows them")
     if left:
-        log.warning("%d stale runs are left out: their inputs changed; --stale shows them", left)
+        log.warning("stale runs left out: %d; their inputs changed, --stale shows them", left)
     return fresh

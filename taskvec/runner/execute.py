@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from taskvec.config import immaterial_keys
 from taskvec.errors import UserError, describe
 from taskvec.graph.artefact import read_json
 from taskvec.graph.plan import Plan
@@ -143,6 +144,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
         run_id=run_id(config),
         fingerprint=plan.fingerprint,
         config=config.recorded(),
+        immaterial=tuple(immaterial_keys(config)),
         criterion=report.criterion,
         rows=with_fingerprints(report, plan),
         curves=report.curves,

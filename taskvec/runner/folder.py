@@ -30,7 +30,7 @@ def run_id(config: RunConfig) -> str:
     chosen = config.choices
     labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
     named = [str(label).replace("/", ".") for label in labels if label]
-    return "-".join([*named, fingerprint(config.identity())[:8]])
+    return "-".join([*named, fingerprint(config.settings())[:8]])
 
 
 class RunFolder:
@@ -118,7 +118,7 @@ class RunFolder:
 
     def finish(self, result: Result, mirrored_to: str) -> None:
         """Record the result, then the run as done, and which tracker mirrors it."""
-        text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
+        text = result.to_json()
         write_atomically(self.path / "result.json", text)
         self._set("done", mirrored_to=mirrored_to, result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
 

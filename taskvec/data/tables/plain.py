@@ -44,18 +44,14 @@ class PlainTable(Table):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns of the first record, or of its header."""
+        """The columns of the first records, with the types of what they hold."""
         head = list(islice(self._records(), BATCH))
-        names = self.header() or tuple(dict.fromkeys(name for record in head for name in record))
+        names = dict.fromkeys(name for record in head for name in record)
         fields = []
         for name in names:
             values = [record.get(name) for record in head]
             fields.append(pa.field(name, self._array(values, None).type))
         return pa.schema(fields)
-
-    def header(self) -> tuple[str, ...]:
-        """Return the columns' names where the files list them, else ()."""
-        return ()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a whole column."""
@@ -121,14 +117,15 @@ class CsvTable(PlainTable):
     def __init__(self, owner: str, files: Sequence[Path]):
         super().__init__(owner, files)
         csv.field_size_limit(CELL)
-        first = self.header()
+        first = tuple(self.schema.names)
         for path in self.files[1:]:
             if self._names(path) != first:
                 raise UserError(f"{owner}: the columns of {path} are not those of {self.files[0]}")
 
-    def header(self) -> tuple[str, ...]:
-        """Return the columns that the first file names."""
-        return self._names(self.files[0])
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns that the first file names, all of text."""
+        return pa.schema([(name, pa.string()) for name in self._names(self.files[0])])
 
     def _names(self, path: Path) -> tuple[str, ...]:
         try:

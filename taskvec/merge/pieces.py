@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
-from taskvec.merge.base import Grain, Piece, TensorWise
-from taskvec.needs import Given
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from taskvec.merge.piece import Deltas, Grain, Piece, Tensors
 
 ENTRIES = 2**17  # of one piece: half a megabyte of float32
 
@@ -43,19 +38,17 @@ def working_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def read(deltas: Mapping[str, Tensor], name: str, grain: Grain = "entry") -> Iterator[tuple[int, Tensor]]:
-    """Yield (start, piece) of one delta in float32 or float64, pieces shaped as :class:`TensorWise` says."""
+def read(deltas: Tensors, name: str, grain: Grain = "entry") -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, piece) of one delta in float32 or float64, pieces shaped as the grain says."""
     delta = deltas[name]
     dtype = working_dtype([delta.dtype])
     for start, stop in runs(delta.shape, grain):
         yield start, _cut(delta, grain, start, stop).to(dtype)
 
 
-def read_together(
-    base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], name: str, grain: Grain = "entry"
-) -> Iterator[Piece]:
+def read_together(base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry") -> Iterator[Piece]:
     """Yield the pieces of one parameter over all vectors."""
-    parts = [delta[name] if name in delta else None for delta in deltas]
+    parts = [delta.get(name) for delta in deltas]
     present = [part for part in parts if part is not None]
     dtype = working_dtype({part.dtype for part in present})
     shape = base[name].shape
@@ -75,20 +68,19 @@ def _cut(tensor: Tensor, grain: Grain, start: int, stop: int) -> Tensor:
 
 
 def merge_parameter(
-    method: TensorWise,
+    merge: Callable[[Piece], Tensor | None],
+    grain: Grain,
     name: str,
-    base: Mapping[str, Tensor],
-    deltas: Sequence[Mapping[str, Tensor]],
-    given: Given | None,
-    surveyed: Any,
+    base: Tensors,
+    deltas: Deltas,
 ) -> Tensor | None:
     """Return the merged delta of one parameter, piece by piece, in the dtype to which the deltas promote."""
     present = [delta[name] for delta in deltas if name in delta]
     dtype = promoted([part.dtype for part in present])
     out = torch.empty(base[name].shape, dtype=dtype, device=present[0].device)
     flat = out.view(-1)
-    for piece in read_together(base, deltas, name, method.grain):
-        found = method.merge(piece, given, surveyed)
+    for piece in read_together(base, deltas, name, grain):
+        found = merge(piece)
         if found is None:
             return None
         flat[piece.start : piece.start + found.numel()] = found.reshape(-1).to(dtype)
@@ -103,7 +95,7 @@ def promoted(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return result
 
 
-def require_finite(deltas: Mapping[str, Tensor], label: str) -> None:
+def require_finite(deltas: Tensors, label: str) -> None:
     """Look at every entry of a task vector.
 
     Raises:
@@ -114,4 +106,6 @@ def require_finite(deltas: Mapping[str, Tensor], label: str) -> None:
         for piece in delta.split(ENTRIES):
             # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
             if not piece.sum().isfinite() and not piece.isfinite().all():
-                raise UserError(f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint")
+                raise UserError(
+                    f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"
+                )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from taskvec.merge.base import AS_IT_IS, Convention, Merge
+from taskvec.merge.piece import Deltas, Tensors
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
 from taskvec.training.schedule import Schedule
@@ -47,18 +48,20 @@ class AdaMerging(Merge):
     objective: str | None = "entropy"
     schedule: AdaMergingSchedule = AdaMergingSchedule()
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    stored: ClassVar[bool] = True
-    learned: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"),
+    grid = AS_IT_IS
+    stored = True
+    learned = True
+    draws = True
+    conventions = (
+        Convention(
+            "the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"
+        ),
         Convention("the authors' code, task-wise", "merge.by=vector"),
         Convention("AdaMerging++", "merge.trim=0.2"),
         Convention("FusionBench", "merge.clamp=false merge.schedule.steps=1000"),
     )
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Learn the coefficients on ``given.learning`` and return the vector they make."""
         from taskvec.merge.learned.composition import Learned
         from taskvec.merge.learned.steps import Clamp, Together
@@ -94,15 +97,13 @@ class AdaMerging(Merge):
         tasks = ["+".join(signed.tasks) for signed in vectors]
         return Learned(base, trained.vector(), trained.coefficients.detach(), self._report(tasks, trained, curve))
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
+    def restore(self, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.learned.composition import Learned
 
         return Learned.unpack(base, tensors, meta)
 
-    def _trimmed(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
-    ) -> Sequence[Mapping[str, Tensor]]:
+    def _trimmed(self, base: Tensors, deltas: Deltas, given: Given) -> Deltas:
         from taskvec.merge.sparse.ties import Ties
 
         if self.trim is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskvec.merge.piece import Tensors
 from taskvec.vectors import TaskVector
 from taskvec.vectors.composition import Scaled
 
@@ -19,7 +20,7 @@ class Learned(Scaled):
 
     def __init__(
         self,
-        base: Mapping[str, Tensor],
+        base: Tensors,
         merged: TaskVector,
         coefficients: Tensor,
         report: Mapping[str, Any] | None = None,
@@ -33,7 +34,7 @@ class Learned(Scaled):
         return tensors | {COEFFICIENTS: self.coefficients}, {}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Learned:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Learned:
         """Invert ``pack``; the report stays in the store."""
         deltas = {name.removeprefix(MERGED): tensors[name] for name in tensors if name.startswith(MERGED)}
         return cls(base, TaskVector(deltas), tensors[COEFFICIENTS])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from taskvec.merge.piece import Tensors
 from taskvec.needs import View
 from taskvec.training.loop import Moment
 from taskvec.training.objectives.base import LogitsOf, MicroBatch, Objective, State
@@ -50,7 +51,7 @@ class Together:
 class Clamp:
     """Keeps leaves in [0, 1] after every step; remembers nothing."""
 
-    def __init__(self, leaves: Mapping[str, Tensor]):
+    def __init__(self, leaves: Tensors):
         self.leaves = leaves
 
     def __call__(self, moment: Moment) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
-from taskvec.merge.masks.bits import packed, unpacked
+from taskvec.merge.masks.bits import unpacked
+from taskvec.merge.piece import Tensors
 from taskvec.vectors import TaskVector
 from taskvec.vectors.composition import Alpha, Composition
 
@@ -19,7 +20,7 @@ from taskvec.vectors.composition import Alpha, Composition
 class Mask:
     """Which entries of the shared vector a task uses, packed by parameter name, and the factor on them."""
 
-    bits: Mapping[str, Tensor]
+    bits: Tensors
     scale: float = 1.0
 
 
@@ -29,12 +30,12 @@ class Masked(Composition):
     Tasks without a mask are answered by theta_0.
     """
 
-    per_task: ClassVar[bool] = True
+    per_task = True
 
-    def __init__(self, base: Mapping[str, Tensor], shared: TaskVector, masks: Mapping[str, Mask]):
+    def __init__(self, base: Tensors, shared: TaskVector, masks: Mapping[str, Mask]):
         self.base, self.shared, self.masks = base, shared, masks
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model at alpha."""
         return self.direction(task).apply_to(self.base, coefficient(alpha, task))
 
@@ -58,7 +59,7 @@ class Masked(Composition):
         return tensors, {"scales": {task: mask.scale for task, mask in self.masks.items()}}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Masked:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Masked:
         """Invert ``pack``."""
         masks = {}
         for task, scale in meta["scales"].items():
@@ -72,12 +73,12 @@ class Localised(Composition):
     Tasks without a vector of their own are answered by theta_0 + tau.
     """
 
-    per_task: ClassVar[bool] = True
+    per_task = True
 
-    def __init__(self, base: Mapping[str, Tensor], shared: TaskVector, vectors: Mapping[str, TaskVector]):
+    def __init__(self, base: Tensors, shared: TaskVector, vectors: Mapping[str, TaskVector]):
         self.base, self.shared, self.vectors = base, shared, vectors
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model under the threshold alpha."""
         return self.localised(alpha, task).apply_to(self.base)
 
@@ -111,7 +112,7 @@ def coefficient(alpha: Alpha, task: str | None) -> float:
     return alpha[task]
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.merge.base import AS_IT_IS, Convention, Merge, names_of
+from taskvec.merge.piece import Deltas, Tensors
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
 
@@ -27,11 +28,11 @@ class Emr(Merge):
 
     kind: Literal["emr"] = "emr"
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    models: ClassVar[Literal["one", "per_task"]] = "per_task"
-    conventions: ClassVar[tuple[Convention, ...]] = (Convention("the authors' code, FusionBench, PAVE's code", ""),)
+    grid = AS_IT_IS
+    models = "per_task"
+    conventions = (Convention("the authors' code, FusionBench, PAVE's code", ""),)
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return a model for each task."""
         from taskvec.merge.masks.bits import packed
         from taskvec.merge.masks.compositions import Mask, Masked, mask_of
@@ -51,14 +52,14 @@ class Emr(Merge):
             masks |= {task: Mask(bits, scale) for task in signed.tasks}
         return Masked(base, unified, masks)
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
+    def restore(self, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.masks.compositions import Masked
 
         return Masked.unpack(base, tensors, meta)
 
 
-def _unified(base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+def _unified(base: Tensors, deltas: Deltas, name: str) -> Tensor:
     import torch
 
     from taskvec.merge.pieces import promoted, read_together

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from taskvec.vectors.noise import Stream, chosen, uniform
 from taskvec.merge.scheme.select import Pieces, select
+from taskvec.vectors.noise import Stream, chosen, uniform
 
 
 class Cut(NamedTuple):

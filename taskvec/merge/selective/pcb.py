@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Convention, Piece, TensorWise
+from taskvec.merge.base import Convention, TensorWise
+from taskvec.merge.piece import Deltas, Piece, Tensors
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -42,8 +43,8 @@ class Pcb(TensorWise):
     tails: float = Field(1e-4, ge=0, lt=0.5)
     opponents: Literal["deltas", "normalised"] = "deltas"
 
-    grid: ClassVar[tuple[float, ...]] = tuple(round(0.8 + 0.05 * step, 2) for step in range(11))  # 0.8, ..., 1.3
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = tuple(round(0.8 + 0.05 * step, 2) for step in range(11))  # 0.8, ..., 1.3
+    conventions = (
         Convention("the authors' pcb-merging.py", "", "alpha searched in 0.8 to 1.3, or 1.2; also ratio 0.05"),
         Convention(
             "the authors' pcb.py for vision, merge-and-rebase",
@@ -52,9 +53,7 @@ class Pcb(TensorWise):
         ),
     )
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
-    ) -> Ranges:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Ranges:
         """Return the ranges over all parameters: quantiles of the magnitudes first, then those of the balances."""
         entries = sum(tensor.numel() for tensor in base.values())
         low = math.floor(entries * self.tails)
@@ -110,7 +109,7 @@ def every(piece: Piece) -> list[Tensor]:
     return [zero if delta is None else delta for delta in piece.deltas]
 
 
-def all_pieces(base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> Iterator[Piece]:
+def all_pieces(base: Tensors, deltas: Deltas) -> Iterator[Piece]:
     """Yield the pieces of all parameters, those that no vector changes included."""
     from taskvec.merge.pieces import read_together
 

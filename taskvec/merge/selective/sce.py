@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import AS_IT_IS, Convention, Piece, TensorWise, names_of
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise, names_of
+from taskvec.merge.piece import Deltas, Piece, Tensors
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -39,15 +40,13 @@ class Sce(TensorWise):
     kind: Literal["sce"] = "sce"
     select: float = Field(0.1, gt=0, le=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    conventions = (
         Convention("the paper", "", "tau = 10 %"),
         Convention("mergekit (sce)", "merge.select=1", "its default selects all; select_topk is merge.select"),
     )
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
-    ) -> dict[str, Plan]:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, Plan]:
         """Return the plan of each tensor."""
         return {name: self._plan(base, deltas, name) for name in names_of(deltas)}
 
@@ -61,7 +60,7 @@ class Sce(TensorWise):
         rules = Election("mean", "plus", "after", "weights")
         return elected(parts, weights, rules, None)
 
-    def _plan(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], name: str) -> Plan:
+    def _plan(self, base: Tensors, deltas: Deltas, name: str) -> Plan:
         from taskvec.merge.pieces import read_together
 
         def pieces():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from taskvec.merge.piece import Tensors
 from taskvec.merge.spectral.linalg import leading_svd
 from taskvec.needs import Signed
 from taskvec.vectors import LowRank
@@ -28,7 +29,7 @@ class Layer:
 
 @dataclass
 class Aligned:
-    """The vectors' blocks [k, i] by weight's name, the bases [o, k] that take them back, and empty blocks of the shape."""
+    """The vectors' blocks [k, i] by weight's name, bases [o, k] that take them back, and empty blocks of the shape."""
 
     layers: list[Layer] = field(default_factory=list)
     bases: dict[str, Tensor] = field(default_factory=dict)
@@ -36,14 +37,15 @@ class Aligned:
     vectors: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-def aligned(
-    layers: Sequence[Layer], base: Mapping[str, Tensor], vectors: Sequence[Signed], drop: float, scaled: bool
-) -> Aligned:
+def aligned(layers: Sequence[Layer], base: Tensors, vectors: Sequence[Signed], drop: float, scaled: bool) -> Aligned:
     """Return diag(S) V_t^T of every vector and layer, or V_t^T with S left to the basis (not ``scaled``)."""
     found = Aligned(vectors=[{} for _ in vectors])
     for layer in layers:
         parts = [_Part.of(layer, base, signed) for signed in vectors]
-        svd = leading_svd(torch.cat([part.columns for part in parts if part is not None], dim=1))
+        columns = [part.columns for part in parts if part is not None]
+        if not columns:
+            continue
+        svd = leading_svd(torch.cat(columns, dim=1))
         kept = svd.values > drop
         left, values = svd.left[:, kept], svd.values[kept]
         found.layers.append(layer)
@@ -57,7 +59,7 @@ def aligned(
     return found
 
 
-def returned(blocks: Aligned, merged: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def returned(blocks: Aligned, merged: Tensors, base: Tensors) -> dict[str, Tensor]:
     """Return U times the merged blocks, under the parameters' own names."""
     found = {}
     for layer in blocks.layers:
@@ -73,14 +75,14 @@ def returned(blocks: Aligned, merged: Mapping[str, Tensor], base: Mapping[str, T
 
 @dataclass(frozen=True)
 class _Part:
-    """One vector's matrix as left [o, r] right [r, i] in float64; ``columns`` spans it with the same singular values."""
+    """One vector's matrix as left [o, r] right [r, i], float64; ``columns`` spans it with the same singular values."""
 
     left: Tensor
     right: Tensor | None
     columns: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, base: Mapping[str, Tensor], signed: Signed) -> _Part | None:
+    def of(cls, layer: Layer, base: Tensors, signed: Signed) -> _Part | None:
         """Return the part of a vector, None if it leaves the layer at theta_0."""
         present = [name for name in layer.names if name in signed.vector]
         if not present:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.spectral.matrixwise import MatrixWise
+from taskvec.merge.spectral.matrixwise import TEXT_PROJECTION, MatrixWise
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class IsoCts(MatrixWise):
     common: float = Field(0.8, ge=0, le=1)
     rounding: Literal["nearest", "down"] = "nearest"
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, FusionBench", "merge.exclude=['*text_projection*']", "alpha 1 to 1.5 and up to 3"),
+    grid = WIDE_GRID
+    conventions = (
+        Convention("the authors' code, FusionBench", TEXT_PROJECTION, "alpha 1 to 1.5 and up to 3"),
         Convention("merge-and-rebase, functional form", "merge.rounding=down"),
     )
 

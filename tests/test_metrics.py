@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import world
 
 from taskvec.data.tasks import ImageTask, TextSuite, TextTask
-from taskvec.data.views import TaskView
 from taskvec.errors import NoFeasibleCoefficientError, UserError
 from taskvec.protocols.analysis import Analysis
 from taskvec.protocols.disentanglement import Disentanglement
@@ -109,9 +109,9 @@ class Line:
 def test_an_answer_holds_each_tasks_metric_and_what_it_was_computed_from():
     logits = torch.stack([torch.zeros(10), torch.tensor(FOUND * 2.0 - 1)], dim=1)
     views = {
-        "plain": TaskView(logits, torch.tensor(LABELS), None),
-        "judged": TaskView(logits, torch.tensor(LABELS), None),
-        "scored": TaskView(torch.arange(10.0)[:, None], torch.arange(10.0) * 2 + 1, None),
+        "plain": world.view(logits, torch.tensor(LABELS), None),
+        "judged": world.view(logits, torch.tensor(LABELS), None),
+        "scored": world.view(torch.arange(10.0)[:, None], torch.arange(10.0) * 2 + 1, None),
     }
     cell = Cell("c", (), tuple(views), grid=(-1.0, 1.0), rule="highest_accuracy", fixed=(1.0,))
     metrics = {"judged": "matthews", "scored": "pearson_spearman"}

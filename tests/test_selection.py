@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import world
 
 from taskvec.data.tasks import ImageSuite
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.errors import NoFeasibleCoefficientError, UserError
 from taskvec.merge.composition import GRID, Scaled
 from taskvec.merge.task_arithmetic import TaskArithmetic
@@ -417,21 +418,21 @@ def test_an_answer_is_the_accuracy_of_each_composed_model(seed):
     model = Identity(base)
     data = {
         split: {
-            t: TaskView(normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double())
+            t: world.view(normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double())
             for t, count in (("t", 601), ("c", 37))
         }
         for split in ("val", "test")
     }
     asked = []
 
-    def views(split: str) -> dict[str, TaskView]:
+    def views(split: str) -> dict[str, View]:
         asked.append(split)
         return data[split]
 
     def accuracy(alpha: float, split: str, task: str) -> float:
         view = data[split][task]
-        predicted = [(base + alpha * tau).matmul(x).argmax().item() for x in view.inputs]
-        return sum(p == y for p, y in zip(predicted, view.labels.tolist(), strict=True)) / len(predicted)
+        predicted = [(base + alpha * tau).matmul(x).argmax().item() for x in view.take(slice(None))]
+        return sum(p == y for p, y in zip(predicted, view.labels().tolist(), strict=True)) / len(predicted)
 
     grid = (0.0, 0.5, 2.0)
     cell = Cell("x", ((1.0, VectorRef(("t",))),), ("t",), "c", grid, "highest_accuracy", fixed=(1.0,))

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
+from taskvec.models.layers import Heads
 from taskvec.statistics.cross_value import CrossMoment, SpaceMoments, through
 from taskvec.transform.alignment.extension import Extension, depths, lineage, lineages, schedule
 from taskvec.transform.alignment.maps import Alignments, SpaceMaps, alignment_error, described, pooled, whitened
-from taskvec.transform.alignment.permutations import Heads, group_of, match, permute
+from taskvec.transform.alignment.permutations import group_of, match, permute
 from taskvec.transform.alignment.procrustes import align, align_product
 from taskvec.transform.alignment.ridge import absorbed, diagonal, ridge
 from taskvec.transform.alignment.transport import carry, itinerary, pad, random_map
@@ -219,9 +220,7 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     inner = through(moment(own, other), tuple(source.values()), tuple(target.values()))
     torch.testing.assert_close(inner.cross, dense.cross)
     left, right = rows(9, 3), rows(7, 3)
-    torch.testing.assert_close(
-        align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map
-    )
+    torch.testing.assert_close(align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map)
 
 
 def test_hidden_units_may_share_one_map():
@@ -305,7 +304,7 @@ def test_ridge():
     torch.testing.assert_close((now * scaled.matrix + scaled.offset).mean(0), wanted.mean(0))
 
 
-@pytest.mark.parametrize("heads", [Heads(4, 4, 3, rotary=False), Heads(4, 2, 3, rotary=True)])
+@pytest.mark.parametrize("heads", [Heads(4, 4, 3), Heads(4, 2, 3, channels=False), Heads(4, 4, 3, places=False)])
 def test_permuted_attention_is_found(heads):
     """Heads change places within and with their groups; channels within heads, but not where they stand for positions."""
     inner, kv, width = heads.query * heads.width, heads.key_value * heads.width, 8
@@ -318,8 +317,9 @@ def test_permuted_attention_is_found(heads):
     shapes |= {"up": (10, width), "down": (width, 10)}
     source = {name: rows(*shape) for name, shape in shapes.items()}
     stream, hidden = torch.randperm(width), torch.randperm(10)
-    groups, share = torch.randperm(heads.key_value), heads.query // heads.key_value
-    channels = [torch.arange(3) if heads.rotary else torch.randperm(3) for _ in groups]
+    share = heads.query // heads.key_value
+    groups = torch.randperm(heads.key_value) if heads.places else torch.arange(heads.key_value)
+    channels = [torch.randperm(3) if heads.channels else torch.arange(3) for _ in groups]
     values = [torch.randperm(3) for _ in groups]
     own_heads = [torch.randperm(share) for _ in groups]
     planted = {space: stream for named in axes.values() for space in named if space and group_of(space)[0] == "units"}

@@ -101,7 +101,8 @@ class Workspace:
         """Return where an unfinished computation of a node keeps its state."""
         from taskvec.training.checkpoint import Checkpoint
 
-        every = getattr(component, "checkpoint_every", CHECKPOINT_SECONDS)
+        schedule = getattr(component, "schedule", component)  # a recipe is a schedule, a learned merge has one
+        every = getattr(schedule, "checkpoint_every", CHECKPOINT_SECONDS)
         return Checkpoint(self.store.partial(node), every)
 
 

@@ -9,6 +9,21 @@ MLP_ROLES = ("mlp.fc", "mlp.proj")
 
 
 @dataclass(frozen=True)
+class Heads:
+    """How attention is cut into heads: ``query`` of them, ``key_value`` groups, ``width`` channels each.
+
+    ``channels`` says whether the channels of a head's q and k may be exchanged without a change of function (rotary
+    embeddings give each a place), ``places`` whether heads may (T5's position biases belong to heads, in all blocks).
+    """
+
+    query: int
+    key_value: int
+    width: int
+    channels: bool = True
+    places: bool = True
+
+
+@dataclass(frozen=True)
 class LinearLayer:
     """One weight matrix of a canonical model.
 

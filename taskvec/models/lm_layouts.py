@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from taskvec.models.layers import LinearLayer
+from taskvec.models.layers import Heads, LinearLayer
 
 Style = Literal["encoder", "text_to_text", "causal"]
 
@@ -75,15 +75,6 @@ def _t5_mlp(path: str, gated: bool) -> Roles:
 
 
 @dataclass(frozen=True)
-class Heads:
-    """How attention is cut into heads: ``query`` of them, ``key_value`` groups, ``width`` channels each."""
-
-    query: int
-    key_value: int
-    width: int
-
-
-@dataclass(frozen=True)
 class Layout:
     """One family: its network in transformers, where its blocks stand, and the keys of its config.
 
@@ -103,6 +94,8 @@ class Layout:
     positions: str | None = "max_position_embeddings"
     tied: bool = True  # the output embedding is the input embedding, where the config does not say
     ignored: tuple[str, ...] = ()  # prefixes of checkpoint tensors that are not part of the model
+    rotary: bool = False  # positions turn the channels of q and k
+    biased: bool = False  # positions add to each head's scores, the same in all blocks
 
     def get(self, config: Mapping[str, Any], size: str, default: int | None = None) -> int:
         """Return a size of the config under the family's own name.
@@ -135,7 +128,8 @@ class Layout:
         """
         count = self.get(config, "num_attention_heads")
         width = self.get(config, "head_dim", self.get(config, "hidden_size") // count)
-        return Heads(count, self.get(config, "num_key_value_heads", count), width)
+        groups = self.get(config, "num_key_value_heads", count)
+        return Heads(count, groups, width, channels=not self.rotary, places=not self.biased)
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Return the sizes that the shapes are written in.
@@ -216,7 +210,8 @@ def _bert_like(package: str, network: str, prefix: str, roles: Roles, **changes:
 
 def _llama_like(package: str, name: str) -> Layout:
     stacks, network = {"model.layers": ("num_hidden_layers", _LLAMA)}, f"{name}ForCausalLM"
-    return Layout("causal", package, network, "model", "model.embed_tokens.weight", stacks, "rms", tied=False)
+    embedding = "model.embed_tokens.weight"
+    return Layout("causal", package, network, "model", embedding, stacks, "rms", tied=False, rotary=True)
 
 
 def _gemma_like(package: str, name: str) -> Layout:
@@ -241,7 +236,9 @@ LAYOUTS: dict[str, Layout] = {
     "roberta": _bert_like("roberta", "RobertaModel", "roberta", _BERT),
     "bert": _bert_like("bert", "BertModel", "bert", _BERT),
     "deberta-v2": _bert_like("deberta_v2", "DebertaV2Model", "deberta", _DEBERTA, positions=None),
-    "t5": Layout("text_to_text", "t5", "T5ForConditionalGeneration", "", "shared.weight", {}, "rms", _T5_KEYS, None),
+    "t5": Layout(
+        "text_to_text", "t5", "T5ForConditionalGeneration", "", "shared.weight", {}, "rms", _T5_KEYS, None, biased=True
+    ),
     "gpt2": Layout(
         "causal",
         "gpt2",

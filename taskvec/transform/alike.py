@@ -30,7 +30,7 @@ class BetweenAlike(Transform):
             if other is None or other.shape != weight.shape:
                 there = "no such parameter" if other is None else f"{list(other.shape)}"
                 raise UserError(
-                    f"transform={self.kind} needs backbones of equal shapes: {name} is {list(weight.shape)} in the source "
-                    f"and the target has {there}; use transform=theseus"
+                    f"transform={self.kind} needs backbones of equal shapes: {name} is {list(weight.shape)} in the "
+                    f"source and the target has {there}; use transform=theseus"
                 )
         return source, target

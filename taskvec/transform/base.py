@@ -44,8 +44,19 @@ class Transform(Seeded):
         """Return what :meth:`fit` and :meth:`apply` want to be given."""
         return ()
 
-    def prepare(self, source: Any) -> Any:
-        """Return the source model as pair statistics see it, for moving transforms that change it first (depth)."""
+    def preparing(self, scope: Scope) -> Needs:
+        """Return what :meth:`prepare` wants to be given; the scope's tasks are all that a component may see."""
+        return ()
+
+    def preparation(self) -> dict[str, Any]:
+        """Return what of the settings :meth:`prepare` depends on."""
+        return self.identity()
+
+    def prepare(self, source: Any, given: Given) -> Any:
+        """Return the source model as pair statistics see it, for moving transforms that change it first (depth).
+
+        ``given.model`` is the target.
+        """
         return source
 
     def fit(self, given: Given) -> Fit:

@@ -34,7 +34,8 @@ class Transfusion(BetweenAlike):
         for space, order in found.items():
             stays = order == torch.arange(len(order))
             moved[space] = 1 - float(stays.double().mean())
-        return Fit(found, report={"moved": moved})
+        orders = {space: order.clone() for space, order in found.items()}  # a file holds no tensor twice
+        return Fit(orders, report={"moved": moved})
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the vector with every axis permuted."""

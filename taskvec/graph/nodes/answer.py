@@ -47,7 +47,7 @@ class AnswerNode(Node):
         answer, tensors = self.question.answer(given, composition, vectors)
         report = dict(getattr(composition, "report", {}))
         work.drop(self.composition)
-        return Content(tensors, {"answer": answer.model_dump(mode="json"), "report": report})
+        return Content(tensors, {"answer": answer.model_dump(), "report": report})
 
     def value(self, work: Work) -> Answer:
         """Return the answer."""

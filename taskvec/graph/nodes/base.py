@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from taskvec.graph.artefact import Json, Node, Work
 from taskvec.models.base import Backbone
-from taskvec.transform.base import Transform
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
@@ -54,22 +53,3 @@ class Base(Node):
         from taskvec.vectors import weights_hash
 
         return work.keep_as(f"{self.fingerprint}/hash", lambda: weights_hash(self.value(work).parameters))
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared(Base):
-    """A source model as a moving transform changes it before vectors are carried over (depth)."""
-
-    kind: ClassVar[str] = "prepared"
-
-    backbone: Backbone
-    of: Base
-    transform: Transform
-
-    def spec(self) -> Json:
-        """Return the transform's identity; the backbone is that of the input."""
-        return self.transform.identity()
-
-    def load(self, work: Work) -> Any:
-        """Return the changed model."""
-        return self.transform.prepare(self.of.value(work))

@@ -28,10 +28,10 @@ class Depth(Config):
 
     Added blocks are copies of the block they descend from or its average with the next one, in ``order`` from the
     bottom or the top, spread over the blocks or clumped behind one. With ``correction`` their components are fitted, by
-    a ridge of that strength towards what they are, to put out on ``examples`` what their origin puts out.
+    a ridge of that strength towards what they are, to put out on ``examples`` of each task what their origin puts out.
     """
 
-    blocks: Literal["average", "duplicate"] = "average"
+    blocks: Literal["none", "average", "duplicate"] = "none"
     order: Literal["bottom_top", "top_bottom"] = "bottom_top"
     spread: Literal["spread", "clump", "spread_mod"] = "spread"
     correction: float | None = Field(None, ge=0)
@@ -54,7 +54,7 @@ class Carrying(Transform):
     """
 
     stem: Literal["zero", "carry"] = "zero"
-    depth: Depth | None = None
+    depth: Depth = Depth()
 
     moves: ClassVar[bool] = True
     grid: ClassVar[tuple[float, ...]] = GRID
@@ -62,11 +62,15 @@ class Carrying(Transform):
     @property
     def prepares(self) -> bool:
         """Whether the source is extended before pair statistics are taken on it."""
-        return self.depth is not None
+        return self.depth.blocks != "none"
+
+    def preparation(self) -> dict[str, Any]:
+        """Return the settings that the extended source depends on."""
+        return self.depth.identity()
 
     def preparing(self, scope: Scope) -> Needs:
         """Return the examples that the correction of added blocks is fitted on."""
-        if self.depth is None or self.depth.correction is None:
+        if self.depth.correction is None:
             return ()
         budget = Budget(count=self.depth.examples)
         return [Examples(task, "train", "calibration", budget=budget) for task in scope.tasks]

@@ -9,6 +9,7 @@ that maximises sum <theta_B, P theta_A> is found exactly, the others held fixed,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -16,24 +17,13 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from taskvec.models.layers import Heads
 from taskvec.transform.alignment.transport import Axes
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Permutations: TypeAlias = dict[str, Tensor]  # by space: unit i of the target is unit permutation[i] of the source
 
 SWEEPS = 100  # of all groups, at most; a handful suffices
-
-
-class Heads(NamedTuple):
-    """How attention is cut: ``query`` heads in ``key_value`` groups of ``width`` channels.
-
-    ``rotary`` channels of q and k stand for positions and keep their places.
-    """
-
-    query: int
-    key_value: int
-    width: int
-    rotary: bool
 
 
 class Group(NamedTuple):
@@ -143,58 +133,54 @@ def _units(search: _Search, spaces: list[str]) -> Permutations:
 def _attention(search: _Search, spaces: list[str], heads: Heads) -> Permutations:
     """Return the best exchange of key-value groups, of heads within them, and of channels within heads."""
     by_member = {space.rpartition(".")[2]: space for space in spaces}
-    similar = {member: search.similarity(space) for member, space in by_member.items()}
     groups, share = heads.key_value, heads.query // heads.key_value
-    queries = _blocks(similar["q"], groups, share)  # [group, group, share, share, width, width]
-    outputs = _blocks(similar["heads"], groups, share)
-    keys = _blocks(similar["k"], groups, 1)[:, :, 0, 0]
-    values = _blocks(similar["v"], groups, 1)[:, :, 0, 0]
+    similar = {}
+    for member, space in by_member.items():
+        per_group = share if member in _BY_HEAD else 1
+        similar[member] = _blocks(search.similarity(space), groups, per_group)
     gains = torch.zeros(groups, groups, dtype=torch.float64)
     choices = {}
-    for there in range(groups):
-        for here in range(groups):
-            choice = _Choice.best(
-                queries[there, here], keys[there, here], values[there, here], outputs[there, here], heads.rotary
-            )
-            gains[there, here] = choice.gain
-            choices[there, here] = choice
-    order, _ = _assign(gains)
+    for there, here in itertools.product(range(groups), repeat=2):
+        of_pair = {member: blocks[there, here] for member, blocks in similar.items()}
+        choices[there, here] = _best_choice(of_pair, heads)
+        gains[there, here] = choices[there, here].gain
+    order, _ = _assign(gains, free=heads.places)
     chosen = [(here, choices[there, here]) for there, here in enumerate(order.tolist())]
-    return {by_member[member]: _orders(member, chosen, heads.width) for member in by_member}
+    return {space: _orders(member, chosen, heads.width) for member, space in by_member.items()}
 
 
 def _blocks(similarity: Tensor, groups: int, share: int) -> Tensor:
     """Return a similarity [n, n] cut into groups, heads and channels: [group, group, share, share, width, width]."""
-    cut = similarity.reshape(groups, share, -1, groups, share, similarity.shape[1] // (groups * share))
+    width = len(similarity) // (groups * share)
+    cut = similarity.reshape(groups, share, width, groups, share, width)
     return cut.permute(0, 3, 1, 4, 2, 5)
 
 
 class _Choice(NamedTuple):
-    """The best way to put one group of heads in another's place."""
+    """A way to put one group of heads in another's place: the order of its heads and of the channels in each."""
 
-    gain: float
+    gain: Tensor
     heads: Tensor  # [share]
     query_key: Tensor  # [width]
     value: Tensor  # [width]
 
-    @classmethod
-    def best(cls, queries: Tensor, keys: Tensor, values: Tensor, outputs: Tensor, rotary: bool) -> _Choice:
-        """Return the choice for similarities [share, share, width, width] of q and outputs, [width, width] of k and v.
 
-        Heads that share keys are put in order by their queries as they stand.
-        """
-        share, width = queries.shape[1], queries.shape[2]
-        by_query = queries.diagonal(dim1=2, dim2=3).sum(-1)
-        heads, _ = _assign(by_query)
-        paired = range(share), heads.tolist()
-        query_key = keys + queries[paired].sum(0)
-        value = values + outputs[paired].sum(0)
-        if rotary:
-            first, first_gain = torch.arange(width), query_key.trace()
-        else:
-            first, first_gain = _assign(query_key)
-        second, second_gain = _assign(value)
-        return cls(float(first_gain + second_gain), heads, first, second)
+def _best_choice(similar: Mapping[str, Tensor], heads: Heads) -> _Choice:
+    """Return the best choice for one pair of groups, from the similarities of their members.
+
+    Heads that share keys are put in order by their queries as they stand, then channels are for all of them together.
+    """
+    queries = similar["q"]
+    order, _ = _assign(queries.diagonal(dim1=2, dim2=3).sum(-1), free=heads.places)
+    paired = range(len(order)), order.tolist()
+    by_kind = {"query_key": 0, "value": 0}
+    for member, blocks in similar.items():
+        kind = "query_key" if member in _QUERY_KEY else "value"
+        of_heads = blocks[paired] if member in _BY_HEAD else blocks[0]
+        by_kind[kind] = by_kind[kind] + of_heads.sum(0)
+    query_key, first = _assign(by_kind["query_key"], free=heads.channels)
+    value, second = _assign(by_kind["value"])
+    return _Choice(first + second, order, query_key, value)
 
 
 def _orders(member: str, chosen: list[tuple[int, _Choice]], width: int) -> Tensor:
@@ -209,9 +195,11 @@ def _orders(member: str, chosen: list[tuple[int, _Choice]], width: int) -> Tenso
     return torch.cat(orders)
 
 
-def _assign(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the permutation that maximises sum_i similarity[i, order[i]], and that sum."""
+def _assign(similarity: Tensor, *, free: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the permutation that maximises sum_i similarity[i, order[i]], and that sum; none unless ``free``."""
     from scipy.optimize import linear_sum_assignment
 
+    if not free:
+        return torch.arange(len(similarity)), similarity.trace()
     rows, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
     return torch.from_numpy(columns), similarity[rows, columns].sum()

@@ -30,5 +30,5 @@ class Average(Weighted):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         shares = self.shares_for(len(piece.deltas))
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         return weighted_sum(parts, [shares[position] for position, _ in piece.present])

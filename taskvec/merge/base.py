@@ -13,12 +13,13 @@ from pydantic import Field
 
 from taskvec.config import Seeded
 from taskvec.errors import UserError
-from taskvec.merge.piece import Deltas, Grain, Piece, Tensors
+from taskvec.merge.piece import Deltas, Grain, Piece
 from taskvec.needs import Given, Needs, Scope, Signed, label_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 UNIT_GRID = tuple(round(0.05 * step, 2) for step in range(21))  # 0, 0.05, ..., 1

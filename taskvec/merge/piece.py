@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
+
 Grain: TypeAlias = Literal["entry", "row", "tensor"]
-Tensors: TypeAlias = Mapping[str, "Tensor"]  # by parameter name
-Deltas: TypeAlias = Sequence[Tensors]  # of several vectors, in their order
+Deltas: TypeAlias = Sequence["Tensors"]  # of several vectors, in their order
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Piece:
     base: Tensor
     deltas: Sequence[Tensor | None]
     start: int = 0
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The deltas that are not zero by declaration."""
+        return [delta for delta in self.deltas if delta is not None]
 
     @property
     def present(self) -> list[tuple[int, Tensor]]:

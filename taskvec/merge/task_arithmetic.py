@@ -29,5 +29,5 @@ class TaskArithmetic(Weighted):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         weights = self.weights_for(len(piece.deltas))
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         return weighted_sum(parts, [weights[position] for position, _ in piece.present])

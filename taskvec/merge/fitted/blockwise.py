@@ -10,12 +10,12 @@ from torch import Tensor
 
 from taskvec.merge.average import Average
 from taskvec.merge.fitted.solve import regression, shrunk
-from taskvec.merge.piece import Deltas, Tensors
+from taskvec.merge.piece import Deltas
 from taskvec.models.layers import LinearLayer
 from taskvec.needs import Observe, View
 from taskvec.statistics.collect import collect
 from taskvec.statistics.input_moments import InputMoments
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, Tensors
 
 BATCH = 32
 

@@ -10,12 +10,14 @@ from pydantic import Field
 from taskvec.config import Component
 from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
 from taskvec.merge.fitted.calibration import calibrated, of_each
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from pydantic import Field
 from taskvec.config import Component
 from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
 from taskvec.merge.fitted.calibration import calibrated, of_each
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "regmean", paper="Jin et al., ICLR 2023, arXiv 2212.09849, section 3")
@@ -52,7 +54,7 @@ class RegMean(TensorWise):
         """Return the regression of a layer's weight, or the mean of another parameter."""
         from taskvec.merge.fitted.solve import regression, shrunk
 
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         mean = sum(parts[1:], parts[0]) / len(piece.deltas)
         layer = piece.name.removesuffix(".weight")
         fits = piece.name.endswith(".weight") and all(layer in moments for moments in surveyed)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.merge.base import AS_IT_IS, Convention, Merge
-from taskvec.merge.piece import Tensors
 from taskvec.needs import Budget, Examples, Given, Needs, Scope, Signed
 from taskvec.registry import register
 
 if TYPE_CHECKING:
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 

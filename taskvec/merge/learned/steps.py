@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.merge.piece import Tensors
 from taskvec.needs import View
 from taskvec.training.loop import Moment
 from taskvec.training.objectives.base import LogitsOf, MicroBatch, Objective, State, Steps
@@ -102,7 +101,7 @@ class Joint(Together):
 class Clamp:
     """Keeps leaves in [0, 1] after every step; remembers nothing."""
 
-    def __init__(self, leaves: Tensors):
+    def __init__(self, leaves: Mapping[str, Tensor]):
         self.leaves = leaves
 
     def __call__(self, moment: Moment) -> None:

@@ -10,12 +10,14 @@ from pydantic import Field
 from taskvec.errors import UserError
 from taskvec.merge.base import Convention, TensorWise
 from taskvec.merge.masks.tall_masks import shared_merge
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "consensus_ta", paper="Wang et al., ICML 2024, arXiv 2405.07813, section 4.3")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.merge.base import AS_IT_IS, Convention, TensorWise, names_of
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,22 @@ class Sce(TensorWise):
 
 def variance(piece: Piece) -> Tensor:
     """Return the entries' variance over all vectors (divided by their number), absent ones being zero."""
-    from taskvec.merge.scheme.consensus import weighted_sum
+    from taskvec.merge.scheme.consensus import summed
 
-    parts = [delta for _, delta in piece.present]
+    parts = piece.parts
     count = len(piece.deltas)
-    mean = weighted_sum(parts, (1.0,) * len(parts)) / count
-    squares = [(part - mean).square_() for part in parts]
+    mean = summed(parts) / count
+    deviations = [part - mean for part in parts]
+    present = summed([deviation.square_() for deviation in deviations])
     absent = mean.square() * (count - len(parts))
-    return (weighted_sum(squares, (1.0,) * len(parts)) + absent) / count
+    return (present + absent) / count
 
 
 def selected(piece: Piece, cut: Cut) -> list[Tensor]:
     """Return the deltas with the entries whose variance is below the cut set to zero."""
     from taskvec.merge.scheme.sparsify import EVERYTHING, above
 
-    parts = [delta for _, delta in piece.present]
+    parts = piece.parts
     if cut == EVERYTHING:
         return parts
     mask = above(variance(piece), cut, piece.start) != 0

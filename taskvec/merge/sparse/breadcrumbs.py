@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.merge.base import Convention
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "breadcrumbs", paper="Davari and Belilovsky, ECCV 2024, arXiv 2312.06795, section 3")
@@ -66,7 +67,7 @@ class Breadcrumbs(Sparsified):
         go = min(math.floor(self.outliers * entries), entries - stay)
 
         def pieces():
-            return (piece for _, piece in read(delta, name))
+            return read(delta, name)
 
         lower = cut_of_rank(pieces, entries - go - stay, entries)
         upper = cut_of_rank(pieces, entries - go, entries)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from taskvec.merge.base import Weighted
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 Key = tuple[str, int]  # parameter name, position of the vector
 

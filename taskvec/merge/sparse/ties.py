@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "ties", paper="Yadav et al., NeurIPS 2023, arXiv 2306.01708, section 4")
@@ -77,7 +78,7 @@ class Ties(Sparsified):
         absent = sum(base[name].numel() for name in base if name not in delta)  # zeros, by declaration
 
         def pieces():
-            return (piece for name in delta for _, piece in read(delta, name))
+            return (piece for name in delta for piece in read(delta, name))
 
         cut = self._cut(pieces, sum(lengths) + absent, absent)
         return dict(flat_cuts(delta, lengths, cut))
@@ -86,7 +87,7 @@ class Ties(Sparsified):
         from taskvec.merge.pieces import read
 
         def pieces(name: str):
-            return lambda: (piece for _, piece in read(delta, name))
+            return lambda: read(delta, name)
 
         return {name: self._cut(pieces(name), delta[name].numel(), 0) for name in delta}
 

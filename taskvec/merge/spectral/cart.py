@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.piece import Tensors
 from taskvec.merge.spectral.matrixwise import MatrixWise
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
@@ -16,6 +15,7 @@ from taskvec.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 

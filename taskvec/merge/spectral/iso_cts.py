@@ -36,7 +36,9 @@ class IsoCts(MatrixWise):
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
         """Return the stacked directions, decorrelated, under the mean of their singular values."""
-        from taskvec.merge.spectral.linalg import Svd, joined, leading_svd, negligible
+        import torch
+
+        from taskvec.merge.spectral.linalg import joined, leading_svd, negligible
 
         size = min(deltas[0].shape)
         own = self._own_rank(size, count)
@@ -45,11 +47,15 @@ class IsoCts(MatrixWise):
         parts = []
         for delta in deltas:
             wide = delta.double()
-            rest = wide - common.left @ (common.left.T @ wide)
-            parts.append(leading_svd(rest, own, floor=negligible(delta.dtype) * float(wide.norm())))
+            shared = common.left @ (common.left.T @ wide)
+            noise = negligible(delta.dtype) * float(wide.norm())
+            parts.append(leading_svd(wide - shared, own, floor=noise))
         parts.append(common)
-        mean = sum(part.values.sum() for part in parts) / max(1, sum(len(part.values) for part in parts))
-        flat = [Svd(part.left, mean.expand(len(part.values)), part.right) for part in parts]
+        values = torch.cat([part.values for part in parts])
+        if not len(values):
+            return total
+        mean = values.mean()
+        flat = [part._replace(values=mean.expand_as(part.values)) for part in parts]
         return joined(flat)
 
     def _own_rank(self, size: int, count: int) -> int:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from taskvec.merge.base import Convention, Merge, TensorWise
-from taskvec.merge.piece import Tensors
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
 
 if TYPE_CHECKING:
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 

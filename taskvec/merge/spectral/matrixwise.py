@@ -37,7 +37,7 @@ class MatrixWise(TensorWise):
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor | None:
         """Return the merged matrix, or what the others get."""
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         if self.is_matrix(piece):
             return self.matrix(parts, len(piece.deltas))
         if self.others == "none":

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from taskvec.merge.base import AS_IT_IS, TensorWise, names_of
-from taskvec.merge.piece import Deltas, Piece, Tensors
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 class Span(TensorWise):
@@ -45,7 +47,7 @@ class Span(TensorWise):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         coefficients = surveyed[piece.name]
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         total = weighted_sum(parts, [coefficients[position] for position, _ in piece.present])
         excess = sum(coefficients) - 1
         if self.of == "deltas" or excess == 0:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from taskvec.models.layers import LinearLayer
+from taskvec.models.layers import DEEPEST, LinearLayer
 
 Style = Literal["encoder", "text_to_text", "causal"]
 
@@ -159,10 +159,12 @@ class Layout:
         """Return the shape (rows, columns) of each linear layer's weight.
 
         Raises:
-            ValueError: for a size that is missing or malformed.
+            ValueError: for a size that is missing or malformed, or more blocks than any model has.
         """
         sizes, shapes, first = self.sizes(config), {}, 0
         for path, depth, roles in self.blocks(config):
+            if depth > DEEPEST:
+                raise ValueError(f"config.json describes {depth} blocks (at most {DEEPEST})")
             for index in range(depth):
                 for name, (role, (rows, columns)) in roles.items():
                     layer = LinearLayer(f"{path}.{index}.{name}", role, first + index)

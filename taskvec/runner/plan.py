@@ -10,9 +10,9 @@ from typing import Any
 from taskvec import registry
 from taskvec.config import Component
 from taskvec.data.files import class_names, describe, locate, sha256
+from taskvec.data.prompt import Prompt
 from taskvec.data.rows import hub_class_names
 from taskvec.data.tasks import Corpus, TextTask
-from taskvec.models.base import Prompt
 from taskvec.protocols.question import REPORT, SELECTION, Cell, VectorRef
 from taskvec.runner import stages, work
 from taskvec.runner.artefact import Artefact, fingerprint

@@ -12,9 +12,10 @@ from taskvec.runner.artefact import Artefact, Content
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from taskvec.data.prompt import Prompt
     from taskvec.data.tasks import Task
     from taskvec.merge.composition import Merge
-    from taskvec.models.base import Backbone, Prompt
+    from taskvec.models.base import Backbone
     from taskvec.protocols.question import Cell
     from taskvec.runner.workspace import Workspace
     from taskvec.statistics.curvature import Curvature

@@ -92,7 +92,7 @@ class Clip(Backbone):
             return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
     @cached_property
@@ -106,7 +106,7 @@ class Clip(Backbone):
             return text_side(self.name, open_clip_config(self.name), self.trust_remote_code)
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
     @cached_property
@@ -205,7 +205,7 @@ class Clip(Backbone):
             check_text(shapes, open_clip_config(self.name))
         except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
         if integers:
             raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")

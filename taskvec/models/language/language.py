@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -217,7 +218,7 @@ class LanguageModel(Backbone):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """The tokenizer of transformers, without the padding and truncation that its file may ask for.
+        """The tokenizer of transformers, without the padding and truncation that its files may ask for.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -237,6 +238,7 @@ class LanguageModel(Backbone):
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.truncation_side = "right"
+        tokenizer.model_max_length = sys.maxsize
         return tokenizer
 
     @cached_property

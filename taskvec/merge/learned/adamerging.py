@@ -52,7 +52,9 @@ class AdaMerging(Merge):
     learned: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"),
+        Convention(
+            "the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"
+        ),
         Convention("the authors' code, task-wise", "merge.by=vector"),
         Convention("AdaMerging++", "merge.trim=0.2"),
         Convention("FusionBench", "merge.clamp=false merge.schedule.steps=1000"),

@@ -39,14 +39,16 @@ class Merge(Seeded):
 
     ``grid`` holds the coefficients that are searched unless the protocol or a transform says otherwise. ``stored``
     compositions, learned or dear ones, are artefacts; the others are made again from their vectors. ``learned`` merges
-    have a ``schedule`` and an ``objective`` among their fields, and the grid (1.0,). ``vectors`` bounds how many task
-    vectors the merge takes. ``conventions`` say which framework means what.
+    have a ``schedule`` and an ``objective`` among their fields, and the grid (1.0,); those that ``selects`` can keep
+    their best epoch by the protocol's rule. ``vectors`` bounds how many task vectors the merge takes. ``conventions``
+    say which framework means what.
     """
 
     grid: ClassVar[tuple[float, ...]] = UNIT_GRID
     models: ClassVar[Literal["one", "per_task"]] = "one"
     stored: ClassVar[bool] = False
     learned: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
     vectors: ClassVar[tuple[int, int | None]] = (1, None)
     conventions: ClassVar[tuple[Convention, ...]] = ()

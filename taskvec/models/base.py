@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,6 +30,18 @@ class Recipe(Config):
     warmup: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
     drift_weight: float = Field(100.0, ge=0)
+
+
+class Prompt(NamedTuple):
+    """What a task's head is made from: a word for each class, and how it is asked for.
+
+    ``templates`` are those of a zero-shot head, each with one ``{}`` for the word; ``before`` is what stands between
+    the last text of a frame and the word that a language model answers with.
+    """
+
+    words: Sequence[str]
+    templates: Sequence[str] = ()
+    before: str = ""
 
 
 # What a family can do, asked instead of its kind. ``perplexity``: it gives the probability of a text; ``generation``:
@@ -110,8 +122,8 @@ class Backbone(Component):
         """Return the model with its base weights."""
 
     @abstractmethod
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return each task's head before fine-tuning, given (class names, templates).
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
+        """Return each task's head before fine-tuning; a plain tuple of a prompt's first fields is a prompt too.
 
         CLIP: the frozen zero-shot weights [C, d] float32. Text-to-text and causal language models: the vocabulary ids
         [C] int64 of the label words. Encoders: the initial weights [C, d + 1] of a linear head, bias last.

@@ -18,7 +18,7 @@ from taskvec import registry
 from taskvec.config import Component
 from taskvec.data.tasks import load_tasks
 from taskvec.errors import UserError
-from taskvec.graph.run import RunConfig
+from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain
 from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs
 from taskvec.runner.launch.processes import SweepConfig
@@ -134,6 +134,8 @@ def from_data(data: dict[str, Any]) -> RunConfig:
         InvalidError: if a value does not fit its field.
     """
     data = dict(data)
+    # before the components: their seeds are the run's
+    explain.checked(Plain, {key: value for key, value in data.items() if key in Plain.model_fields}, "")
     for group in GROUPS:
         node = data.get(group)
         if group == "transform" and isinstance(node, dict | None):

@@ -32,7 +32,7 @@ def run_id(config: RunConfig) -> str:
     chosen = config.choices
     labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
     named = [word(str(label)) for label in labels if label]
-    return "-".join([*named, fingerprint(config.identity())[:8]])
+    return "-".join([*named, fingerprint(config.settings())[:8]])
 
 
 def word(label: str) -> str:

@@ -67,14 +67,16 @@ class StatisticNode(Node):
         model, view, observe = self.base.value(work), self.rows.value(work), observer(work, self)
         parameters = None if self.at is None else self.at.value(work).to(work.device).apply_to(model.parameters)
         labels = view.labels() if any(statistic.labels for statistic in statistics) else None
-        if self.other is not None:
-            source, source_view = self.other.value(work), self.other_rows.value(work)
-            heads = (source_view.head, view.head)
-            batches = Batches(source_view, view)
-            return collect((source, model), batches, statistics, head=heads, labels=labels, observe=observe)
-        batches = Batches(view)
+        if self.other is None:
+            batches, head = Batches(view), view.head
+            return collect(
+                model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe
+            )
+        source, source_view = self.other.value(work), self.other_rows.value(work)
+        sides, heads = (source, model), (source_view.head, view.head)
+        batches = Batches(source_view, view)
         return collect(
-            model, batches, statistics, parameters=parameters, head=view.head, labels=labels, observe=observe
+            sides, batches, statistics, parameters=(None, parameters), head=heads, labels=labels, observe=observe
         )
 
     def _packed(self, value: Any) -> Content:

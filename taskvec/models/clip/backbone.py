@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from taskvec.data.files import sha256
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
-from taskvec.models.base import Ability, Backbone, Model
+from taskvec.models.base import Ability, Backbone, Model, Prompt
 from taskvec.models.clip.config import (
     FOLDER_CONFIG,
     VisionConfig,
@@ -237,7 +237,7 @@ class Clip(Backbone):
         module.load_state_dict(weights, assign=True)
         return ClipModel(module.to(device), *self.normalisation())
 
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """Return each task's zero-shot head, written by the text tower on the CPU.
 
         Raises:
@@ -246,7 +246,10 @@ class Clip(Backbone):
         from taskvec.models.clip.zero_shot import zero_shot_head
 
         clip, tokenizer = self._open_clip
-        heads = {task: zero_shot_head(clip, tokenizer, *names).cpu() for task, names in tasks.items()}
+        heads = {}
+        for task, prompt in tasks.items():
+            words, templates, _ = Prompt(*prompt)
+            heads[task] = zero_shot_head(clip, tokenizer, words, templates).cpu()
         if not all(head.isfinite().all() for head in heads.values()):
             raise UserError(f"backbone {self.architecture}: the text tower is not finite; the checkpoint is damaged")
         return heads

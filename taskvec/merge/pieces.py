@@ -114,6 +114,4 @@ def require_finite(deltas: Mapping[str, Tensor], label: str) -> None:
         for piece in delta.split(ENTRIES):
             # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
             if not piece.sum().isfinite() and not piece.isfinite().all():
-                raise UserError(
-                    f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"
-                )
+                raise UserError(f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint")

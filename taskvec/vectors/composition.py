@@ -136,9 +136,7 @@ class PerTask(Composition):
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the deltas as TASK/NAME."""
-        tensors = {
-            f"task/{task}/{name}": delta for task, vector in self.vectors.items() for name, delta in vector.items()
-        }
+        tensors = {f"task/{task}/{name}": delta for task, vector in self.vectors.items() for name, delta in vector.items()}
         tensors |= {f"shared/{name}": delta for name, delta in self.shared.items()}
         return tensors, {"tasks": list(self.vectors)}
 

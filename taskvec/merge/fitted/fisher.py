@@ -51,7 +51,9 @@ class Fisher(TensorWise):
         """Return each task's Fisher at its vector."""
         return [calibrated(self._diagonal(), scope, task, self.examples) for task in scope.tasks]
 
-    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given) -> Fishers:
+    def survey(
+        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
+    ) -> Fishers:
         """Return the Fishers and the vectors' shares."""
         from taskvec.merge.fitted.solve import fisher_shares
 

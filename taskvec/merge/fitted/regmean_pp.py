@@ -33,7 +33,9 @@ class RegMeanPlusPlus(Merge):
     grid: ClassVar[tuple[float, ...]] = AS_IT_IS
     stored: ClassVar[bool] = True
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
-    conventions: ClassVar[tuple[Convention, ...]] = (Convention("FusionBench for CLIP", "merge.off_diagonal=0.95"),)
+    conventions: ClassVar[tuple[Convention, ...]] = (
+        Convention("FusionBench for CLIP", "merge.off_diagonal=0.95"),
+    )
 
     def needs(self, scope: Scope) -> Needs:
         """Return training examples of each vector's task, without labels."""

@@ -52,7 +52,9 @@ class Pcb(TensorWise):
         ),
     )
 
-    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Ranges:
+    def survey(
+        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
+    ) -> Ranges:
         """Return the ranges over all parameters: quantiles of the magnitudes first, then those of the balances."""
         entries = sum(tensor.numel() for tensor in base.values())
         low = math.floor(entries * self.tails)

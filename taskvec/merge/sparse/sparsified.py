@@ -73,9 +73,7 @@ class Sparsified(Weighted):
         """Return the cuts that :meth:`sparse` asks for, by parameter and vector."""
         return {}
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
-    ) -> Surveyed:
+    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Surveyed:
         """Return cuts, and the factors that restore norms."""
         seed = self.seed_of(given)
         surveyed = Surveyed(self, base, deltas, seed, self.cuts(base, deltas), {})

@@ -48,9 +48,7 @@ class Ties(Sparsified):
             "peft (ties_svd on deltas)",
             "merge.scope=tensor merge.kept=exact merge.undecided=plus merge.weigh=after",
         ),
-        Convention(
-            "merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"
-        ),
+        Convention("merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"),
     )
 
     def cuts(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> Mapping[Key, Sequence[Cut]]:

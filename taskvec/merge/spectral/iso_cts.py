@@ -30,9 +30,7 @@ class IsoCts(MatrixWise):
 
     grid: ClassVar[tuple[float, ...]] = WIDE_GRID
     conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention(
-            "the authors' code, FusionBench", "merge.exclude=['*text_projection*']", "alpha 1 to 1.5 and up to 3"
-        ),
+        Convention("the authors' code, FusionBench", "merge.exclude=['*text_projection*']", "alpha 1 to 1.5 and up to 3"),
         Convention("merge-and-rebase, functional form", "merge.rounding=down"),
     )
 

@@ -23,9 +23,7 @@ class ModelStock(Span):
     of: Literal["deltas"] = "deltas"
 
     conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention(
-            "the paper, FusionBench, mergekit (model_stock)", "", "mergekit's filter_wise (rows) is not offered"
-        ),
+        Convention("the paper, FusionBench, mergekit (model_stock)", "", "mergekit's filter_wise (rows) is not offered"),
     )
 
     def coefficients(self, gram: Tensor) -> Tensor:

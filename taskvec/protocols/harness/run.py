@@ -39,6 +39,7 @@ def evaluate(
     """
     try:
         import lm_eval
+        from jinja2.exceptions import SecurityError
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -48,7 +49,7 @@ def evaluate(
         manager = TaskManager(include_path=list(job.folders), include_defaults=False)
         try:
             loaded = manager.load([name])
-        except UserError:
+        except (UserError, SecurityError):
             raise
         except Exception as error:
             raise UserError(f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}") from error

@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     """List, verify, explain or prune stored artefacts."""
     parser = Parser("store", "Look after the artefact store.", EXAMPLES)
     parser.add_argument("action", choices=["list", "verify", "explain", "prune"])
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up"
+    )
     parser.add_argument("--yes", action="store_true", help="prune: delete, instead of saying what would be deleted")
     parser.outputs()
     options = parser.read(arguments)

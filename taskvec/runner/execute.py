@@ -100,6 +100,7 @@ def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]
 
 def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
     try:
+        folder.set_aside()
         folder.start(config, overrides, [node.fingerprint for node in plan.nodes])
         with _logged(folder):
             return _recorded(folder, config, plan)

@@ -50,7 +50,7 @@ def experiments(word: str) -> list[str]:
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            parsed = OverridesParser.create(config_loader=loader).parse_override(word)
+            (parsed,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
         except HydraException as error:
             raise UserError(explain.unparsed(word, str(error))) from error
         if not parsed.is_sweep_override():
@@ -84,7 +84,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            params = hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            params = (
+                hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            )
             given = {override.split("=", 1)[0] for override in overrides}
             words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import STATUS, State, exists, folders, read_status
 
+log = logging.getLogger(__name__)
 LABEL = 40  # characters of a label in a run's name; the hash tells runs apart
 KILLED = "the process was killed; the same command resumes it"
 
@@ -125,6 +127,21 @@ class RunFolder:
             artefacts=sorted({*artefacts, *self._left_behind()}),
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
+
+    def set_aside(self) -> None:
+        """Keep the result that a new one is about to replace, and say so: its code, data or weights are others.
+
+        Two projects with one outputs folder can ask for a run of one name.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        earlier = self.result()
+        if earlier is None:
+            return
+        kept = self.path / f"result-{earlier.fingerprint[:8]}.json"
+        write_atomically(kept, earlier.to_json())
+        log.warning("%s: code, data or weights are not those of the earlier result, kept as %s", self.name, kept.name)
 
     def _left_behind(self) -> list[str]:
         """Return the artefacts of earlier attempts, which no result lists."""

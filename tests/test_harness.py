@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from safetensors.torch import load_file
 
 from taskvec.errors import UserError
 from taskvec.models.causal import Causal
-from taskvec.protocols import harness_tasks
+from taskvec.protocols.harness import tasks as harness_tasks
 from taskvec.registry import lookup
 from taskvec.runner import compose
+from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
 
 TEXTS = [
@@ -144,16 +144,17 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
     model, tokens = backbone.load("cpu"), backbone.text_tokenizer
     files = list((tmp_path / "outputs" / "store" / "vector").glob("*/tensors.safetensors"))
     vectors = [load_file(path) for path in files]
-    assert len(vectors) == 2 and rows["zero_shot"].accuracy["tiny_write"] == 1.0
+    assert len(vectors) == 2 and rows["zero_shot"].values("accuracy")["tiny_write"] == 1.0
     merged = {n: w + sum(v[n] for v in vectors) for n, w in model.parameters.items()}
     for label, weights in (("zero_shot", model.parameters), ("merged_1.0", merged)):
-        assert rows[label].accuracy["tiny_choice"] == pytest.approx(sum(score(model, tokens, weights)) / len(TEXTS))
+        assert rows[label].values("accuracy")["tiny_choice"] == pytest.approx(
+            sum(score(model, tokens, weights)) / len(TEXTS)
+        )
         assert first.result.maps[label]["tiny_choice"]["main"] == "acc,none"
         assert first.result.maps[label]["tiny_choice"]["examples"] == {"tiny_choice": len(TEXTS)}
-    records = [json.loads(path.read_text()) for path in (tmp_path / "outputs/store/cell").glob("*/artefact.json")]
-    name = next(r["label"] for r in records if r["label"].startswith("cell merged/1.0/tiny_choice"))
-    folder = next(p for p in (tmp_path / "outputs/store/cell").iterdir() if name in (p / "artefact.json").read_text())
-    stored = load_file(folder / "tensors.safetensors")["example/tiny_choice/acc,none"]
+    answer = rows["merged_1.0"].cells["tiny_choice"]
+    kept = load_file(tmp_path / f"outputs/store/answer/{answer}/tensors.safetensors")
+    stored = kept["example/tiny_choice/acc,none"]
     assert stored.bool().tolist() == score(model, tokens, merged)
     assert run(*words).state == "skipped"
     again = run("protocol.tasks=[tiny_choice]", "protocol.alphas=[1]")  # other cells of the same run
@@ -179,7 +180,7 @@ def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, 
         (["protocol.tasks=[tiny_choice]", "protocol.grid=[0,1]"], "protocol.grid.*protocol.alphas"),
         (["protocol.tasks=[tiny_choice]", "protocol.metrics={tiny_write: x}"], "tiny_write not in protocol.tasks"),
         (["protocol.tasks=[tiny_choice]", "finetune=tangent"], "takes standard vectors"),
-        (["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"], "no causal language model"),
+        (["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"], "take a causal language model"),
         (["protocol.tasks=[tiny_choice]", "protocol.include_path=/nowhere"], "no folder /nowhere"),
     ):
         with pytest.raises(UserError, match=message):
@@ -194,7 +195,7 @@ def test_every_preset_names_tasks_that_the_harness_has():
     pytest.importorskip("lm_eval")
     compose.register_all()
     for preset, allowed in (("gsm8k", True), ("math", True), ("ifeval", True), ("humaneval", False), ("mbpp", False)):
-        config = yaml.safe_load((compose.conf_dir() / "protocol" / f"{preset}.yaml").read_text())
+        config = yaml.safe_load((conf_dir() / "protocol" / f"{preset}.yaml").read_text())
         schema = lookup("protocol", "harness").schema
         protocol = schema(tasks=config["tasks"])
         assert all((task.code is None) == allowed for task in protocol.found.values()), preset

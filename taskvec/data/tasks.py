@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskvec.config import Component, Config
 from taskvec.data.cards import read_card
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean, register
 
@@ -86,12 +88,12 @@ class Task(Config):
     def columns(self) -> tuple[str, ...]:
         """The columns of the examples' inputs."""
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
-        """Return what the head is made from, given the class names: the words for each class, and templates.
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
+        """Return what the head is made from, given the class names.
 
         ``learned`` says that the backbone learns its heads.
         """
-        return list(names), []
+        return Prompt(list(names))
 
     @abstractmethod
     def takes(self, column: DataType) -> bool:
@@ -125,9 +127,9 @@ class ImageTask(Task):
         """The image column."""
         return (self.image,)
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
         """Return class names and templates."""
-        return list(names), list(self.templates)
+        return Prompt(list(names), list(self.templates))
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type holds bytes, bare or as the ``bytes`` field of a struct, or paths of images."""
@@ -181,17 +183,18 @@ class TextTask(Task):
         """The text columns."""
         return (self.text, *([self.pair] if self.pair else []))
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
-        """Return the label words; a learned head has one output for a regression.
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
+        """Return the label words and what stands before them; a learned head has one output for a regression.
 
         Raises:
             UserError: if there is not one for each class.
         """
+        before = re.split(r"{text}|{pair}", self.frame)[-1]
         if self.regression:
-            return list(names if learned else self.words), []
+            return Prompt(list(names if learned else self.words), before=before)
         if self.words and len(self.words) != len(names):
             raise UserError(f"task {self.path}: {len(self.words)} words for {len(names)} classes")
-        return list(self.words or names), []
+        return Prompt(list(self.words or names), before=before)
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type is a string."""

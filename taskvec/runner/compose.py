@@ -20,7 +20,7 @@ from taskvec.data.tasks import load_tasks
 from taskvec.errors import UserError
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain
-from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, search_path_overrides
+from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs
 from taskvec.runner.launch.processes import SweepConfig
 
 GROUPS = (*registry.GROUPS, "source")
@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     """
     with hydra_context():
         try:
-            words = [*map(grouped, overrides), *search_path_overrides()]
+            words = [*map(grouped, overrides)]
             node = hydra_compose("config", overrides=words, return_hydra_config=True)
         except Exception as error:
             raise UserError(explain.composition(error, overrides, known_keys, options, presets)) from error
@@ -75,7 +75,7 @@ def known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
     groups = [grouped(word) for word in overrides if word.split("=", 1)[0].lstrip("+~") in chosen]
     own = parent.startswith("hydra")
     with hydra_context():
-        node = hydra_compose("config", overrides=[*groups, *search_path_overrides()], return_hydra_config=own)
+        node = hydra_compose("config", overrides=groups, return_hydra_config=own)
     selected = OmegaConf.select(node, parent) if parent else node
     keys = [key for key in selected if key not in ("kind", "_target_")] if isinstance(selected, DictConfig) else []
     return keys if parent else [*keys, "experiment", "source"]

@@ -68,7 +68,7 @@ class Axis(Layout):
     def spread(self, coefficients: Tensor) -> Tensor:
         """Return the coefficients along the axis."""
         size = self.shape[self.axis]
-        along = coefficients.repeat_interleave(size // max(1, self.count))
+        along = coefficients.repeat_interleave(size // self.count)
         view = [1] * len(self.shape)
         view[self.axis] = size
         return along.view(view)
@@ -123,6 +123,16 @@ class Blocks:
         """The parameters that have coefficients."""
         return list(self.layouts)
 
+    def columns(self) -> list[str]:
+        """Return a name for each column: its parameter, those that share it joined by "+", with a number in a run."""
+        found = [""] * self.count
+        for name, layout in self.layouts.items():
+            for number in range(layout.count):
+                own = name if layout.count == 1 else f"{name}[{number}]"
+                shared = found[layout.first + number]
+                found[layout.first + number] = f"{shared}+{own}" if shared else own
+        return found
+
 
 def blocks(kind: Kind, shapes: Mapping[str, Shape], *, only: str = "*", matrices: bool = False) -> Blocks:
     """Return the blocks of parameters by shape; those without coefficients stay at theta_0.
@@ -147,18 +157,41 @@ def blocks(kind: Kind, shapes: Mapping[str, Shape], *, only: str = "*", matrices
     return Blocks(layouts, columns)
 
 
-def divided(whole: Blocks, parts: int, seed: int) -> Blocks:
+def joined(whole: Blocks, groups: Mapping[str, str]) -> Blocks:
+    """Return blocks in which the parameters of one group share a coefficient; the others, by name, keep their own.
+
+    Raises:
+        ValueError: for blocks of rows or columns.
+    """
+    columns: dict[str, int] = {}
+    layouts: dict[str, Layout] = {}
+    for name, layout in whole.layouts.items():
+        _require_whole(name, layout)
+        group = groups.get(name, name)
+        column = columns.setdefault(group, len(columns))
+        layouts[name] = Whole(column, 1, layout.shape)
+    return Blocks(layouts, len(columns))
+
+
+def divided(whole: Blocks, parts: int, seed: int, *, by_shape: bool = False) -> Blocks:
     """Return blocks that are cut into random parts with a coefficient each; only blocks of whole tensors can be.
+
+    With ``by_shape`` parameters of equal shape are cut alike (the released code of aTLAS, spec 6.2).
 
     Raises:
         ValueError: for blocks of rows or columns.
     """
     layouts = {}
     for name, layout in whole.layouts.items():
-        if not isinstance(layout, Whole):
-            raise ValueError(f"{name}: only blocks of whole tensors are cut into random parts")
-        layouts[name] = Parts(layout.first * parts, parts, layout.shape, name, seed)
+        _require_whole(name, layout)
+        cut_by = str(layout.shape) if by_shape else name
+        layouts[name] = Parts(layout.first * parts, parts, layout.shape, cut_by, seed)
     return Blocks(layouts, whole.count * parts)
+
+
+def _require_whole(name: str, layout: Layout) -> None:
+    if not isinstance(layout, Whole):
+        raise ValueError(f"{name}: only blocks of whole tensors can be joined or cut into random parts")
 
 
 def _whole(first: int, shape: tuple[int, ...]) -> Layout:
@@ -166,15 +199,17 @@ def _whole(first: int, shape: tuple[int, ...]) -> Layout:
 
 
 def _rows(first: int, shape: tuple[int, ...]) -> Layout:
-    return Axis(first, shape[0], shape, 0) if len(shape) > 1 else Whole(first, 1, shape)
+    plain = len(shape) < 2 or 0 in shape
+    return Whole(first, 1, shape) if plain else Axis(first, shape[0], shape, 0)
 
 
 def _columns(first: int, shape: tuple[int, ...]) -> Layout:
-    return Axis(first, shape[1], shape, 1) if len(shape) == 2 else _rows(first, shape)
+    matrix = len(shape) == 2 and 0 not in shape
+    return Axis(first, shape[1], shape, 1) if matrix else _rows(first, shape)
 
 
 def _thirds(first: int, shape: tuple[int, ...]) -> Layout:
-    if not shape or shape[0] % 3:
+    if not shape or 0 in shape or shape[0] % 3:
         return Whole(first, 1, shape)
     return Axis(first, 3, shape, 0)
 

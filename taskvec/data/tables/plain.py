@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TextIO
 import numpy as np
 import pyarrow as pa
 
-from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, coded, first_line
+from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, among, coded, first_line, is_text
 from taskvec.errors import UserError
 
 Record = Mapping[str, Any]
@@ -44,18 +44,14 @@ class PlainTable(Table):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns of the first record, or of its header."""
+        """The columns of the first records, with the types of what they hold."""
         head = list(islice(self._records(), BATCH))
-        names = self.header() or tuple(dict.fromkeys(name for record in head for name in record))
+        names = dict.fromkeys(name for record in head for name in record)
         fields = []
         for name in names:
             values = [record.get(name) for record in head]
             fields.append(pa.field(name, self._array(values, None).type))
         return pa.schema(fields)
-
-    def header(self) -> tuple[str, ...]:
-        """Return the columns' names where the files list them, else ()."""
-        return ()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a whole column."""
@@ -65,15 +61,14 @@ class PlainTable(Table):
         while batch := list(islice(records, 65536)):
             found.append(self._array([record.get(name) for record in batch], kind))
         column = pa.chunked_array(found, kind)
-        return coded(column) if pa.types.is_string(kind) else column
+        return coded(column) if is_text(kind) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
         """Yield columns of the wanted rows."""
         start = 0
         records = self._records()
-        while batch := list(islice(records, BATCH)):
-            low, high = np.searchsorted(rows, (start, start + len(batch)))
-            own = rows[low:high]
+        while batch := list(islice(records, size)):
+            own = among(rows, start, len(batch))
             if len(own):
                 wanted = [batch[row - start] for row in own.tolist()]
                 yield Batch(own, self._batch(wanted, columns))
@@ -121,14 +116,15 @@ class CsvTable(PlainTable):
     def __init__(self, owner: str, files: Sequence[Path]):
         super().__init__(owner, files)
         csv.field_size_limit(CELL)
-        first = self.header()
+        first = tuple(self.schema.names)
         for path in self.files[1:]:
             if self._names(path) != first:
                 raise UserError(f"{owner}: the columns of {path} are not those of {self.files[0]}")
 
-    def header(self) -> tuple[str, ...]:
-        """Return the columns that the first file names."""
-        return self._names(self.files[0])
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns that the first file names, all of text."""
+        return pa.schema([(name, pa.string()) for name in self._names(self.files[0])])
 
     def _names(self, path: Path) -> tuple[str, ...]:
         try:

@@ -10,6 +10,8 @@ from pydantic import Field
 from taskvec.merge.base import AS_IT_IS, Convention, Merge
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
+from taskvec.training.objectives.base import ChosenObjective
+from taskvec.training.objectives.entropy import Entropy
 from taskvec.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class AdaMerging(Merge):
     start: float = 0.3
     clamp: bool = True
     trim: float | None = Field(None, gt=0, le=1)
-    objective: str | None = "entropy"
+    objective: ChosenObjective | None = Entropy()
     schedule: AdaMergingSchedule = AdaMergingSchedule()
 
     grid: ClassVar[tuple[float, ...]] = AS_IT_IS
@@ -52,7 +54,9 @@ class AdaMerging(Merge):
     learned: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"),
+        Convention(
+            "the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"
+        ),
         Convention("the authors' code, task-wise", "merge.by=vector"),
         Convention("AdaMerging++", "merge.trim=0.2"),
         Convention("FusionBench", "merge.clamp=false merge.schedule.steps=1000"),
@@ -60,39 +64,22 @@ class AdaMerging(Merge):
 
     def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
         """Learn the coefficients on ``given.learning`` and return the vector they make."""
-        from taskvec.merge.learned.composition import Learned
-        from taskvec.merge.learned.steps import Clamp, Together
+        from taskvec.merge.learned.composition import Learned, record
+        from taskvec.merge.learned.learning import Learner
+        from taskvec.merge.learned.steps import Clamp
         from taskvec.training.blocks import blocks
         from taskvec.training.coefficients import Coefficients
-        from taskvec.training.loop import Group, train
 
         deltas = self._trimmed(base, self.checked(vectors), given)
         shapes = {name: tensor.shape for name, tensor in base.items()}
         trained = Coefficients(base, deltas, blocks(self.by, shapes), self.start)
-        views = {examples.task: given[examples] for examples in given.learning.examples}
-        together = Together(given.objective, views, self.schedule, self.seed_of(given))
-        tangent = given.forward == "tangent"
-
-        def loss(batch: Any, state: Any) -> Tensor:
-            weights = {} if tangent else trained.parameters()
-            direction = trained.deltas() if tangent else None
-
-            def logits_of(task: str, inputs: Tensor) -> Tensor:
-                return given.evaluator.scores(inputs, views[task].head, weights, direction)
-
-            return together.loss(logits_of, batch, state)
-
-        curve = train(
-            [Group(trained.leaves)],
-            loss,
-            together,
-            self.schedule,
-            after=[Clamp(trained.leaves)] if self.clamp else [],
-            checkpoint=given.checkpoint,
-            observe=given.observe,
-        )
+        learner = Learner(given, trained, self.schedule, self.seed_of(given))
+        after = [Clamp(trained.leaves)] if self.clamp else []
+        curve = learner.run(after=after)
         tasks = ["+".join(signed.tasks) for signed in vectors]
-        return Learned(base, trained.vector(), trained.coefficients.detach(), self._report(tasks, trained, curve))
+        meta = record(base, vectors, trained.blocks)
+        report = self._report(tasks, trained, curve)
+        return Learned(base, trained.vector(), trained.coefficients.detach(), meta, report=report)
 
     def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
         """Return a stored composition again."""

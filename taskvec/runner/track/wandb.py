@@ -72,7 +72,7 @@ class WandbTracker(Tracker):
         wanted = {"silent": True, "console": "off", "init_timeout": self.timeout_s, "finish_timeout": self.timeout_s}
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
         settings = wandb.Settings(**known)
-        own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # an agent of W&B sets it
+        own = inherited_id() or secrets.token_hex(4)
         keys = uniform_keys(config, run_id)
         try:
             return wandb.init(
@@ -115,6 +115,16 @@ def mode_of(mode: str, standing: Any) -> str:
     if standing.mode != "online":
         return standing.mode  # of WANDB_MODE
     return "online" if keyed else "offline"
+
+
+def inherited_id() -> str | None:
+    """Return the run that an agent of W&B chose for this process, once: a second run of the process is another one.
+
+    A shell that exports ``WANDB_RUN_ID`` or ``WANDB_RESUME`` for something else would make all its runs one.
+    """
+    own = os.environ.pop("WANDB_RUN_ID", None)
+    os.environ.pop("WANDB_RESUME", None)
+    return own if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:

@@ -152,9 +152,11 @@ class TextTask(Task):
     """Texts, one or two per example, the frame that a language model reads them in, and the words it answers with.
 
     ``frame`` holds ``{text}`` once, and ``{pair}`` once where ``pair`` names a second column; encoders read the texts
-    without it, ``text`` first. ``words`` replaces the class names as label words. In a regression word k stands for the
-    score k: a model that answers in words learns the nearest one and predicts the mean score under its softmax, an
-    encoder learns one output by squared error. A split's texts may take ``max_text_mb`` MiB.
+    without it, ``text`` first. ``words`` replaces the class names as label words. They follow the frame after a space,
+    but at once after a space, a line's end, an opening bracket or quote, and in scripts without spaces. In a regression
+    word k stands for the score k: a model that answers in words learns the nearest one and predicts the mean score
+    under its softmax, an encoder learns one output by squared error. A split's
+    texts may take ``max_text_mb`` MiB.
     """
 
     text: str = "text"

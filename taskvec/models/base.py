@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -117,6 +117,11 @@ class Backbone(Component):
         CLIP: the frozen zero-shot weights [C, d] float32. Text-to-text and causal language models: the vocabulary ids
         [C] int64 of the label words. Encoders: the initial weights [C, d + 1] of a linear head, bias last.
         """
+
+
+def first_broken(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor with a value that is not finite, None if there is none."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
 
 
 class Model:

@@ -14,7 +14,7 @@ from taskvec.data.files import sha256
 from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
-from taskvec.models.base import Ability, Backbone, Model
+from taskvec.models.base import Ability, Backbone, Model, first_broken
 from taskvec.models.clip.config import (
     FOLDER_CONFIG,
     VisionConfig,
@@ -230,7 +230,7 @@ class Clip(Backbone):
         else:
             state = self._open_clip[0].state_dict()
         weights = {name: tensor.float() for name, tensor in from_open_clip(state).items()}
-        broken = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        broken = first_broken(weights.items())
         if broken:
             raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
         with torch.device("meta"):
@@ -254,8 +254,8 @@ class Clip(Backbone):
                 heads[task] = zero_shot_head(clip, tokenizer, words, templates).cpu()
             except ValueError as error:  # the tokenizer's own, too
                 raise UserError(f"task {task}: backbone {self.architecture}: {one_line(error)}") from error
-        if not all(head.isfinite().all() for head in heads.values()):
-            raise UserError(f"backbone {self.architecture}: the text tower is not finite; the checkpoint is damaged")
+            if not heads[task].isfinite().all():
+                raise UserError(f"task {task}: backbone {self.architecture}: the text tower's output is not finite")
         return heads
 
     @cached_property
@@ -263,7 +263,7 @@ class Clip(Backbone):
         """Return open_clip's own model and tokenizer, after comparing its preprocessing with the config's.
 
         Raises:
-            UserError: if they cannot be loaded, or were trained with another preprocessing.
+            UserError: if they cannot be loaded, are not finite, or were trained with another preprocessing.
         """
         from taskvec.models.clip.zero_shot import load_open_clip
 
@@ -275,6 +275,10 @@ class Clip(Backbone):
             )
         except Exception as error:
             raise UserError(f"backbone {self.architecture}: {' '.join(str(error).split())}") from error
+        text = [(name, tensor) for name, tensor in clip.named_parameters() if not name.startswith("visual.")]
+        broken = first_broken(text)
+        if broken:
+            raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
         if self.tagged and self.tagged.commit != replace(self.tagged).commit:
             raise UserError(f"backbone.pretrained: {self.tagged.name} changed while it was loaded; run it again")
         mean, std = self.normalisation()

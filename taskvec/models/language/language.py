@@ -14,7 +14,7 @@ from pydantic import Field
 
 from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
-from taskvec.models.base import Backbone, Recipe
+from taskvec.models.base import Backbone, Recipe, first_broken
 from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
@@ -270,7 +270,7 @@ class LanguageModel(Backbone):
             raise UserError(f"backbone.model: {self.model}: {one_line(error)}") from error
         if report["missing_keys"]:
             raise UserError(f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
-        broken = next((name for name, tensor in network.named_parameters() if not tensor.isfinite().all()), None)
+        broken = first_broken(network.named_parameters())
         if broken:
             raise UserError(f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged")
         return wrap(network, self.layout).to(device)

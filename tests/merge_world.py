@@ -1,4 +1,4 @@
-"""What the tests of merges share: small random weights and vectors of every awkward shape, and what a merge is given."""
+"""What the tests of merges share: small random weights and vectors of awkward shapes, and what a merge is given."""
 
 from __future__ import annotations
 

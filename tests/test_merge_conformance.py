@@ -111,10 +111,8 @@ def case(name: str, count: int = 2, dtype: torch.dtype = torch.float64, **option
     quick = {"adamerging": {"schedule": {"steps": 2}}, "atlas": short, "karcher": {"steps": 50}, "wudi": {"steps": 20}}
     schema = registry.lookup("merge", name).schema
     merge = schema(**(quick.get(name, {}) | options))
-    if name in OF_MODELS:
-        shapes = {key: tensor.shape for key, tensor in Small().parameters.items()}
-    else:
-        shapes = SHAPES
+    small = {key: tensor.shape for key, tensor in Small().parameters.items()}
+    shapes = small if name in OF_MODELS else SHAPES
     deltas = [draw(11 + number, shapes, dtype) for number in range(count)]
     return Case(merge, draw(99, shapes, dtype), deltas)
 

@@ -168,7 +168,7 @@ def world(seed: int, tangent: bool = False):
 def entropy(base: dict, delta: dict, given, tangent: bool) -> float:
     """Return the mean over tasks of the mean entropy of predictions."""
     total = 0.0
-    for need, view in given.known.items():
+    for need in given.known:
         weights = {} if tangent else {name: base[name] + delta[name] for name in base}
         logits = given.evaluator.logits(weights, need, slice(None), delta if tangent else None)
         log_p = logits.log_softmax(1)

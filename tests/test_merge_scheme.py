@@ -1,4 +1,4 @@
-"""Sparsify and combine: selection, noise, and TIES, DARE, breadcrumbs and DELLA against their formulas on flat copies."""
+"""Sparsify and combine: selection, noise; TIES, DARE, breadcrumbs and DELLA against their formulas on flat copies."""
 
 from __future__ import annotations
 

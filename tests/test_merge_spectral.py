@@ -6,6 +6,7 @@ import pytest
 import torch
 from merge_world import close, draw, given_for, merged, signed
 
+from taskvec.merge.sparse.ties import Ties
 from taskvec.merge.spectral.cart import Cart
 from taskvec.merge.spectral.interference import quadratic
 from taskvec.merge.spectral.iso_c import IsoC
@@ -279,3 +280,37 @@ def test_knots_of_factors_equals_knots_of_products(base, seed):
     kept = [old._replace(vector=vector) for old, vector in zip(products, vectors, strict=True)]
     found = Knots().compose(base, kept, given_for(kept)).direction()
     close(dict(found), dict(Knots().compose(base, products, given_for(products)).direction()), 1e-6)
+
+
+# Factors
+
+
+def test_factors_are_merged_with_roots_of_weights_as_peft_does(base, seed):
+    names = ("square.weight", "wide.weight")
+    factors = []
+    for number in range(3):
+        own = {}
+        for name in names:
+            rows, columns = SHAPES[name]
+            drawn = draw(seed + number, {"up": (rows, 4), "down": (4, columns)})
+            own[name] = LowRank(drawn["up"], drawn["down"], 0.5)
+        factors.append(own)
+    vectors = signed([{}] * 3, [1.0, 1.0, -1.0])
+    vectors = [old._replace(vector=TaskVector({}, factors=own)) for old, own in zip(vectors, factors, strict=True)]
+    weights = (1.0, 2.0, 0.5)
+    found = TaskArithmetic(of="factors", weights=weights).compose(base, vectors, given_for(vectors)).direction()
+    for name in names:
+        scales = [(0.5 * weight) ** 0.5 for weight in weights]
+        parts = [own[name] for own in factors]
+        up = scales[0] * parts[0].up + scales[1] * parts[1].up - scales[2] * parts[2].up
+        down = sum(scale * part.down for scale, part in zip(scales, parts, strict=True))
+        torch.testing.assert_close(found[name], up @ down, rtol=0, atol=1e-10)
+    one = Ties(of="factors", density=1.0).compose(base, vectors[:1], given_for(vectors[:1])).direction()
+    close(dict(one), {name: factors[0][name].delta() for name in names}, 1e-12)
+    dense = signed([{"square.weight": draw(1, SHAPES)["square.weight"]}])
+    with pytest.raises(ValueError, match="t0 holds square.weight as a whole"):
+        TaskArithmetic(of="factors").compose(base, dense, given_for(dense))
+    smaller = {"square.weight": LowRank(torch.ones(20, 2).double(), torch.ones(2, 20).double())}
+    uneven = [vectors[0], vectors[1]._replace(vector=TaskVector({}, factors=smaller))]
+    with pytest.raises(ValueError, match="the ranks of square.weight/up differ"):
+        TaskArithmetic(of="factors").compose(base, uneven, given_for(uneven))

@@ -12,15 +12,16 @@ from taskvec.errors import UserError
 from taskvec.merge.piece import Deltas, Grain, Piece
 from taskvec.vectors import Tensors
 
-ENTRIES = 2**17  # of one piece: half a megabyte of float32
+ENTRIES = 2**17  # of one piece on a processor: half a megabyte of float32
+ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as this many entries save
 
 Run = tuple[int, int]  # the first place, and the one after the last
 
 
-def runs(shape: Sequence[int], grain: Grain) -> Iterator[Run]:
+def runs(like: Tensor, grain: Grain) -> Iterator[Run]:
     """Yield the places of each piece of a parameter in row-major order; an empty parameter is one piece."""
-    total = math.prod(shape)
-    step = _step(shape, grain)
+    total = like.numel()
+    step = _step(like, grain)
     if total <= step:
         yield 0, total
         return
@@ -28,13 +29,19 @@ def runs(shape: Sequence[int], grain: Grain) -> Iterator[Run]:
         yield start, min(start + step, total)
 
 
-def _step(shape: Sequence[int], grain: Grain) -> int:
+def entries_on(device: torch.device) -> int:
+    """Return the entries of one piece."""
+    return ON_DEVICE if device.type == "cuda" else ENTRIES
+
+
+def _step(like: Tensor, grain: Grain) -> int:
+    wanted = entries_on(like.device)
     if grain == "entry":
-        return ENTRIES
+        return wanted
     if grain == "tensor":
-        return math.prod(shape)
-    row = row_length(shape)
-    rows = ENTRIES // max(1, row)
+        return like.numel()
+    row = row_length(like.shape)
+    rows = wanted // max(1, row)
     return row * max(1, rows)
 
 
@@ -61,16 +68,18 @@ def read(deltas: Tensors, name: str) -> Iterator[Tensor]:
     """Yield one delta run by run [n], in float32 or float64."""
     delta = deltas[name]
     dtype = working_dtype([delta.dtype])
-    for run in runs(delta.shape, "entry"):
+    for run in runs(delta, "entry"):
         yield _cut(delta, "entry", run).to(dtype)
 
 
 def read_together(base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry") -> Iterator[Piece]:
     """Yield the pieces of one parameter over all vectors."""
     parts = [delta.get(name) for delta in deltas]
-    dtype = working_dtype([part.dtype for part in parts if part is not None])
+    present = [part for part in parts if part is not None]
+    dtype = working_dtype([part.dtype for part in present])
     weight = base[name]
-    for run in runs(weight.shape, grain):
+    like = present[0] if present else weight
+    for run in runs(like, grain):
         cuts: list[Tensor | None] = []
         for part in parts:
             cut = None if part is None else _cut(part, grain, run).to(dtype)
@@ -115,7 +124,7 @@ def require_finite(deltas: Tensors, label: str) -> None:
     """
     for name in deltas:
         flat = deltas[name].detach().reshape(-1)
-        for piece in flat.split(ENTRIES):
+        for piece in flat.split(entries_on(flat.device)):
             # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
             if piece.sum().isfinite() or piece.isfinite().all():
                 continue

@@ -26,7 +26,7 @@ class Breadcrumbs(Sparsified):
 
     Of n entries the floor(``outliers`` n) largest go, floor(``density`` n) stay, and the smallest rest goes; if less
     than that many is left below the outliers, fewer outliers go. With ``consensus`` "elect": breadcrumbs with TIES.
-    The options of the election are those of the scheme (see DARE).
+    The other options are those of the scheme (see DARE).
     """
 
     kind: Literal["breadcrumbs"] = "breadcrumbs"
@@ -40,7 +40,7 @@ class Breadcrumbs(Sparsified):
             "mergekit 0.1.5 (breadcrumbs_ties)",
             "merge.outliers=0.01 merge.density=1 merge.consensus=elect merge.undecided=plus merge.divide=weights",
         ),
-        Convention("peft (magnitude_prune_svd)", "merge.outliers=0"),
+        Convention("peft (magnitude_prune_svd)", "merge.outliers=0", "magnitude_prune: merge.of=factors"),
     )
 
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:

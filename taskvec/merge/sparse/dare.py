@@ -27,6 +27,7 @@ class Dare(Sparsified):
     sum_t x_t, as their ``combine`` (sum, mean, max). ``undecided`` is the sign where the sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or their weights (``divide``).
+    ``of`` "factors" sparsifies and merges the factors of LoRA vectors instead of their products.
     """
 
     kind: Literal["dare"] = "dare"
@@ -42,7 +43,12 @@ class Dare(Sparsified):
             "mergekit (dare_ties)",
             "merge.rescale=l1 merge.consensus=elect merge.undecided=plus merge.divide=weights",
         ),
-        Convention("peft (dare_linear_svd)", "", "dare_ties_svd: merge.consensus=elect merge.undecided=plus"),
+        Convention("peft (dare_linear_svd)", "", "dare_linear: merge.of=factors"),
+        Convention(
+            "peft (dare_ties_svd)",
+            "merge.consensus=elect merge.undecided=plus merge.weigh=after",
+            "dare_ties: the same with merge.of=factors",
+        ),
     )
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:

@@ -22,8 +22,8 @@ class Della(Sparsified):
     p = density - spread + 2 spread (rank - 1) / (n - 1), the rank by magnitude among the n entries of a row (for
     kernels: of an output channel; a vector is one row). ``rescale`` "probability" divides each entry by its own p,
     which makes the mean over seeds the vector itself; "l1" gives every tensor its L1 norm back. The masks are a
-    function of seed, parameter name and the vector's position. The options of the election are those of the scheme
-    (see DARE).
+    function of seed, parameter name and the vector's position. The other options are those of the scheme (see
+    DARE).
     """
 
     kind: Literal["della"] = "della"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Weighted
 from taskvec.merge.piece import Deltas, Piece
+from taskvec.merge.sparse.factored import Factored
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
@@ -47,14 +47,15 @@ class Surveyed:
         return float((count > 0) - (count < 0))
 
 
-class Sparsified(Weighted):
+class Sparsified(Factored):
     """sum over what is kept of each vector, or over what agrees with an elected sign.
 
     ``consensus`` "sum" adds the sparsified vectors. "elect" keeps the entries that agree with the sign of their sum and
     takes their ``combine``: sum, mean, or the largest. ``undecided`` is the sign where a sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or by the sum of their weights
-    (``divide``). ``rescale`` "l1" gives every sparsified tensor the L1 norm that it had.
+    (``divide``). ``rescale`` "l1" gives every sparsified tensor the L1 norm that it had. ``of`` "factors" sparsifies
+    and merges the factors of LoRA vectors instead of their products.
     """
 
     density: float = Field(1.0, gt=0, le=1)

@@ -27,7 +27,7 @@ class Ties(Sparsified):
     trim keeps the share ``density`` of largest magnitude, over all editable parameters (``scope`` "model"; d entries)
     or of each tensor by itself (n entries). ``kept`` says how many that is: "inclusive" floor(d K) + 1, "complement"
     d - floor((1 - K) d) + 1, both with all entries that equal the smallest; "exact" max(1, floor(d K)), equal ones by
-    place. Trimming comes before ``weights``. The election's options are those of the scheme (see DARE).
+    place. Trimming comes before ``weights``. The other options are those of the scheme (see DARE).
     """
 
     kind: Literal["ties"] = "ties"
@@ -47,8 +47,9 @@ class Ties(Sparsified):
             "its weights are merge.weights; normalize: false is merge.combine=sum",
         ),
         Convention(
-            "peft (ties_svd on deltas)",
+            "peft (ties_svd)",
             "merge.scope=tensor merge.kept=exact merge.undecided=plus merge.weigh=after",
+            "ties: the same with merge.of=factors",
         ),
         Convention(
             "merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"

@@ -26,6 +26,7 @@ class Karcher(Span, Weighted):
     steps: int = Field(10, ge=0)
     tolerance: float = Field(1e-5, gt=0)
 
+    version = 2
     conventions = (Convention("mergekit (karcher)", ""),)
 
     def coefficients(self, gram: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads
-from taskvec.statistics.cross_value import CrossMoment, SpaceMoments, through
+from taskvec.statistics.cross_value import Affine, CrossMoment, Grams, SpaceMoments, through
 from taskvec.transform.alignment.extension import Extension, depths, lineage, lineages, schedule
 from taskvec.transform.alignment.maps import Alignments, SpaceMaps, alignment_error, described, pooled, whitened
 from taskvec.transform.alignment.permutations import group_of, match, permute
@@ -31,28 +31,14 @@ def orthogonal(size: int) -> Tensor:
 def moment(source: Tensor, target: Tensor, *, grams: bool = False) -> CrossMoment:
     """Return the sums over paired rows [n, a] and [n, b]."""
     squares = torch.stack([source.square().sum(), target.square().sum()])
-    kept = (source.mT @ source, target.mT @ target) if grams else None
+    kept = Grams(source.mT @ source, target.mT @ target) if grams else None
     return CrossMoment(source.mT @ target, source.sum(0), target.sum(0), squares, len(source), kept)
 
 
 def spaces(derived: dict | None = None, **moments: CrossMoment) -> SpaceMoments:
     """Return moments by space as the collector gives them."""
-    tensors = {}
-    for space, found in moments.items():
-        for name in ("cross", "source", "target", "squares"):
-            tensors[f"{space}/{name}"] = getattr(found, name)
-    derived = derived or {}
-    names = [name for name in moments if name not in derived]
-    return SpaceMoments(
-        tensors,
-        {
-            "aliases": {name: name for name in names},
-            "derived": derived,
-            "left_out": {},
-            "rows": {name: moments[name].rows for name in names},
-            "grams": False,
-        },
-    )
+    layout = {"aliases": {name: name for name in moments}, "derived": derived or {}, "left_out": {}}
+    return SpaceMoments.of(moments, layout)
 
 
 def test_worked_case():
@@ -210,14 +196,14 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     target = {"fc.weight": rows(20, 5), "fc.bias": rows(1, 20)[0]}
     hidden = own @ source["fc.weight"].mT + source["fc.bias"], other @ target["fc.weight"].mT + target["fc.bias"]
     derived = {"out": ("in", "fc", "fc")}
-    stored = spaces(derived, **{"in": moment(own, other), "out": moment(*hidden)})
+    stored = spaces(derived, **{"in": moment(own, other)})
     how = Alignments(centre=centre, tolerance=1e-8)
     found = SpaceMaps(stored, source, target, how).of("out")
     dense = moment(*hidden)
     expected = align((dense.centred() if centre else dense).cross, 1e-8)
     assert found.rank == expected.rank == (4 if centre else 5)
     torch.testing.assert_close(found.map, expected.map)
-    inner = through(moment(own, other), tuple(source.values()), tuple(target.values()))
+    inner = through(moment(own, other), Affine(*source.values()), Affine(*target.values()))
     torch.testing.assert_close(inner.cross, dense.cross)
     left, right = rows(9, 3), rows(7, 3)
     torch.testing.assert_close(align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map)
@@ -306,7 +292,7 @@ def test_ridge():
 
 @pytest.mark.parametrize("heads", [Heads(4, 4, 3), Heads(4, 2, 3, channels=False), Heads(4, 4, 3, places=False)])
 def test_permuted_attention_is_found(heads):
-    """Heads change places within and with their groups; channels within heads, but not where they stand for positions."""
+    """Heads change places with and within groups, channels within heads, where nothing ties them to theirs."""
     inner, kv, width = heads.query * heads.width, heads.key_value * heads.width, 8
     axes = {
         "words": (None, "residual"), "q": ("b.attn.q", "b.attn.in"), "k": ("b.attn.k", "b.attn.in"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +16,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that determine results, as JSON values; nested records say theirs themselves."""
+    def material(self) -> dict[str, Any]:
+        """Return the fields that can change results."""
         fields = type(self).model_fields
-        return {name: plain(getattr(self, name)) for name, field in fields.items() if material(field)}
+        return {name: getattr(self, name) for name, field in fields.items() if is_material(field)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change results, as JSON values; no file is looked at."""
+        return {name: plain(value, lambda record: record.settings()) for name, value in self.material().items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that determines results, as JSON values: settings, versions, the checksums of files."""
+        return {name: plain(value, lambda record: record.identity()) for name, value in self.material().items()}
 
 
 class Component(Config):
@@ -51,9 +59,9 @@ class Seeded(Component):
 
     draws: ClassVar[bool] = False
 
-    def identity(self) -> dict[str, Any]:
-        """Return settings and version, and the seed where it can matter."""
-        found = super().identity()
+    def material(self) -> dict[str, Any]:
+        """Return the fields that can change results, the seed where it can matter."""
+        found = super().material()
         if not self.draws:
             del found["seed"]
         return found
@@ -64,20 +72,20 @@ def immaterial(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"identity": False}, **constraints)
 
 
-def material(field: FieldInfo) -> bool:
+def is_material(field: FieldInfo) -> bool:
     """Return whether a field was not declared :func:`immaterial`."""
     extra = field.json_schema_extra
     return not isinstance(extra, dict) or extra.get("identity", True)
 
 
-def plain(value: Any) -> Any:
-    """Return a field's value as JSON values, records by their identity."""
+def plain(value: Any, told: Callable[[Config], dict[str, Any]]) -> Any:
+    """Return a field's value as JSON values, records as they are ``told``."""
     if isinstance(value, Config):
-        return value.identity()
+        return told(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(child) for key, child in value.items()}
+        return {str(key): plain(child, told) for key, child in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(child) for child in value]
+        return [plain(child, told) for child in value]
     return value
 
 
@@ -85,7 +93,7 @@ def immaterial_keys(config: Config, prefix: str = "") -> list[str]:
     """Return the dotted keys of a config that were declared :func:`immaterial`, those of nested records included."""
     found = []
     for name, field in type(config).model_fields.items():
-        if not material(field):
+        if not is_material(field):
             found.append(f"{prefix}{name}")
             continue
         for key, record in _records(name, getattr(config, name)):

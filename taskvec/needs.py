@@ -52,13 +52,15 @@ class Examples:
 class Tuned:
     """The vector that the run's fine-tuning method learns: one task, or several jointly.
 
-    ``ascend`` turns the loss's sign; ``start`` is a vector to start from instead of theta_0.
+    ``ascend`` turns the loss's sign; ``start`` is a vector to start from instead of theta_0. ``without`` are tasks that
+    the method must not look at beside its own (the target of a few-shot protocol).
     """
 
     on: tuple[Examples, ...]
     side: Side = "target"
     ascend: bool = False
     start: Vector | None = None
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Changed:
-    """A vector after the run's transform of the name ``by``; ``among``: the vectors that a joint one is fitted over."""
+    """A vector after the run's transform of the name ``by``; ``among``: the vectors that a joint one is fitted over.
+
+    ``without`` are tasks that the transform must not look at.
+    """
 
     of: Vector
     by: str
     among: tuple[Vector, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,16 @@ from pydantic import Field, TypeAdapter, model_validator
 from taskvec.config import Config
 
 LARGEST = 1e100  # what can be drawn; values beyond it are shown as gaps
+MANY, FEW = 2_000, 100  # labels and curves that a picture can hold
+
 Place = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Point = tuple[Place, float]
+Places = Annotated[tuple[Place, ...], Field(max_length=MANY)]
+Labels = Annotated[tuple[str, ...], Field(max_length=MANY)]
 Numbers = tuple[float, ...]
-Points = tuple[tuple[Place, float], ...]
-Many = Field(max_length=2_000)  # lines, columns, labels: what a picture can hold
-Few = Field(max_length=100)
+Matrix = tuple[Numbers, ...]
+Curves = Annotated[dict[str, tuple[Point, ...]], Field(max_length=FEW)]
+Groups = Annotated[dict[str, Numbers], Field(max_length=FEW)]
 
 
 class Picture(Config):
@@ -41,29 +46,30 @@ class Lines(Picture):
     """
 
     figure: Literal["lines"] = "lines"
-    series: Annotated[dict[str, Points], Few]
+    series: Curves
     scale: Literal["linear", "log"] = "linear"
-    beside: Annotated[dict[str, Points], Few] = {}
+    beside: Curves = {}
     beside_y: str = ""
     beside_unit: str = "number"
     strong: tuple[str, ...] = ()
     dotted: tuple[str, ...] = ()
     chosen: Place | None = None
-    excluded: tuple[Place, ...] = ()
+    excluded: Places = ()
 
 
 class Bars(Picture):
     """Numbers by label, side by side for each name of ``series``."""
 
     figure: Literal["bars"] = "bars"
-    labels: Annotated[tuple[str, ...], Many]
-    series: Annotated[dict[str, Numbers], Few]
+    labels: Labels
+    series: Groups
 
     @model_validator(mode="after")
     def _shapes(self) -> Bars:
+        wanted = len(self.labels)
         for name, values in self.series.items():
-            if len(values) != len(self.labels):
-                raise ValueError(f"{name} has {len(values)} numbers for {len(self.labels)} labels")
+            if len(values) != wanted:
+                raise ValueError(f"{name} has {len(values)} numbers for {wanted} labels")
         return self
 
 
@@ -75,9 +81,9 @@ class Heat(Picture):
     """
 
     figure: Literal["heat"] = "heat"
-    rows: Annotated[tuple[str, ...], Many]
-    columns: Annotated[tuple[str, ...], Many]
-    values: tuple[Numbers, ...]
+    rows: Labels
+    columns: Labels
+    values: Matrix
     diagonal: bool = False
 
     @model_validator(mode="after")
@@ -93,8 +99,8 @@ class Surface(Picture):
     """
 
     figure: Literal["surface"] = "surface"
-    grid: Annotated[tuple[Place, ...], Many]
-    values: tuple[Numbers, ...]
+    grid: Places
+    values: Matrix
     high: Place | None = None
 
     @model_validator(mode="after")
@@ -103,11 +109,11 @@ class Surface(Picture):
         return self
 
 
-Panel = Annotated[Lines | Bars | Heat | Surface, Field(discriminator="figure")]
-_PANELS: TypeAdapter[Any] = TypeAdapter(Panel)
+Panel = Lines | Bars | Heat | Surface
+_PANELS: TypeAdapter[Any] = TypeAdapter(Annotated[Panel, Field(discriminator="figure")])
 
 
-def panel(data: Any) -> Lines | Bars | Heat | Surface:
+def panel(data: Any) -> Panel:
     """Return the picture that a report holds as JSON values.
 
     Raises:
@@ -116,8 +122,9 @@ def panel(data: Any) -> Lines | Bars | Heat | Surface:
     return _PANELS.validate_python(data)
 
 
-def _check(values: tuple[Numbers, ...], rows: int, columns: int) -> None:
+def _check(values: Matrix, rows: int, columns: int) -> None:
     if not rows or not columns:
         raise ValueError("a matrix without rows or columns")
-    if len(values) != rows or any(len(line) != columns for line in values):
+    sizes = [len(line) for line in values]
+    if sizes != [columns] * rows:
         raise ValueError(f"the numbers are not {rows} x {columns}")

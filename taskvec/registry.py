@@ -29,8 +29,9 @@ PACKAGES = {
     "statistic": "taskvec.statistics",
     "question": "taskvec.protocols",
     "objective": "taskvec.training",
+    "adapter": "taskvec.merge.adapters",
 }
-PARTS = ("statistic", "question", "objective")  # of components; no config group of their own
+PARTS = ("statistic", "question", "objective", "adapter")  # of components; no config group of their own
 GROUPS = tuple(group for group in PACKAGES if group not in PARTS)
 PACKAGE = Path(__file__).resolve().parent
 MANY = 40

@@ -74,16 +74,6 @@ def events(folder: Path) -> list[str]:
     return (folder / "events").read_text().splitlines()
 
 
-def same(left: Any, right: Any) -> bool:
-    """Return whether two results are the same but for settings that change nothing that is computed."""
-
-    def plain(result: Any) -> Any:
-        config = result.config | {"finetune": result.config["finetune"] | {"checkpoint_every": None}}
-        return result.model_copy(update={"config": config})
-
-    return plain(left).same_as(plain(right))
-
-
 @cache
 def _server() -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TASKVEC", "WANDB"))}
@@ -180,11 +170,11 @@ class Accident:
         import safetensors.torch
         import torch
 
-        from taskvec.vectors.composition import Scaled
+        from taskvec.graph.store import Store
         from taskvec.merge.task_arithmetic import TaskArithmetic
         from taskvec.models.clip.backbone import ClipModel
-        from taskvec.graph.store import Store
         from taskvec.training import checkpoint
+        from taskvec.vectors.composition import Scaled
 
         self.wrap(torch.optim.AdamW, "step", "finetune")
         self.wrap(checkpoint.Checkpoint, "save_if_due", "finetune")
@@ -194,8 +184,8 @@ class Accident:
         self.wrap(Store, "_compute", "compute", detail=lambda store, node, _: f"{node.label} {node.fingerprint}")
         for name in ("rename", "replace", "fsync", "mkdir", "rmdir", "unlink"):
             self.wrap(os, name, "write", _in_outputs)
-        for module in (safetensors.torch, checkpoint):
-            self.wrap(module, "save_file", "write", torn=True)
+        self.wrap(safetensors.torch, "save_file", "write", torn=True)
+        self.wrap(checkpoint, "save_tensors", "write", torn=True)
 
     def wrap(self, owner: Any, name: str, phase: str, counts: Callable = lambda *_, **__: True, *, torn: bool = False,
              detail: Callable | None = None) -> None:  # fmt: skip
@@ -230,9 +220,10 @@ class Accident:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def half(save: Callable, tensors: Any, path: Any, *more: Any, **named: Any) -> None:
-    """Write the first half of a file."""
-    save(tensors, path, *more, **named)
+def half(save: Callable, *arguments: Any, **named: Any) -> None:
+    """Write the first half of a file, whose path is among the arguments."""
+    (path,) = [argument for argument in arguments if isinstance(argument, Path)]
+    save(*arguments, **named)
     os.truncate(path, os.path.getsize(path) // 2)
 
 

@@ -16,7 +16,7 @@ from taskvec.errors import UserError
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.statistics.collect import collect
 from taskvec.statistics.cross_moments import CrossMoments
-from taskvec.statistics.cross_value import Affine, CrossMoment, Grams, through
+from taskvec.statistics.cross_value import CrossMoment, through
 from taskvec.statistics.passes.pairing import paired, resize_grid, resize_line
 from taskvec.statistics.passes.tokens import Tokens
 
@@ -125,7 +125,7 @@ def test_values_are_views_of_stored_tensors(towers, images, tmp_path):
 def random_moment(a: int, b: int, rows: int = 40, grams: bool = True) -> tuple[CrossMoment, Tensor, Tensor]:
     first, second = (1 + torch.randn(rows, width, dtype=torch.float64) for width in (a, b))
     squares = torch.stack([first.square().sum(), second.square().sum()])
-    kept = Grams(first.T @ first, second.T @ second) if grams else None
+    kept = (first.T @ first, second.T @ second) if grams else None
     return CrossMoment(first.T @ second, first.sum(0), second.sum(0), squares, rows, kept), first, second
 
 
@@ -133,7 +133,7 @@ def random_moment(a: int, b: int, rows: int = 40, grams: bool = True) -> tuple[C
 def test_moments_of_outputs_follow_from_those_of_inputs(biased: bool):
     moment, a, b = random_moment(3, 5)
     weights = [torch.randn(*shape, dtype=torch.float64) for shape in ((4, 3), (6, 5))]
-    layers = [Affine(weight, weight[:, 0] + 1 if biased else None) for weight in weights]
+    layers = [(weight, weight[:, 0] + 1 if biased else None) for weight in weights]
     found = through(moment, *layers)
     x, y = (F.linear(rows, *layer) for rows, layer in zip((a, b), layers, strict=True))
     torch.testing.assert_close(found.cross, x.T @ y)
@@ -143,7 +143,7 @@ def test_moments_of_outputs_follow_from_those_of_inputs(biased: bool):
     torch.testing.assert_close(found.squares, torch.stack([x.square().sum(), y.square().sum()]))
     light = through(random_moment(3, 5, grams=False)[0], *layers)
     assert light.squares is None and light.centred().squares is None
-    with pytest.raises(ValueError, match="output of a layer needs grams=true"):
+    with pytest.raises(ValueError, match="needs the squares of the rows"):
         light.residual(torch.eye(4, 6))
 
 

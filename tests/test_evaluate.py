@@ -328,7 +328,7 @@ def run(tiny: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(module, name, wrapper)
 
-    counted(images, "_open")
+    counted(images, "open_picture")
     counted(store.Store, "read")
     configs.register_all()
 
@@ -346,8 +346,8 @@ def test_grid_decodes_and_reads_nothing_per_alpha(run, outputs: Path):
     shutil.rmtree(outputs / "store" / "decoded")
     _, short = run("protocol.grid=[0,0.5]")
     _, long = run("protocol.grid=[0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1]")
-    assert short["_open"] == sum(COUNTS.values()) * len(TASKS), "each image is decoded once"
-    assert long["_open"] == 0
+    assert short["open_picture"] == sum(COUNTS.values()) * len(TASKS), "each image is decoded once"
+    assert long["open_picture"] == 0
     _, longer = run("protocol.grid=[0,0.05,0.15,0.25,0.35,0.45,0.55,0.65,0.75,0.85,0.95,1]")
     assert longer["read"] == long["read"]
 

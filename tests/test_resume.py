@@ -16,8 +16,8 @@ import forked
 import pytest
 import world
 
-from taskvec.runner.folder import RunFolder
 from taskvec.graph.result import Result, read_result
+from taskvec.runner.folder import RunFolder
 
 EVERY_STEP = [*world.FAST, "finetune.checkpoint_every=0"]
 PHASES = ("finetune", "merge", "evaluate", "write")
@@ -25,6 +25,11 @@ PHASES = ("finetune", "merge", "evaluate", "write")
 
 def results(outputs: Path) -> list[Result]:
     return [read_result(path) for path in sorted(outputs.glob("runs/*/result.json"))]
+
+
+def only(outputs: Path) -> Result:
+    (result,) = results(outputs)
+    return result
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, int, int]]:
@@ -104,10 +109,10 @@ def test_a_new_run_computes_only_what_it_does_not_share(tiny, outputs, tmp_path)
     assert forked.run(tiny, *world.FAST, f"outputs={outputs}", folder=tmp_path / "first").returncode == 0
     words = [*world.FAST, f"outputs={outputs}", "protocol.grid=[0,1]"]
     assert forked.run(tiny, *words, folder=tmp_path / "second", events=True).returncode == 0
-    assert [line.rsplit(" ", 1)[0] for line in computed(tmp_path / "second")] == ["cell merged"]
+    assert [line.rsplit(" ", 1)[0] for line in computed(tmp_path / "second")] == ["answer merged"]
     second = next(r for r in results(outputs) if len(r.config["protocol"]["grid"] or ()) == 2)
     flags = {label: usage["computed"] for label, usage in second.timing["artefacts"].items()}
-    assert [label.rsplit(" ", 1)[0] for label, flag in flags.items() if flag] == ["cell merged"]
+    assert [label.rsplit(" ", 1)[0] for label, flag in flags.items() if flag] == ["answer merged"]
 
 
 # Killed.
@@ -117,12 +122,12 @@ def test_a_new_run_computes_only_what_it_does_not_share(tiny, outputs, tmp_path)
 def undisturbed(tiny, warm_outputs, tmp_path_factory) -> tuple[list[str], Result, Path]:
     """The events, the result and the outputs of a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    for kind in ("head", "images"):
+    for kind in ("head", "decoded"):
         shutil.copytree(warm_outputs / "store" / kind, folder / "outputs" / "store" / kind)
     ended = forked.run(tiny, *EVERY_STEP, f"outputs={folder}/outputs", folder=folder / "run", events=True)
     assert ended.returncode == 0, ended.stderr
-    (result,) = results(folder / "outputs")
-    assert forked.same(result, *results(warm_outputs))
+    result = only(folder / "outputs")
+    assert result.same_as(only(warm_outputs))
     return forked.events(folder / "run"), result, folder / "outputs"
 
 
@@ -145,14 +150,14 @@ def test_a_killed_run_ends_with_the_undisturbed_result(index, tiny, outputs, und
         run = RunFolder(path)
         status = run.status()
         if status.get("state") == "done":  # it was killed after its last word
-            assert forked.same(run.result(), expected)
+            assert run.result().same_as(expected)
         else:
             assert status.get("state") in (None, "failed")
             assert status.get("reason", "killed").startswith(("killed", "the process was killed"))
 
     again = forked.run(tiny, *words, folder=tmp_path / "again", events=True)
     assert again.returncode == 0, again.stderr
-    assert forked.same(*results(outputs), expected)
+    assert only(outputs).same_as(expected)
     assert RunFolder(next(outputs.glob("runs/*"))).status()["state"] == "done"
     assert no_leftovers(outputs)
     complete = set(computed(tmp_path / "killed"))
@@ -173,7 +178,7 @@ def test_a_run_killed_again_and_again_gets_there(tiny, outputs, undisturbed, tmp
             break
     assert ended.returncode == 0
     assert attempt >= 2
-    assert forked.same(*results(outputs), undisturbed[1])
+    assert only(outputs).same_as(undisturbed[1])
     assert no_leftovers(outputs)
 
 
@@ -203,7 +208,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(damage, tiny, outputs, undis
     again = forked.run(tiny, *words, folder=tmp_path / "again")
     assert again.returncode == 0
     assert f"checkpoint {checkpoint} cannot be read" in again.stderr
-    assert forked.same(*results(outputs), expected)
+    assert only(outputs).same_as(expected)
 
 
 # Several at once.
@@ -222,11 +227,11 @@ def test_four_processes_share_one_sweep(tiny, outputs, undisturbed, tmp_path):
     assert {line.rsplit(" ", 1)[1] for line in begun} >= stored
     assert set(begun.values()) == {1}
     first, second = results(outputs)
-    assert forked.same(first, undisturbed[1])
+    assert first.same_as(undisturbed[1])
     alone = tmp_path / "alone/outputs"
     shutil.copytree(outputs / "store/head", alone / "store/head")
     assert forked.run(tiny, *world.FAST, f"outputs={alone}", "seed=1", folder=tmp_path / "alone").returncode == 0
-    assert forked.same(second, *results(alone))
+    assert second.same_as(only(alone))
 
 
 def test_others_go_on_when_the_holder_of_a_lock_is_killed(tiny, outputs, undisturbed, tmp_path):
@@ -250,6 +255,6 @@ def test_others_go_on_when_the_holder_of_a_lock_is_killed(tiny, outputs, undistu
     names = ("holder", "same-0", "same-1", "other")
     ended = Counter(line for name in names for line in computed(tmp_path / name))
     assert set(ended.values()) == {1}
-    assert forked.same(read_result(run / "result.json"), undisturbed[1])
+    assert read_result(run / "result.json").same_as(undisturbed[1])
     assert len(results(outputs)) == 2
     assert no_leftovers(outputs)

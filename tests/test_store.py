@@ -13,11 +13,23 @@ import pytest
 import world
 
 from taskvec import cli
+from taskvec.finetune.full import Full
 from taskvec.graph.artefact import Node
+from taskvec.graph.nodes.answer import AnswerNode
+from taskvec.graph.nodes.base import Base
+from taskvec.graph.nodes.composition import CompositionNode
+from taskvec.graph.nodes.examples import Decoded, Rows
+from taskvec.graph.nodes.head import InitialHead
+from taskvec.graph.nodes.vector import TunedVector
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import read_result
 from taskvec.graph.run import RunConfig
 from taskvec.graph.store import CorruptError, Store
+from taskvec.merge.task_arithmetic import TaskArithmetic
+from taskvec.models.clip.backbone import Clip
+from taskvec.protocols.addition import Addition
+from taskvec.protocols.negation import Negation
+from taskvec.protocols.questions.scores import Scores
 from taskvec.runner import compose
 from taskvec.runner.folder import RunFolder, run_id
 
@@ -133,7 +145,7 @@ def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp
         event.split(" ", 2)[2].rsplit(" ", 1)[0] for event in forked.events(tmp_path / "run") if "compute" in event
     }
     assert again == {label, *(node.label for node in above)}
-    assert forked.same(only(done).result(), only(warm_outputs).result())
+    assert only(done).result().same_as(only(warm_outputs).result())
 
 
 def test_every_bit_of_a_manifest_and_many_of_its_record_count(done):
@@ -196,7 +208,7 @@ def test_a_damaged_run_is_done_again_from_the_store(name, damage, tiny, done, wa
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert not [event for event in forked.events(tmp_path / "run") if event.startswith(("compute", "finetune"))]
-    assert forked.same(only(done).result(), only(warm_outputs).result())
+    assert only(done).result().same_as(only(warm_outputs).result())
     assert only(done).status()["state"] == "done"
 
 
@@ -318,32 +330,32 @@ def world_copy(tiny: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stage", "touched"),
+    ("owner", "touched"),
     [
-        ("stage/base", {"base weights"} | HEADS | VECTORS | CELLS),
-        ("backbone/clip", {"base weights"} | HEADS | VECTORS | CELLS),
-        ("stage/images", EXAMPLES | VECTORS | CELLS),
-        ("stage/head", HEADS | VECTORS | CELLS),
-        ("stage/vector", VECTORS | TUNED),
-        ("finetune/full", VECTORS | TUNED),
-        ("stage/cell", CELLS),
-        ("merge/task_arithmetic", {"answer merged"}),
-        ("protocol/addition", set()),
-        ("protocol/negation", set()),
+        (Base, {"base weights"} | HEADS | VECTORS | CELLS),
+        (Clip, {"base weights"} | HEADS | VECTORS | CELLS),
+        (Decoded, EXAMPLES | VECTORS | CELLS),
+        (InitialHead, HEADS | VECTORS | CELLS),
+        (Rows, VECTORS | CELLS),
+        (TunedVector, VECTORS | TUNED),
+        (Full, VECTORS | TUNED),
+        (CompositionNode, CELLS),
+        (AnswerNode, CELLS),
+        (Scores, CELLS),
+        (TaskArithmetic, {"answer merged"}),
+        (Addition, set()),
+        (Negation, set()),
     ],
 )
-def test_a_stage_version_touches_what_depends_on_it(stage, touched, config, monkeypatch):
+def test_a_version_touches_what_depends_on_it(owner, touched, config, monkeypatch):
+    """Of a component's class, and of a node's."""
     before = Plan(config())
+    assert changed(before, before) == set()  # every fingerprint is known by now
     fingerprint = before.fingerprint
-
-    def bumped(name: str) -> int:
-        return stages.record()[name]["version"] + (name == stage)
-
-    monkeypatch.setattr(artefact, "version", bumped)
-    monkeypatch.setattr(stages, "version", bumped)
+    monkeypatch.setattr(owner, "version", owner.version + 1)
     after = Plan(config())
     assert changed(before, after) == touched
-    assert (after.fingerprint != fingerprint) == (stage != "protocol/negation")
+    assert (after.fingerprint != fingerprint) == (owner is not Negation)
 
 
 def test_only_what_a_changed_file_touches_is_computed(tiny, done, tmp_path):

@@ -13,13 +13,11 @@ import pytest
 
 from taskvec.errors import UserError
 from taskvec.graph import result as schema
-from taskvec.graph.encoding import decode
 from taskvec.graph.result import Result, flat_metrics, read_result
 from taskvec.protocols.rows import Criterion, Metric, Row, metric
 from taskvec.report.records import records, says
 from taskvec.report.runs import Run, find_results
 from taskvec.report.table import run_table, table
-
 
 IMMATERIAL = ("outputs", "compute.device", "compute.offload", "tracker", "choices", "backbone.recipe",
               "finetune.gradient_checkpointing")  # fmt: skip

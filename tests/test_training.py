@@ -639,7 +639,7 @@ class Drifting:
         self.trainable, self.batches, self.per_epoch, self.stop = trainable, batches, batches.per_epoch, stop
         self.plain = problem.loss(trainable)
 
-    def epoch(self, epoch: int, epochs: int):
+    def epoch(self, epoch: int, epochs: int, state):
         assert not torch.is_grad_enabled()
         assert epochs == math.ceil(TOTAL / self.per_epoch)
         return {"centre": self.trainable["w"].detach().clone(), "shift": epoch}
@@ -873,7 +873,7 @@ def test_a_users_objective_is_one_class(monkeypatch):
             (rows,) = batch.rows.values()
             return state["scale"] * logits_of("a", batch.inputs[rows]).abs().pow(self.power).sum() / batch.size
 
-        def epoch(self, logits_of, views, epoch, epochs):
+        def epoch(self, logits_of, views, epoch, epochs, state):
             return {"scale": float(logits_of("a", views["a"].take(slice(0, 4))).norm() > 0)}
 
     model, views = Tower(1), classification(1, a=16)

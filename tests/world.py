@@ -61,6 +61,13 @@ def write_configs(root: Path) -> None:
     )
 
 
+def view(inputs, labels=None, head=None, name: str = "task/split"):
+    """Return a view of tensors in memory."""
+    from taskvec.data.views import View
+
+    return View.of({"inputs": inputs} | ({} if labels is None else {"labels": labels}), name=name, head=head)
+
+
 def write_split(path: Path, task: str, count: int, seed: int, classes: int = 4) -> None:
     """Write one Parquet file with PNG images and class labels, as Hugging Face datasets does."""
     rng = np.random.default_rng(seed)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskvec.config import Component, Config
+from taskvec.data.cards import read_card
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean, register
 
@@ -29,12 +31,14 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 class Task(Config):
     """One task: where its examples are, how they are split, and by which metric it is judged.
 
-    ``path`` is ``pkg://NAME`` (shipped with the package), a local folder with one Parquet file per split, or a data set
-    name of the Hugging Face hub, with ``config`` and ``revision`` where it has several. Labels are class indices, or
-    strings, which ``classes`` then lists; over indices ``classes`` replaces the data set's label names in the prompts.
-    Rows labelled ``no_label`` are left out. ``keep`` restricts the examples, not the head, to some of the classes (a
-    sub-population). A missing ``val`` split is held out of ``train`` by the rule of
-    :func:`taskvec.data.splits.hold_out`. A metric of :data:`REGRESSION` makes the labels numbers.
+    ``path`` is ``pkg://NAME`` (shipped with the package), a local folder (see :func:`taskvec.data.locate.locate` for
+    what it may hold; a relative one starts at the file that names it), or a data set name of the Hugging Face hub, with
+    ``config`` and ``revision`` where it has several. Labels are read by :class:`taskvec.data.labels.LabelRule`;
+    ``classes`` lists what they stand for where the data does not, and else replaces its names in the prompts. Rows
+    labelled ``no_label`` are left out. ``keep`` restricts the examples, not the head, to some of the classes (a
+    sub-population). ``splits.val`` null holds validation out of ``train`` by the rule of
+    :func:`taskvec.data.splits.hold_out`; without that key so does data that has no split of a usual name. A metric of
+    :data:`REGRESSION` makes the labels numbers.
     """
 
     path: str = Field(min_length=1)
@@ -43,9 +47,9 @@ class Task(Config):
     classes: tuple[str, ...] | None = None
     keep: tuple[str, ...] | None = None
     label: str = "label"
-    no_label: int | None = None
+    no_label: int | str | None = None
     metric: Metric = "accuracy"
-    splits: dict[Split, str | None] = {"train": "train", "val": "val", "test": "test"}
+    splits: dict[Split, str | None] = {"train": "train", "test": "test"}
 
     @model_validator(mode="after")
     def _classes_or_scores(self) -> Task:
@@ -77,22 +81,19 @@ class Task(Config):
     @property
     def folder(self) -> Path | None:
         """The local folder of the task's files; None for a data set of the hub."""
-        if self.path.startswith("pkg://"):
-            return ASSETS / self.path.removeprefix("pkg://")
-        path = Path(os.path.expanduser(self.path))
-        return path if path.is_absolute() or path.exists() or self.path.startswith((".", "~")) else None
+        return local_folder(self.path)
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
         """The columns of the examples' inputs."""
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
-        """Return what the head is made from, given the class names: the words for each class, and templates.
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
+        """Return what the head is made from, given the class names.
 
         ``learned`` says that the backbone learns its heads.
         """
-        return list(names), []
+        return Prompt(list(names))
 
     @abstractmethod
     def takes(self, column: DataType) -> bool:
@@ -126,18 +127,25 @@ class ImageTask(Task):
         """The image column."""
         return (self.image,)
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
         """Return class names and templates."""
-        return list(names), list(self.templates)
+        return Prompt(list(names), list(self.templates))
 
     def takes(self, column: DataType) -> bool:
-        """Return whether an Arrow type holds bytes, bare or as the ``bytes`` field of a struct."""
+        """Return whether an Arrow type holds bytes, bare or as the ``bytes`` field of a struct, or paths of images."""
         from pyarrow import types
 
-        encoded = (
-            column.field("bytes").type if types.is_struct(column) and column.get_field_index("bytes") >= 0 else column
-        )
-        return types.is_binary(encoded) or types.is_large_binary(encoded)
+        if types.is_struct(column):
+            field = column.get_field_index("bytes")
+            # JSON lines, where there are no bytes, have the path beside a null
+            return field >= 0 and (_binary(column.field(field).type) or types.is_null(column.field(field).type))
+        return _binary(column) or types.is_string(column) or types.is_large_string(column)
+
+
+def _binary(column: DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_binary(column) or types.is_large_binary(column)
 
 
 class TextTask(Task):
@@ -146,11 +154,12 @@ class TextTask(Task):
     ``frame`` holds ``{text}`` once, and ``{pair}`` once where ``pair`` names a second column; encoders read the texts
     without it, ``text`` first. ``words`` replaces the class names as label words. In a regression word k stands for the
     score k: a model that answers in words learns the nearest one and predicts the mean score under its softmax, an
-    encoder learns one output by squared error.
+    encoder learns one output by squared error. A split's texts may take ``max_text_mb`` MiB.
     """
 
     text: str = "text"
     pair: str | None = None
+    max_text_mb: int = Field(512, ge=1)
     frame: str = "{text}"
     words: tuple[str, ...] | None = None
 
@@ -174,17 +183,18 @@ class TextTask(Task):
         """The text columns."""
         return (self.text, *([self.pair] if self.pair else []))
 
-    def prompts(self, names: Sequence[str], *, learned: bool = False) -> tuple[list[str], list[str]]:
-        """Return the label words; a learned head has one output for a regression.
+    def prompts(self, names: Sequence[str], *, learned: bool = False) -> Prompt:
+        """Return the label words and what stands before them; a learned head has one output for a regression.
 
         Raises:
             UserError: if there is not one for each class.
         """
+        before = re.split(r"{text}|{pair}", self.frame)[-1]
         if self.regression:
-            return list(names if learned else self.words), []
+            return Prompt(list(names if learned else self.words), before=before)
         if self.words and len(self.words) != len(names):
             raise UserError(f"task {self.path}: {len(self.words)} words for {len(names)} classes")
-        return list(self.words or names), []
+        return Prompt(list(self.words or names), before=before)
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type is a string."""
@@ -194,20 +204,29 @@ class TextTask(Task):
 
 
 class Corpus(Config):
-    """A held-out text whose perplexity must survive an edit: column ``text`` of one Parquet file, a document a row.
+    """A held-out text whose perplexity must survive an edit: column ``text`` of one table, a document a row.
 
-    Coefficients are chosen on its even rows (``val``) and reported on the odd ones (``test``).
+    Coefficients are chosen on its even rows (``val``) and reported on the odd ones (``test``). ``file`` in the folder
+    ``path`` is named as a task's splits are; its texts may take ``max_text_mb`` MiB.
     """
 
     path: str = Field(min_length=1)
     file: str = Field(min_length=1)
     text: str = "text"
+    max_text_mb: int = Field(512, ge=1)
 
     @property
-    def location(self) -> Path:
-        """The Parquet file."""
-        folder = ASSETS / self.path.removeprefix("pkg://") if self.path.startswith("pkg://") else Path(self.path)
-        return folder.expanduser() / f"{self.file}.parquet"
+    def folder(self) -> Path:
+        """The folder of the corpus's files."""
+        return local_folder(self.path) or Path(self.path)
+
+
+def local_folder(path: str) -> Path | None:
+    """Return the folder of a path that is shipped, absolute, or starts with ``.`` or ``~``; None for a hub's name."""
+    if path.startswith("pkg://"):
+        return ASSETS / path.removeprefix("pkg://")
+    folder = Path(os.path.expanduser(path))
+    return folder if folder.is_absolute() or path.startswith((".", "~")) else None
 
 
 class Suite(Component):
@@ -332,12 +351,7 @@ def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -
     for folder in folders:
         path = folder / "task" / f"{name}.yaml"
         if path.is_file():
-            try:
-                node = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-            except Exception as error:
-                raise UserError(f"task/{name}.yaml: not valid YAML: {' '.join(str(error).split())}") from error
-            if not isinstance(node, dict):
-                raise UserError(f"task/{name}.yaml: must be a mapping of keys to values")
+            node = read_card(path)
             parent = node.pop("extends", None)
             return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
     known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})

@@ -37,11 +37,10 @@ class View:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, name: str, head: Tensor | None = None) -> View:
-        """Return a view of a decoded split: ``inputs`` or ``inputs/00000``, ``inputs/00001``, ..., and ``labels``."""
+        """Return a view of a decoded split: ``inputs``, or ``inputs/00000``, ``inputs/00001``, ..., and ``labels``."""
         from taskvec.data.shards import Shards
 
-        labels = tensors["labels"] if "labels" in tensors else None
-        return cls(name, Shards.of(tensors), labels, head)
+        return cls(name, Shards.of(tensors), tensors.get("labels"), head)
 
     def __len__(self) -> int:
         return len(self.stored) if self.chosen is None else len(self.chosen)

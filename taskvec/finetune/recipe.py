@@ -28,7 +28,7 @@ HEAD = "head/"  # prefix of the heads among the leaves
 LEFT_OPEN = ("lr", "steps", "warmup", "batch_size")
 
 
-class Recipe(Finetune, Schedule):
+class Recipe(Schedule, Finetune):
     """AdamW on all selected parameters, linear warm-up and cosine decay per step, gradient-norm clipping (spec 1.4).
 
     ``lr``, ``steps``, ``warmup`` and ``batch_size`` that are left open are those that suit the backbone (its
@@ -127,7 +127,8 @@ class Recipe(Finetune, Schedule):
                     lambda batch, state: sign * self.objective.loss(logits_of, batch, state),
                     self.objective.steps(views, self, given.seed),
                     schedule,
-                    epoch=lambda epoch, epochs: self.objective.epoch(logits_of, views, epoch, epochs),
+                    epoch=lambda epoch, epochs, state: self.objective.epoch(logits_of, views, epoch, epochs, state),
+                    after=self.objective.callbacks(leaves),
                     penalties=[_on_deltas(penalty, trained) for penalty in self.penalties(given)],
                     checkpoint=given.checkpoint,
                     observe=given.observe,

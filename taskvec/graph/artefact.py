@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from taskvec.config import Config
+from taskvec.graph.encoding import decode
 from taskvec.needs import Examples
 
 if TYPE_CHECKING:
@@ -174,6 +175,6 @@ def fingerprint(recipe: Any) -> str:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file, or None if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return decode(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None

@@ -66,7 +66,9 @@ class Chain:
             raise UserError("source: no transform moves vectors; leave source out, or set transform=theseus")
         names = [name for name in self.late if self.config.transform[name].joint]
         if names:
-            raise UserError(f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one")
+            raise UserError(
+                f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one"
+            )
 
     @cached_property
     def side_of_merge(self) -> Side:
@@ -83,19 +85,21 @@ class Chain:
         """Return the side of the vectors that a transform makes."""
         return "target" if name == self.moving else self.side_before(name)
 
-    def tuned(self, tasks: Sequence[str], side: Side, *, ascend: bool = False) -> Tuned:
+    def tuned(
+        self, tasks: Sequence[str], side: Side, *, ascend: bool = False, without: tuple[str, ...] = ()
+    ) -> Tuned:
         """Return the vector tuned on the training split of some tasks."""
         on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
-        return Tuned(on, side, ascend)
+        return Tuned(on, side, ascend, without=without)
 
-    def after(self, start: Vector, among: Sequence[Vector]) -> Vector:
+    def after(self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()) -> Vector:
         """Return a vector after the transforms before the merge; joint ones are fitted over ``among``."""
         vector, companions = start, tuple(among)
         for name in self.early:
             joint = self.config.transform[name].joint
             seen = companions if joint else ()
-            vector = Changed(vector, name, seen)
-            companions = tuple(Changed(other, name, seen) for other in companions)
+            vector = Changed(vector, name, seen, without)
+            companions = tuple(Changed(other, name, seen, without) for other in companions)
         return vector
 
     def mode(self, vector: Vector) -> ForwardMode:
@@ -141,12 +145,13 @@ class Asking:
         """Whether the run's merge is learned."""
         return self.config.merge.learned
 
-    def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
+    def vector(self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()) -> Vector:
         """Return a task's vector after the transforms that stand before the merge."""
         side: Side = "source" if self.chain.moving else "target"
         tasks = self.config.protocol.shared(self.config.suite) if among is None else tuple(among)
-        companions = [self.chain.tuned((other,), side) for other in tasks]
-        return self.chain.after(self.chain.tuned((task,), side), companions)
+        companions = [self.chain.tuned((other,), side, without=without) for other in tasks]
+        start = self.chain.tuned((task,), side, without=without)
+        return self.chain.after(start, companions, without)
 
     def tuned(self, *tasks: str, ascend: bool = False) -> Vector:
         """Return the vector tuned on the evaluated backbone, before any transform."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from taskvec.config import Component
 from taskvec.errors import UserError
-from taskvec.needs import Examples, ForwardMode, Grant
+from taskvec.needs import Examples, ForwardMode, Grant, Needs, Statistics
 
 
 def granted(need: Examples, grants: Sequence[Grant], owner: str) -> None:
@@ -27,6 +27,18 @@ def granted(need: Examples, grants: Sequence[Grant], owner: str) -> None:
     raise UserError(
         f"{owner} asks for {need.task}/{need.split} {labels} for {need.use}; the protocol grants {offered} of that task"
     )
+
+
+def kept_back(needs: Needs, tasks: Sequence[str], owner: str) -> None:
+    """Check that a component asks for nothing of the tasks that a vector must be made without.
+
+    Raises:
+        UserError: naming the task.
+    """
+    for need in needs:
+        on = need.on if isinstance(need, Statistics) else need
+        if isinstance(on, Examples) and on.task in tasks:
+            raise UserError(f"{owner} asks for {on.task}/{on.split}, the target, which vectors are made without")
 
 
 def same_mode(mode: ForwardMode, component: Component, owner: str) -> None:

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Node, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
-from taskvec.graph.granting import granted, same_mode
+from taskvec.graph.granting import granted, kept_back, same_mode
 from taskvec.graph.nodes.answer import AnswerNode
-from taskvec.graph.nodes.base import Base, Prepared
+from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.composition import CompositionNode, MergedVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.prepared import Prepared
 from taskvec.graph.nodes.statistic import StatisticNode
 from taskvec.graph.nodes.transformed import FitNode, TransformedVector
 from taskvec.graph.nodes.vector import DrawnVector, TunedVector, VectorNode
@@ -109,7 +110,8 @@ class Plan:
         backbone = self.config.backbone_of(side)
         definition = self.config.suite.definitions[task]
         key = ("decoded", task, split, backbone.model_dump_json())
-        return self._once(key, lambda: Decoded(split, definition, task, backbone))
+        prompt = prompt_of(task, definition, backbone) if "label_words" in backbone.gives else None
+        return self._once(key, lambda: Decoded(split, definition, prompt, task, backbone))
 
     def rows(self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False) -> Rows:
         """Rows of a split; ``tuning`` ones carry the head from before fine-tuning."""
@@ -150,14 +152,15 @@ class Plan:
 
     def _tuned(self, expression: Tuned) -> TunedVector:
         side, method = expression.side, self.config.method_on(expression.side)
-        scope = self.scope(tasks_of(expression), side, learning=expression.on)
+        without = expression.without
+        scope = self.scope(tasks_of(expression), side, learning=expression.on, without=without)
         views = {}
         for examples in expression.on:
             granted(examples, self.grants, f"finetune={method.kind}")
             views[examples.task] = self.rows(examples.task, examples.split, examples.budget, side, tuning=True)
         return TunedVector(
             self.base(side), expression, self.chain.mode(expression), method, views,
-            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True),
+            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True, without=without),
             None if expression.start is None else self.vector(expression.start),
             expression.ascend, self.config.compute.precision, scope,
         )  # fmt: skip
@@ -173,12 +176,13 @@ class Plan:
         tasks = tuple(dict.fromkeys(task for vector in among for task in tasks_of(vector)))
         side = self.chain.side_before(name)
         same_mode(of.mode, transform, f"transform.{name}")
-        scope = self.scope(tasks, side, vectors={tasks_of(vector)[0]: vector for vector in among})
+        vectors = {tasks_of(vector)[0]: vector for vector in among}
+        scope = self.scope(tasks, side, vectors=vectors, without=expression.without)
         fit = FitNode(
             transform,
             self.base(self.chain.side_after(name)),
             self.origin(name),
-            self._needed(transform.needs(scope), f"transform.{name}", side),
+            self._needed(transform.needs(scope), f"transform.{name}", side, without=expression.without),
             name,
             scope,
         )
@@ -202,9 +206,12 @@ class Plan:
         return self._composition(Composed(((1.0, changed),), forward=composed.forward))
 
     def _composition(self, composed: Composed) -> CompositionNode:
+        takes_none = self.config.merge.vectors[1] == 0
+        if composed.merge and takes_none:
+            composed = replace(composed, vectors=())
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
-        merge = self.config.merge if composed.merge and nodes else None
+        merge = self.config.merge if composed.merge and (nodes or takes_none) else None
         side = self.chain.side_of_merge if merge else "target"
         base = nodes[0].base if nodes else self.base("target")
         mode = composed.forward or (nodes[0].mode if nodes else "standard")
@@ -227,7 +234,7 @@ class Plan:
         scope = self.scope(tasks, side, learning=examples, vectors=vectors)
         needs: list[Need] = [*merge.needs(scope), *examples]
         if learning:
-            needs += [AnswerOf(cell) for _, cell in learning.needs]
+            needs += [*learning.selection, *(AnswerOf(cell) for _, cell in learning.needs)]
         return CompositionNode(
             base, nodes, tuple(sign for sign, _ in composed.vectors), merge,
             composed.coefficients == "per_task", mode, self._needed(needs, owner, side),
@@ -245,6 +252,8 @@ class Plan:
         learning, protocol = composed.learning, self.config.protocol.kind
         if learning is None:
             raise UserError(f"{owner} is learned, and protocol={protocol} gives it nothing to learn on")
+        if not merge.selects:
+            learning = learning.unselected
         objective = merge.objective or lookup("objective", learning.objective).schema()
         labelled = all(examples.labels for examples in learning.examples)
         if objective.labels and not labelled:
@@ -283,14 +292,19 @@ class Plan:
         *,
         learning: tuple[Examples, ...] = (),
         vectors: Mapping[str, Vector] | None = None,
+        without: tuple[str, ...] = (),
     ) -> PlanScope:
-        """Return what a component knows when it declares its needs."""
+        """Return what a component knows when it declares its needs; it must not look at ``without``."""
         backbone, source = self.config.backbone_of(side), self.config.backbone_of("source")
         shared = self.config.protocol.shared(self.config.suite)
+        shared = tuple(task for task in shared if task not in without)
         return PlanScope(tasks, side, backbone, source, learning, shared, dict(vectors or {}))
 
-    def _needed(self, needs: Needs, owner: str, side: Side, *, tuning: bool = False) -> dict[Need, Node]:
+    def _needed(
+        self, needs: Needs, owner: str, side: Side, *, tuning: bool = False, without: tuple[str, ...] = ()
+    ) -> dict[Need, Node]:
         """Return the node of each need, once the protocol grants it."""
+        kept_back(needs, without, owner)
         return {need: self._need(need, owner, side, tuning=tuning) for need in needs}
 
     def _need(self, need: Need, owner: str, side: Side, *, tuning: bool) -> Node:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError, model_validator
 
@@ -19,7 +19,10 @@ from taskvec.protocols.rows import Criterion, Row
 SCHEMA_VERSION = 2
 VOLATILE = {"timing", "environment", "immaterial", "migrated_from"}
 SAID = 1_000  # problems of a file that are looked at one by one
+LENGTH = 200  # of a message about a file
 MOVED = {"device": "compute.device", "precision": "compute.precision", "offload": "compute.offload"}  # since schema 2
+
+Json: TypeAlias = dict[str, Any]
 
 
 class Stage(Config):
@@ -42,17 +45,17 @@ class Result(Config):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     fingerprint: str
-    config: dict[str, Any]
+    config: Json
     immaterial: tuple[str, ...] = ()
     rows: tuple[Row, ...]
-    curves: dict[str, list[dict[str, Any]]] = {}
-    maps: dict[str, dict[str, Any]] = {}
+    curves: dict[str, list[Json]] = {}
+    maps: dict[str, Json] = {}
     criterion: Criterion
-    reports: dict[str, dict[str, Any]] = {}
+    reports: dict[str, Json] = {}
     data_seen: dict[str, list[str]] = {}
     stages: tuple[Stage, ...] = ()
-    timing: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
+    timing: Json = {}
+    environment: Json = {}
     migrated_from: int | None = None
 
     @model_validator(mode="after")
@@ -74,16 +77,20 @@ class Result(Config):
             return False
         return self.model_dump(exclude=excluded) == other.model_dump(exclude=excluded)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Return the settings that can change the result, by dotted key."""
-        return {key: value for key, value in flatten(self.config) if not self.is_immaterial(key)}
+        found = {}
+        for key, value in flatten(self.config):
+            if not self.is_immaterial(key):
+                found[key] = value
+        return found
 
     def is_immaterial(self, key: str) -> bool:
         """Return whether a dotted key of the config, or a record that it belongs to, cannot change results."""
-        return any(key == declared or key.startswith(f"{declared}.") for declared in self.immaterial)
+        return f"{key}.".startswith(tuple(f"{declared}." for declared in self.immaterial))
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of every leaf of a config; lists as JSON text, so that they can be grouped by.
 
     Settings that stood at the top of a config up to schema 1 have the keys of today.
@@ -100,17 +107,27 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def row_metrics(row: Row) -> dict[str, float]:
     """Return a row's numbers: the mean of each metric by name, ``alpha``, and each task's as ``metric/task``."""
-    means = {name: metric.mean for name, metric in row.metrics.items() if metric.mean is not None}
-    found = means if row.alpha is None else means | {"alpha": row.alpha}
-    for name, values in [("alpha", row.alphas), *((name, metric.values) for name, metric in row.metrics.items())]:
-        for task, value in values.items():
-            found[f"{name}/{task}"] = value
-    return found
+    means: dict[str, float] = {}
+    by_task: dict[str, float] = {}
+    for name, metric in row.metrics.items():
+        if metric.mean is not None:
+            means[name] = metric.mean
+        for task, value in metric.values.items():
+            by_task[f"{name}/{task}"] = value
+    if row.alpha is not None:
+        means["alpha"] = row.alpha
+    for task, alpha in row.alphas.items():
+        by_task[f"alpha/{task}"] = alpha
+    return means | by_task
 
 
 def flat_metrics(rows: tuple[Row, ...]) -> dict[str, float]:
     """Return ``row/metric`` and ``row/metric/task`` keys, the flat form that dashboards take."""
-    return {f"{row.row}/{name}": value for row in rows for name, value in row_metrics(row).items()}
+    found = {}
+    for row in rows:
+        for name, value in row_metrics(row).items():
+            found[f"{row.row}/{name}"] = value
+    return found
 
 
 def not_a_number(value: Any, place: str) -> str | None:
@@ -131,7 +148,7 @@ def not_a_number(value: Any, place: str) -> str | None:
     return None
 
 
-def migrate(data: dict[str, Any]) -> dict[str, Any]:
+def migrate(data: Json) -> Json:
     """Return the data of a result of any earlier schema version in the current one.
 
     Raises:
@@ -175,6 +192,8 @@ def first_problem(error: ValidationError) -> str:
     if count > SAID:  # each takes a kilobyte when it is spelt out
         return f"{count} values do not fit"
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
+    place = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}"[:200] if place else message[:200]
+    if place:
+        message = f"{place}: {message}"
+    return message[:LENGTH]

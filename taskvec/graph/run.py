@@ -23,18 +23,23 @@ class Compute(Config):
     offload: bool = immaterial(False)
 
 
-class RunConfig(Config):
-    """One run: the components of each group by their schemas.
-
-    ``source`` is the backbone that vectors come from where a transform moves them. A recipe field that is left open is
-    filled in from the recipe of the backbone that is tuned (:meth:`method_on`).
-    """
+class Plain(Config):
+    """The settings of a run that belong to no component."""
 
     method: str = immaterial("custom")
     experiment: str | None = immaterial(None)
     seed: int = Field(ge=0, lt=2**31)
     compute: Compute = Compute()
     outputs: str = immaterial("outputs", min_length=1)
+
+
+class RunConfig(Plain):
+    """One run: the components of each group by their schemas.
+
+    ``source`` is the backbone that vectors come from where a transform moves them. A recipe field that is left open is
+    filled in from the recipe of the backbone that is tuned (:meth:`method_on`).
+    """
+
     backbone: SerializeAsAny[Component]
     source: SerializeAsAny[Component] | None = None
     suite: SerializeAsAny[Component]
@@ -67,11 +72,11 @@ class RunConfig(Config):
     def _methods(self) -> Mapping[str, Any]:
         return {side: self.finetune.resolved(self.backbone_of(side)) for side in ("source", "target")}
 
-    def identity(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return every setting that can change the result; the order of transforms counts."""
-        found = super().identity()
-        found["finetune"] = {side: method.identity() for side, method in self._methods.items()}
-        found["transform"] = [[name, transform.identity()] for name, transform in self.transform.items()]
+        found = super().settings()
+        found["finetune"] = {side: method.settings() for side, method in self._methods.items()}
+        found["transform"] = [[name, transform.settings()] for name, transform in self.transform.items()]
         return found
 
     def to_yaml(self) -> str:

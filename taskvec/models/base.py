@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from taskvec.config import Component, Config, immaterial
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
@@ -110,8 +111,8 @@ class Backbone(Component):
         """Return the model with its base weights."""
 
     @abstractmethod
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return each task's head before fine-tuning, given (class names, templates).
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
+        """Return each task's head before fine-tuning; a plain tuple of a prompt's first fields is a prompt too.
 
         CLIP: the frozen zero-shot weights [C, d] float32. Text-to-text and causal language models: the vocabulary ids
         [C] int64 of the label words. Encoders: the initial weights [C, d + 1] of a linear head, bias last.

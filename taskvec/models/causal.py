@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.data.prompt import Prompt
 from taskvec.models.base import Ability
-from taskvec.models.language.language import LanguageModel
+from taskvec.models.language.language import LanguageModel, named
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.models.language.labels import Seam
     from taskvec.models.language.modules import CausalModel
+    from taskvec.models.language.tokens import Pieces
 
 
 @register("backbone", "causal", paper="Radford et al., 2019; Touvron et al., arXiv 2302.13971")
@@ -38,20 +41,29 @@ class Causal(LanguageModel):
 
         return CausalModel(self._network(device))
 
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return the vocabulary ids [C] int64 of the first token of each task's label words, after a space.
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
+        """Return the vocabulary ids [C] int64 of the first token of each task's label words, as they follow its frame.
 
         Raises:
             UserError: if two label words share their first token.
         """
         import torch
 
-        from taskvec.models.language.tokens import first_tokens
+        found = {}
+        for task, prompt in tasks.items():
+            with named(task):
+                found[task] = torch.tensor(self._seam(Prompt(*prompt)).tokens)
+        return found
 
-        tokenizer = self.text_tokenizer
-        return {task: torch.tensor(first_tokens(tokenizer, task, words, ":")) for task, (words, _) in tasks.items()}
+    def _seam(self, prompt: Prompt) -> Seam:
+        from taskvec.models.language.labels import seam
 
-    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+        return seam(self.fitting_tokenizer, prompt.words, prompt.before)
+
+    def _end(self, prompt: Prompt) -> str:
+        return self._seam(prompt).before
+
+    def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:
         from taskvec.models.language.tokens import encode_framed
 
         return encode_framed(self.text_tokenizer, examples, room, None)

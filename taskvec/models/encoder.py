@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.data.prompt import Prompt
 from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.models.language.modules import EncoderModel
+    from taskvec.models.language.tokens import Pieces
 
 
 @register("backbone", "encoder", paper="Devlin et al., NAACL 2019, arXiv 1810.04805; Liu et al., arXiv 1907.11692")
@@ -38,7 +40,7 @@ class Encoder(LanguageModel):
         kinds = getattr(module.config, "type_vocab_size", 0)
         return EncoderModel(module, self.text_tokenizer.sep_token_id if kinds > 1 else None)
 
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """Return each task's initial head [C, d + 1] float32: normal(0, 0.02) by the task's name, bias 0.
 
         Raises:
@@ -47,13 +49,14 @@ class Encoder(LanguageModel):
         import torch
 
         width, heads = self.layout.get(self.architecture, "hidden_size"), {}
-        for task, (names, _) in tasks.items():
+        for task, prompt in tasks.items():
+            classes = len(Prompt(*prompt).words)
             seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8]) >> 1
-            weights = 0.02 * torch.randn(len(names), width, generator=torch.Generator().manual_seed(seed))
-            heads[task] = torch.cat([weights, torch.zeros(len(names), 1)], dim=1)
+            weights = 0.02 * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
+            heads[task] = torch.cat([weights, torch.zeros(classes, 1)], dim=1)
         return heads
 
-    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+    def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:
         from taskvec.models.language.tokens import encode_pairs
 
         return encode_pairs(self.text_tokenizer, examples, room)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from taskvec.data.prompt import Prompt
 from taskvec.models.base import Ability
-from taskvec.models.language.language import LanguageModel
+from taskvec.models.language.language import LanguageModel, named
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.models.language.modules import TextToTextModel
+    from taskvec.models.language.tokens import Pieces
 
 
 @register("backbone", "text_to_text", paper="Raffel et al., JMLR 2020, arXiv 1910.10683")
@@ -35,20 +37,23 @@ class TextToText(LanguageModel):
 
         return TextToTextModel(self._network(device))
 
-    def heads(self, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Tensor]:
-        """Return the vocabulary ids [C] int64 of the first token of each task's label words.
+    def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
+        """Return the vocabulary ids [C] int64 of the first token of each task's label words, which stand alone.
 
         Raises:
             UserError: if two label words share their first token.
         """
         import torch
 
-        from taskvec.models.language.tokens import first_tokens
+        from taskvec.models.language.labels import first_tokens
 
-        tokenizer = self.text_tokenizer
-        return {task: torch.tensor(first_tokens(tokenizer, task, words, "")) for task, (words, _) in tasks.items()}
+        found = {}
+        for task, prompt in tasks.items():
+            with named(task):
+                found[task] = torch.tensor(first_tokens(self.fitting_tokenizer, Prompt(*prompt).words))
+        return found
 
-    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+    def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:
         from taskvec.models.language.tokens import encode_framed
 
         return encode_framed(self.text_tokenizer, examples, room, self.text_tokenizer.eos_token_id)

@@ -65,14 +65,19 @@ class Addition(Protocol):
 
     def _merged(self, ask: Ask, name: str, chosen: tuple[str, ...], singles: Mapping[str, Cell]) -> Cell:
         vectors = tuple((1.0, ask.vector(task, among=chosen)) for task in chosen)
-        examples = tuple(Examples(task, SELECTION, "learning", labels=True) for task in chosen)
-        learning = Learning("cross_entropy", examples) if ask.learns else None
+        needs = tuple((f"individual/{task}", singles[f"individual/{task}"]) for task in chosen)
+        learning = self._learning(chosen, needs) if ask.learns else None
         composed = Composed(vectors, merge=True, forward=self.forward, learning=learning)
         question = scores(
             ask.suite, chosen, grid=ask.grid, fixed=(1.0,), rule=Rule(kind=self.rule), on_selection=1.0 not in ask.grid
         )
-        needs = tuple((f"individual/{task}", singles[f"individual/{task}"]) for task in chosen)
         return Cell(name, composed, question, needs)
+
+    def _learning(self, chosen: tuple[str, ...], needs: tuple[tuple[str, Cell], ...]) -> Learning:
+        """Return what a learned merge learns on; its best epoch is chosen on the same examples (aTLAS)."""
+        examples = tuple(Examples(task, SELECTION, "learning", labels=True) for task in chosen)
+        selection = tuple(Examples(task, SELECTION, "selection", labels=True) for task in chosen)
+        return Learning("cross_entropy", examples, Rule(kind=self.rule), selection, needs)
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, (joint,) merged and merged_alpha_1."""

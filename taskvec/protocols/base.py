@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol as Typed
 
 from pydantic import Field
@@ -24,14 +24,21 @@ SELECTION, REPORT = "val", "test"
 class Learning:
     """What a learned merge learns on: the examples, the objective, and how the best step is chosen.
 
-    A protocol names its objective; the plan puts the component in its place, or the merge's own. ``select`` names a rule of :mod:`taskvec.protocols.selection` that looks at validation scores after each epoch; None
-    keeps the last step. ``needs`` are the cells that the rule compares with.
+    A protocol names its objective; the plan puts the component in its place, or the merge's own. ``select`` is a
+    :class:`taskvec.protocols.selection.Rule` that looks at the scores on the examples of ``selection`` after each
+    epoch; None keeps the last step. ``needs`` are the cells that the rule compares with.
     """
 
     objective: Any
     examples: tuple[Examples, ...]
-    select: str | None = None
+    select: Any = None
+    selection: tuple[Examples, ...] = ()
     needs: tuple[tuple[str, Cell], ...] = ()
+
+    @property
+    def unselected(self) -> Learning:
+        """The same learning, of which the last step is kept."""
+        return replace(self, select=None, selection=(), needs=())
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,11 @@ class Ask(Typed):
     backbone: Any
     learns: bool
 
-    def vector(self, task: str, among: Sequence[str] | None = None) -> Vector:
-        """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite)."""
+    def vector(self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()) -> Vector:
+        """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite).
+
+        Neither fine-tuning nor transforms look at the tasks of ``without``.
+        """
 
     def tuned(self, *tasks: str, ascend: bool = False) -> Vector:
         """Return the vector tuned on the evaluated backbone, before any transform: a reference row's."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from taskvec.errors import UserError
+from taskvec.merge.base import UNIT_GRID
 from taskvec.needs import Examples
 from taskvec.protocols.base import SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
 from taskvec.protocols.questions.scores import scores
@@ -56,29 +57,46 @@ class Negation(Protocol):
         for task in suite.tasks:
             tuned = ask.tuned(task)
             cells.append(individual(self, suite, task, tuned, suite.control))
-            cells.append(self._searched(ask, "negated", task, self._negated(ask, task), base))
+            negated = self._negated(ask, task, base)
+            cells.append(self._searched(ask, "negated", task, negated, base, ask.grid))
             if self.random:
                 drawn = Composed(((1.0, ask.drawn(tuned)),), forward=self.forward)
-                cells.append(self._searched(ask, "random", task, drawn, base))
+                # The vector is not learned, so a learned merge's grid of one coefficient says nothing about it.
+                grid = UNIT_GRID if ask.learns else ask.grid
+                cells.append(self._searched(ask, "random", task, drawn, base, grid))
             if self.ascent:
                 ascended = Composed(((1.0, ask.tuned(task, ascend=True)),), forward=self.forward)
                 question = scores(suite, (task,), suite.control, fixed=(1.0,))
                 cells.append(Cell(f"ascent/{task}", ascended, question))
         return cells
 
-    def _negated(self, ask: Ask, task: str) -> Composed:
+    def _negated(self, ask: Ask, task: str, base: Cell) -> Composed:
         named = (task, ask.suite.control)
         examples = tuple(Examples(name, SELECTION, "learning", labels=True) for name in named)
-        learning = Learning("negation", examples) if ask.learns else None
+        learning = self._learning(ask, examples, base) if ask.learns else None
         vectors = ((-1.0, ask.vector(task)),)
         return Composed(vectors, merge=True, forward=self.forward, learning=learning)
 
-    def _searched(self, ask: Ask, name: str, task: str, composed: Composed, base: Cell) -> Cell:
+    def _learning(self, ask: Ask, examples: tuple[Examples, ...], base: Cell) -> Learning:
+        """Return what a learned merge forgets and keeps; its epoch is chosen by the rule on the same split.
+
+        Raises:
+            UserError: if the control is a corpus, which has no labels.
+        """
+        if ask.suite.control_metric == "perplexity":
+            raise UserError("protocol=negation: a learned merge keeps a labelled control; name a task as suite.control")
+        selection = tuple(Examples(need.task, SELECTION, "selection", labels=True) for need in examples)
+        rule = Rule(kind="lowest_target", control_threshold=self.control_threshold)
+        return Learning("negation", examples, rule, selection, (("zero_shot", base),))
+
+    def _searched(  # noqa: PLR0913, PLR0917 (what a cell is made of)
+        self, ask: Ask, name: str, task: str, composed: Composed, base: Cell, grid: tuple[float, ...]
+    ) -> Cell:
         keeps: dict[str, Any] = {"control_threshold": self.control_threshold}
         if ask.suite.control_metric == "perplexity":
             keeps = {"perplexity_tolerance": self.perplexity_tolerance}
         rule = Rule(kind=self.rule, **keeps)
-        question = scores(ask.suite, (task,), ask.suite.control, grid=ask.grid, rule=rule)
+        question = scores(ask.suite, (task,), ask.suite.control, grid=grid, rule=rule)
         return Cell(f"{name}/{task}", composed, question, (("zero_shot", base),))
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:

@@ -111,7 +111,9 @@ class Rows:
                 (value,) = part.values(kind).values()
                 values[task] = value
             about = example.model_dump(include={"unit", "better"})
-            named = {task: metric_name for part in parts.values() for task, metric_name in part.metrics[kind].by_task.items()}
+            named = {
+                task: metric_name for part in parts.values() for task, metric_name in part.metrics[kind].by_task.items()
+            }
             metrics[kind] = metric(values, by_task=named, **about)
         denominators = {}
         for part in parts.values():

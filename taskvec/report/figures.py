@@ -22,6 +22,8 @@ COLUMNS, SIDE = 4, 3.6
 FORMATS = (".svg", ".pdf", ".png")
 NUMBERED = 400  # entries of a matrix that are written into it
 LABELLED = 60  # lines or columns of a matrix that are named
+SMALL, SMALLER = 7, 6  # sizes of letters
+BAR = {"fraction": 0.046, "pad": 0.03}  # a colour bar as high as its square panel
 # Names are not formulas, whatever dollar signs they hold; the same picture is the same file.
 SETTINGS = {"text.parse_math": False, "svg.hashsalt": "taskvec"}
 
@@ -35,24 +37,37 @@ def draw(result: Result, target: Path, only: Sequence[str] | None = None) -> Non
     """
     if target.suffix not in FORMATS:
         raise UserError(f"figure: {target} must end in {', '.join(FORMATS)}")
-    groups = panels(result)
-    if not groups:
-        raise UserError(f"figure: {result.run_id} has no map, matrix or curve to draw")
-    for name in only or ():
-        if name not in groups:
-            raise UserError(f"figure: {result.run_id} has no {name!r}{did_you_mean(name, list(groups))}")
-    chosen = [picture for name in only or groups for picture in groups[name]]
+    chosen = chosen_of(result, only)
     try:
         import matplotlib
     except ImportError as error:
         raise UserError("figure: matplotlib is missing; pip install 'taskvec[figures]'") from error
+    metadata = {"Date": None} if target.suffix == ".svg" else None
     with matplotlib.rc_context(SETTINGS):
         figure = laid_out(chosen, result.run_id)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target, dpi=150, metadata={"Date": None} if target.suffix == ".svg" else None)
+            figure.savefig(target, dpi=150, metadata=metadata)
         except OSError as error:
             raise UserError(f"figure: {target}: cannot be written: {error.strerror}") from error
+
+
+def chosen_of(result: Result, only: Sequence[str] | None) -> list[Picture]:
+    """Return the pictures of some names, of all without any.
+
+    Raises:
+        UserError: if the result has none, or none of a name.
+    """
+    groups = panels(result)
+    if not groups:
+        raise UserError(f"figure: {result.run_id} has no map, matrix or curve to draw")
+    chosen: list[Picture] = []
+    for name in only or groups:
+        if name not in groups:
+            hint = did_you_mean(name, list(groups))
+            raise UserError(f"figure: {result.run_id} has no {name!r}{hint}")
+        chosen += groups[name]
+    return chosen
 
 
 def laid_out(chosen: Sequence[Picture], title: str) -> Any:
@@ -62,18 +77,23 @@ def laid_out(chosen: Sequence[Picture], title: str) -> Any:
 
     columns = min(COLUMNS, len(chosen))
     lines = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(SIDE * columns * 1.1, SIDE * lines + 0.3), layout="constrained")
+    size = (SIDE * columns * 1.1, SIDE * lines + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(printable(title), fontsize=9, color="0.35")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, picture in zip(grid, chosen, strict=False):
-        PAINTERS[type(picture)](axes, picture)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, picture in zip(panels, chosen, strict=False):
+        paint = PAINTERS[type(picture)]
+        paint(axes, picture)
         axes.set_title(printable(picture.title), fontsize=8)
         axes.set_xlabel(printable(picture.x), fontsize=8)
         axes.set_ylabel(printable(picture.y), fontsize=8)
-    for axes in grid[len(chosen) :]:
+    for axes in panels[len(chosen) :]:
         axes.set_axis_off()
     return figure
+
+
+# Curves
 
 
 def lines(axes: Axes, picture: Lines) -> None:
@@ -82,39 +102,56 @@ def lines(axes: Axes, picture: Lines) -> None:
     if picture.scale == "log":
         logarithmic(axes)
     elif picture.unit == "fraction":
-        axes.set_ylim(0, max(100, axes.get_ylim()[1]))
+        _, high = axes.get_ylim()
+        axes.set_ylim(0, max(100, high))
     if picture.chosen is not None:
         axes.axvline(picture.chosen, color="0.5", linewidth=0.8, linestyle="--")
     if picture.excluded:
-        places = list(picture.excluded)
-        marks = {"color": "0.3", "marker": "x", "linestyle": "none", "clip_on": False, "label": "not finite"}
-        axes.plot(places, [0] * len(places), transform=axes.get_xaxis_transform(), **marks)
-    drawn = list(axes.get_lines())
+        crosses(axes, picture.excluded)
+    drawn = [*axes.get_lines()]
     if picture.beside:
-        right = axes.twinx()
-        curves(right, picture, picture.beside)
-        values = [y for points in picture.beside.values() for _, y in points if abs(y) <= LARGEST]
-        if values and min(values) > 0 and max(values) > 100 * min(values):
-            logarithmic(right)
-        right.set_ylabel(printable(picture.beside_y), fontsize=8)
-        right.tick_params(labelsize=7)
-        drawn += right.get_lines()
-    axes.tick_params(labelsize=7)
-    named = [line for line in drawn if not line.get_label().startswith("_")]
-    axes.legend(named, [line.get_label() for line in named], fontsize=6, frameon=False, ncols=2)
+        drawn += beside(axes, picture)
+    axes.tick_params(labelsize=SMALL)
+    named = [line for line in drawn if not hidden(line)]
+    axes.legend(handles=named, fontsize=SMALLER, frameon=False, ncols=2)
+
+
+def hidden(line: Any) -> bool:
+    """Return whether a line has no name: matplotlib calls it _child0."""
+    return line.get_label().startswith("_")
 
 
 def curves(axes: Axes, picture: Lines, series: dict[str, Any]) -> None:
     """Draw curves by name; where a value is infinite, a curve has a gap."""
     for name, points in series.items():
         xs = [x for x, _ in points]
-        ys = finite([y for _, y in points])
+        ys = [y for _, y in points]
         style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.7}
         if name in picture.strong:
             style = {"linewidth": 2, "color": "black"}
         if name in picture.dotted:
             style |= {"linestyle": ":", "color": "black"}
-        axes.plot(xs, ys, label=shown_name(name), **style)
+        axes.plot(xs, finite(ys), label=shown_name(name), **style)
+
+
+def beside(axes: Axes, picture: Lines) -> Sequence[Any]:
+    """Draw the curves of another unit on an axis at the right, which is logarithmic over more than two decades."""
+    right = axes.twinx()
+    curves(right, picture, picture.beside)
+    low, high = right.dataLim.intervaly
+    if 0 < 100 * low < high:
+        logarithmic(right)
+    right.set_ylabel(printable(picture.beside_y), fontsize=8)
+    right.tick_params(labelsize=SMALL)
+    return right.get_lines()
+
+
+def crosses(axes: Axes, places: Sequence[float]) -> None:
+    """Mark places of the x axis where nothing finite came out."""
+    bottom = [0] * len(places)
+    ground = axes.get_xaxis_transform()
+    style = {"color": "0.3", "marker": "x", "linestyle": "none", "clip_on": False}
+    axes.plot(places, bottom, transform=ground, label="not finite", **style)
 
 
 def logarithmic(axes: Axes) -> None:
@@ -122,8 +159,12 @@ def logarithmic(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: number(value)))
+    plain = FuncFormatter(lambda value, place: number(value))
+    axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+# Bars
 
 
 def bars(axes: Axes, picture: Bars) -> None:
@@ -131,38 +172,59 @@ def bars(axes: Axes, picture: Bars) -> None:
     import numpy as np
 
     places = np.arange(len(picture.labels))
-    width = 0.8 / max(1, len(picture.series))
-    for index, (name, values) in enumerate(picture.series.items()):
-        heights = finite(values)
-        offset = (index - (len(picture.series) - 1) / 2) * width
-        axes.bar(places + offset, heights, width, label=shown_name(name))
+    count = len(picture.series)
+    width = 0.8 / max(1, count)
+    left = places - width * (count - 1) / 2
+    for name, values in picture.series.items():
+        axes.bar(left, finite(values), width, label=shown_name(name))
+        left = left + width
     ticks(axes, "x", picture.labels)
-    axes.tick_params(labelsize=6.5)
-    if len(picture.series) > 1:
-        axes.legend(fontsize=6, frameon=False)
+    axes.tick_params(labelsize=SMALLER)
+    if count > 1:
+        axes.legend(fontsize=SMALLER, frameon=False)
+
+
+# Matrices and maps
 
 
 def heat(axes: Axes, picture: Heat) -> None:
-    """Draw a matrix, small ones with their numbers."""
-    import numpy as np
-
+    """Draw a matrix, a small one with its numbers."""
     table = finite(picture.values)
-    rest = table[~np.eye(len(table), dtype=bool)] if picture.diagonal else table
-    rest = rest[np.isfinite(rest)]
-    low, high = (min(0.0, rest.min()), rest.max()) if rest.size else (0.0, 1.0)
-    high = high if high > low else low + 1
-    image = axes.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect="auto" if table.size > NUMBERED else "equal")
-    size = min(6.5, 52 / len(picture.columns))
-    if table.size <= NUMBERED:
-        for (row, column), value in np.ndenumerate(np.asarray(picture.values, dtype=float)):
-            dark = (min(value, high) - low) / (high - low) > 0.6
-            style = {"ha": "center", "va": "center", "fontsize": size, "color": "white" if dark else "black"}
-            axes.text(column, row, number(value), **style)
+    low, high = colours(table, picture)
+    small = table.size <= NUMBERED
+    image = axes.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect="equal" if small else "auto")
+    letters = min(SMALLER, 52 / len(picture.columns))
+    if small:
+        threshold = low + 0.6 * (high - low)
+        write_numbers(axes, picture, letters, threshold)
     else:
-        axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=7)
+        colour_bar(axes, image)
     ticks(axes, "x", picture.columns)
     ticks(axes, "y", picture.rows)
-    axes.tick_params(labelsize=max(size, 4) + 0.5)
+    axes.tick_params(labelsize=max(4, letters))
+
+
+def colours(table: np.ndarray, picture: Heat) -> tuple[float, float]:
+    """Return the numbers at the ends of a matrix's colours."""
+    import numpy as np
+
+    counted = np.isfinite(table)
+    if picture.diagonal:
+        counted &= ~np.eye(len(table), dtype=bool)
+    numbers = table[counted]
+    if not numbers.size:
+        return 0.0, 1.0
+    low, high = min(0.0, numbers.min()), numbers.max()
+    return low, high if high > low else low + 1
+
+
+def write_numbers(axes: Axes, picture: Heat, size: float, threshold: float) -> None:
+    """Write the numbers of a matrix into it, white where it is dark."""
+    style = {"ha": "center", "va": "center", "fontsize": size}
+    for row, values in enumerate(picture.values):
+        for column, value in enumerate(values):
+            color = "white" if value > threshold else "black"
+            axes.text(column, row, number(value), color=color, **style)
 
 
 def surface(axes: Axes, picture: Surface) -> None:
@@ -171,14 +233,25 @@ def surface(axes: Axes, picture: Surface) -> None:
     from matplotlib.patches import Rectangle
 
     order = np.argsort(picture.grid)
-    centres = np.asarray(picture.grid, dtype=float)[order]
-    table = finite(picture.values)[np.ix_(order, order)].T  # a row of the picture is one coefficient of the second
+    centres = np.asarray(picture.grid)[order]
+    table = finite(picture.values)[order][:, order]
+    upwards = table.T  # a row of the picture is one coefficient of the second
     high = picture.high or 1
-    image = axes.pcolormesh(centres, centres, table, cmap="viridis", vmin=0, vmax=high, shading="nearest")
-    axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=7)
-    axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, linestyle="--", linewidth=1.4, edgecolor="white"))
-    axes.tick_params(labelsize=7)
+    image = axes.pcolormesh(centres, centres, upwards, cmap="viridis", vmin=0, vmax=high, shading="nearest")
+    colour_bar(axes, image)
+    box = Rectangle((0, 0), 1, 1, fill=False, linestyle="--", linewidth=1.4, edgecolor="white")
+    axes.add_patch(box)
+    axes.tick_params(labelsize=SMALL)
     axes.set_aspect("equal")
+
+
+def colour_bar(axes: Axes, image: Any) -> None:
+    """Say what the colours stand for."""
+    bar = axes.figure.colorbar(image, ax=axes, **BAR)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+# Numbers and names
 
 
 def ticks(axes: Axes, which: str, labels: Sequence[str]) -> None:
@@ -196,17 +269,20 @@ def finite(values: Any) -> np.ndarray:
     """Return numbers as an array in which what is infinite or nearly so is NaN, which matplotlib leaves out."""
     import numpy as np
 
-    table = np.asarray(values, dtype=float)
-    return np.where(np.abs(table) <= LARGEST, table, np.nan)
+    table = np.array(values, dtype=float)
+    table[~(np.abs(table) <= LARGEST)] = np.nan
+    return table
 
 
 def number(value: float) -> str:
     """Return a number in about five characters."""
-    if math.isinf(value):
+    size = abs(value)
+    if size == math.inf:
         return str(value)
-    if value and (abs(value) < 1e-2 or abs(value) >= 1e3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"
+    if 0 < size < 1e-2 or size >= 1e3:
+        text = f"{value:.0e}"
+        return text.replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.2g}" if size < 0.1 else f"{value:.3g}"
 
 
 def shown_name(name: str) -> str:
@@ -215,4 +291,9 @@ def shown_name(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-PAINTERS = {Lines: lines, Bars: bars, Heat: heat, Surface: surface}
+PAINTERS: dict[type[Picture], Any] = {
+    Lines: lines,
+    Bars: bars,
+    Heat: heat,
+    Surface: surface,
+}

@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from taskvec.data.tasks import Metric as TaskMetric
 from taskvec.errors import UserError
 from taskvec.protocols.metrics import score
-from taskvec.protocols.rows import Metric, Row
+from taskvec.protocols.rows import Row
+from taskvec.report.records import section
 from taskvec.report.runs import Run
 
 FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 TENSORS = "tensors.safetensors"
+ALL = "all"  # in a row's cells: one answer for all tasks
 OF_CONTROL = ("control", "perplexity")
 OF_ITEMS = ("accuracy", *OF_CONTROL)  # metrics of which answers keep the outcome per test item
 
@@ -43,7 +45,8 @@ class Outcome(ABC):
 
     def score(self) -> float:
         """Return the score on the items as they are."""
-        return float(self.scores(np.ones((1, self.count), dtype=int))[0])
+        once = np.ones((1, self.count), dtype=int)
+        return float(self.scores(once)[0])
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ class Judged(Outcome):
 
     def scores(self, counts: np.ndarray) -> np.ndarray:
         """Return the metric of each resample."""
+        numbers = np.arange(self.count)
         found = []
         for times in counts:
-            items = np.repeat(np.arange(self.count), times)
+            items = np.repeat(numbers, times)
             found.append(score(self.metric, self.labels[items], self.predicted[items]))
         return np.array(found)
 
@@ -113,38 +117,42 @@ def outcomes(run: Run, row: Row, name: str) -> dict[str, Outcome]:
     if name not in OF_ITEMS:
         return {}
     found = {}
-    for task, fingerprint in answers(row, row.metrics[name]).items():
-        outcome = _outcome(run, row, name, task, fingerprint)
+    for task in tasks_of(row, name):
+        outcome = _outcome(run, row, name, task)
         if outcome is None:
             return {}
         found[task] = outcome
     return found
 
 
-def answers(row: Row, metric: Metric) -> dict[str, str]:
-    """Return the fingerprint of the answer that holds each task of a metric; empty where one is not known."""
-    shared = row.cells.get("all")
-    tasks = list(metric.values) or [task for task in row.cells if task != "all"] or ["all"]
-    found = {task: row.cells.get(task, shared) for task in tasks}
-    return {} if None in found.values() else found
+def tasks_of(row: Row, name: str) -> list[str]:
+    """Return the tasks that a metric of a row is the mean of."""
+    own = list(row.metrics[name].values)
+    answered = [task for task in row.cells if task != ALL]
+    return own or answered or [ALL]
 
 
-def _outcome(run: Run, row: Row, name: str, task: str, fingerprint: str) -> Outcome | None:
-    suite = run.result.config.get("suite", {})
+def _outcome(run: Run, row: Row, name: str, task: str) -> Outcome | None:
+    answer = row.cells.get(task, row.cells.get(ALL))
+    if answer is None:
+        return None
+    suite = section(run.result.config, "suite")
     data = suite.get("control") if name in OF_CONTROL else task
     judge = row.metrics[name].by_task.get(task)
     alpha = float(row.alphas.get(task, row.alpha or 0.0))
-    kept = _read(run, fingerprint, _names(alpha, data, judge))
+    kept = _read(run, answer, _names(alpha, data, judge))
     if kept is None:
         return None
     tensor_name, tensor = kept
-    kind = tensor_name.split("/", 1)[0]
-    if kind == "surprise":
+    if tensor_name.startswith("surprise/"):
         return Documents(data, tensor)
-    if kind == "predicted":
-        if name in OF_CONTROL:
-            judge = suite["definitions"][data]["metric"]
-        return Judged(data, judge, tensor[:, 0], tensor[:, 1])
+    if tensor_name.startswith("predicted/"):
+        labels, predicted = tensor.T
+        definition = section(section(suite, "definitions"), data)
+        metric = judge or definition.get("metric")
+        if metric not in get_args(TaskMetric):
+            raise UserError(f"{run.result.run_id}: {data} is judged by {metric!r}, which this program does not know")
+        return Judged(data, metric, labels, predicted)
     return Means(data, tensor)
 
 
@@ -156,15 +164,15 @@ def _names(alpha: float, data: str, judge: str | None) -> list[str]:
     return names
 
 
-def _read(run: Run, fingerprint: str, names: Iterable[str]) -> tuple[str, np.ndarray] | None:
+def _read(run: Run, answer: str, names: Iterable[str]) -> tuple[str, np.ndarray] | None:
     """Return the first of some tensors that an answer holds, with its name.
 
     Raises:
         UserError: if the answer is not in the store, or cannot be read.
     """
-    path = _place(run, fingerprint)
-    if path is None:
-        return None
+    path = _folder(run, answer) / TENSORS
+    if not path.is_file():
+        return None  # an answer without outcomes
     try:
         with safe_open(path, framework="numpy") as file:
             present = set(file.keys())
@@ -176,16 +184,15 @@ def _read(run: Run, fingerprint: str, names: Iterable[str]) -> tuple[str, np.nda
     return None
 
 
-def _place(run: Run, fingerprint: str) -> Path | None:
-    """Return the file of an answer's tensors, None for an answer that keeps none.
+def _folder(run: Run, answer: str) -> Path:
+    """Return the folder of an answer, whatever kind of artefact the program of its time called it.
 
     Raises:
-        UserError: if the answer is not in the store.
+        UserError: if it is not in the store.
     """
-    if run.store is None or not FINGERPRINT.fullmatch(fingerprint):
-        raise UserError(f"{run.result.run_id}: its answers are not at hand; compare the run in its outputs folder")
-    with suppress(StopIteration):
-        folder = next(run.store.glob(f"*/{fingerprint}"))
-        path = folder / TENSORS
-        return path if path.is_file() else None
-    raise UserError(f"{run.store}/*/{fingerprint} is not there; run the command of {run.result.run_id} again")
+    run_id = run.result.run_id
+    if run.store is None or not FINGERPRINT.fullmatch(answer):
+        raise UserError(f"{run_id}: its answers are not at hand; compare the run in its outputs folder")
+    for folder in run.store.glob(f"*/{answer}"):
+        return folder
+    raise UserError(f"{run.store}/*/{answer} is not there; run the command of {run_id} again")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from taskvec.graph.result import Result, first_problem
-from taskvec.panel import LARGEST, Heat, Lines, Picture, Points, Surface, panel
+from taskvec.graph.result import Json, Result, first_problem
+from taskvec.panel import LARGEST, Heat, Lines, Picture, Surface, panel
 from taskvec.protocols.rows import Row
 from taskvec.report.units import scaled
 from taskvec.text import printable
@@ -17,73 +19,139 @@ from taskvec.text import printable
 log = logging.getLogger(__name__)
 
 FORMS = {"labels": "error in labels", "features": "error in features (KL)"}
+ACCURACY, MEAN, CONTROL, ALPHA, EXCLUDED = "accuracy", "mean", "control", "alpha", "excluded"
+
+Points: TypeAlias = list[tuple[float, float]]
+Pictures: TypeAlias = list[Picture]
+Make: TypeAlias = Callable[[], Pictures]
 
 
-def panels(result: Result) -> dict[str, list[Picture]]:
+def panels(result: Result) -> dict[str, Pictures]:
     """Return the pictures of a result by name: of maps and matrices, of curves, of stages' reports.
 
     What does not fit its schema is left out with a word.
     """
-    found: dict[str, list[Picture]] = {}
-    sources = [(name, of_map, (result, name)) for name in result.maps]
-    sources += [(name, of_curve, (result, name)) for name in result.curves]
-    for stage, report in result.reports.items():
-        for name, data in figures_in(report).items():
-            sources.append((f"{stage}/{name}", of_report, (f"{stage}: {name}", data)))
-    for name, made, arguments in sources:
-        try:
-            pictures = made(*arguments)
-        except ValidationError as error:
-            log.warning("figure: %s is left out: %s", printable(name), printable(first_problem(error)))
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            log.warning("figure: %s is left out: not as expected (%s)", printable(name), printable(str(error)))
-        else:
-            if pictures:
-                found[name] = pictures
+    found = {}
+    for name, make in sources(result):
+        pictures = made(name, make)
+        if pictures:
+            found[name] = pictures
     return found
 
 
-def figures_in(report: Mapping[str, Any]) -> dict[str, Any]:
+def sources(result: Result) -> Iterator[tuple[str, Make]]:
+    """Yield the name of everything that may hold pictures, and the function that returns them."""
+    for name in result.maps:
+        yield name, partial(of_map, result, name)
+    for name in result.curves:
+        yield name, partial(of_curve, result, name)
+    for stage, report in result.reports.items():
+        for name, data in figures_in(report).items():
+            title = f"{stage}: {name}"
+            yield f"{stage}/{name}", partial(of_report, data, title)
+
+
+def made(name: str, make: Make) -> Pictures:
+    """Return the pictures that a function makes, none where the data are not as expected."""
+    try:
+        return make()
+    except ValidationError as error:
+        reason = first_problem(error)
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        reason = f"not as expected ({error})"
+    log.warning("figure: %s is left out: %s", printable(name), printable(reason))
+    return []
+
+
+# Stages' reports
+
+
+def figures_in(report: Json) -> dict[str, Any]:
     """Return the pictures of a stage's report by name, those of a list numbered."""
-    found = report.get("figures") or {}
+    found = report.get("figures")
     if isinstance(found, list):
         return {str(number): data for number, data in enumerate(found, 1)}
     return found if isinstance(found, dict) else {}
 
 
-def of_report(name: str, data: Any) -> list[Picture]:
-    """Return a picture as a stage describes it, under its own title or its name."""
+def of_report(data: Any, title: str) -> Pictures:
+    """Return a picture as a stage describes it, under its own title or the given one."""
     picture = panel(data)
-    return [picture if picture.title else picture.model_copy(update={"title": name})]
+    return [picture if picture.title else picture.model_copy(update={"title": title})]
 
 
-def of_map(result: Result, name: str) -> list[Picture]:
+# Maps
+
+
+def of_map(result: Result, name: str) -> Pictures:
     """Return the pictures of a map: over two coefficients in each of its forms, or a matrix; none of other values."""
     values = result.maps[name]
+    title = name.replace("_", " ")
     if "figure" in values:
-        return of_report(name, values)
+        return of_report(values, title)
     if "grid" in values:
-        return [of_form(result, name, form) for form in values if form != "grid"]
-    if "matrix" in values:
-        rows, columns = values["rows"], values["columns"]
-        title, square = name.replace("_", " "), rows == columns
-        own = {"x": "vector of", "y": "data of"}
-        return [Heat(title=title, rows=rows, columns=columns, values=values["matrix"], diagonal=square, **own)]
-    return []
+        return [surface(result, name, form) for form in values if form != "grid"]
+    if "matrix" not in values:
+        return []
+    rows, columns = values["rows"], values["columns"]
+    picture = Heat(
+        title=title,
+        rows=rows,
+        columns=columns,
+        values=values["matrix"],
+        diagonal=rows == columns,
+        x="vector of",
+        y="data of",
+    )
+    return [picture]
 
 
-def of_form(result: Result, name: str, form: str) -> Surface:
+def surface(result: Result, name: str, form: str) -> Surface:
     """Return one form of a map over two coefficients; maps of the same form share the end of their colours."""
     values = result.maps[name]
-    numbers = [x for other in result.maps.values() for line in other.get(form, ()) for x in line]
-    high = max((x for x in numbers if abs(x) <= LARGEST), default=None)
     first, _, second = name.partition("+")
-    title = f"{name}: {FORMS.get(form, form)}"
-    axes = {"x": f"α {first}", "y": f"α {second}"}
-    return Surface(title=title, grid=values["grid"], values=values[form], high=high, **axes)
+    title = FORMS.get(form, form)
+    return Surface(
+        title=f"{name}: {title}",
+        grid=values["grid"],
+        values=values[form],
+        high=highest(result, form),
+        x=f"α {first}",
+        y=f"α {second}",
+    )
 
 
-def of_curve(result: Result, name: str) -> list[Picture]:
+def highest(result: Result, form: str) -> float | None:
+    """Return the largest number of all maps of a form that can be drawn."""
+    numbers: list[float] = []
+    for values in result.maps.values():
+        for line in values.get(form, ()):
+            numbers += [number for number in line if abs(number) <= LARGEST]
+    return max(numbers, default=None)
+
+
+# Curves
+
+
+@dataclass
+class Curves:
+    """The curves of one unit by label, as they are shown."""
+
+    unit: str
+    series: dict[str, Points] = field(default_factory=dict)
+
+    @property
+    def axis(self) -> str:
+        """The name of the axis."""
+        return "accuracy, %" if self.unit == "fraction" else self.unit
+
+    def add(self, label: str, alpha: float, value: float) -> None:
+        """Add a point."""
+        points = self.series.setdefault(label, [])
+        points.append((alpha, scaled(value, self.unit)))
+
+
+def of_curve(result: Result, name: str) -> Pictures:
     """Return the picture of a curve over the coefficient: each task thin, the mean thick, the control dotted.
 
     A quantity in another unit than accuracy, such as the control's perplexity, has an axis of its own.
@@ -91,66 +159,74 @@ def of_curve(result: Result, name: str) -> list[Picture]:
     points = result.curves[name]
     if len(points) < 2:
         return []
-    row, chosen = chosen_of(result, name)
+    curves = curves_of(points, units_in(result))
+    row, chosen = chosen_on(result, name)
     split = " on validation" if row is not None and row.selected_on else ""
-    excluded = [point["alpha"] for point in points if "excluded" in point]
-    shared = {"title": name, "x": "α", "chosen": chosen, "excluded": excluded, "strong": ("mean", "control")}
-    sides = by_unit(result, series_of(points))
-    units = sorted(sides, key=lambda unit: unit != "fraction")  # accuracies are at the left
-    pictures = []
-    for left, right in zip(units[::2], [*units[1::2], None], strict=False):
-        picture = Lines(**shared, series=sides[left], y=axis_name(left) + split, unit=left, dotted=("control",))
-        if right is not None:
-            beside = {"beside": sides[right], "beside_y": axis_name(right) + split, "beside_unit": right}
-            picture = picture.model_copy(update=beside | {"dotted": ("control", *sides[right])})
+    pictures: Pictures = []
+    for position in range(0, len(curves), 2):
+        left, *right = curves[position : position + 2]
+        picture = Lines(
+            title=name,
+            x="α",
+            y=left.axis + split,
+            unit=left.unit,
+            series=left.series,
+            chosen=chosen,
+            excluded=[point[ALPHA] for point in points if EXCLUDED in point],
+            strong=(MEAN, CONTROL),
+            dotted=(CONTROL,),
+        )
+        for other in right:
+            picture = with_beside(picture, other, split)
         pictures.append(picture)
     return pictures
 
 
-def by_unit(result: Result, named: Mapping[tuple[str, str], Points]) -> dict[str, dict[str, Points]]:
-    """Return the points of curves by unit and label, as they are shown, with the units that the rows give metrics."""
+def with_beside(picture: Lines, curves: Curves, split: str) -> Lines:
+    """Return a picture with curves of another unit at its right."""
+    fields = dict(picture)
+    fields["beside"] = curves.series
+    fields["beside_y"] = curves.axis + split
+    fields["beside_unit"] = curves.unit
+    fields["dotted"] = (*picture.dotted, *curves.series)
+    return Lines(**fields)
+
+
+def units_in(result: Result) -> dict[str, str]:
+    """Return the unit that the rows of a result give each metric."""
     units = {}
     for row in result.rows:
         for name, metric in row.metrics.items():
             units[name] = metric.unit
-    found: dict[str, dict[str, Points]] = {}
-    for (metric, label), points in named.items():
-        unit = units.get(metric, "fraction")
-        found.setdefault(unit, {})[label] = tuple((x, scaled(y, unit)) for x, y in points)
-    return found
+    return units
 
 
-def series_of(points: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Points]:
-    """Return the points of a curve by (metric, label): each task's, those of the mean, and of other metrics."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def curves_of(points: Sequence[Json], units: dict[str, str]) -> list[Curves]:
+    """Return the curves that points hold, by unit, accuracies first.
 
-    def add(metric: str, label: str, alpha: float, value: Any) -> None:
-        found.setdefault((metric, label), []).append((alpha, value))
-
+    A point holds ``alpha``, numbers by metric, and numbers by task under a metric; ``mean`` is that of ``accuracy``.
+    """
+    found: dict[str, Curves] = {}
     for point in points:
-        tasks = [name for name, value in point.items() if isinstance(value, dict)]
-        several = len(point.get("accuracy", ())) > 1
-        for name in tasks:
-            for task, value in point[name].items():
-                add(name, task, point["alpha"], value)
-        if several:
-            add("accuracy", "mean", point["alpha"], point["mean"])
+        hidden = {ALPHA, EXCLUDED}
+        if len(point.get(ACCURACY, ())) < 2:
+            hidden.add(MEAN)
         for name, value in point.items():
-            if name not in ("alpha", "mean", "excluded", *tasks):
-                add(name, name, point["alpha"], value)
-    return found
+            if name in hidden:
+                continue
+            unit = units.get(name, "fraction")
+            curves = found.setdefault(unit, Curves(unit))
+            by_label = value if isinstance(value, dict) else {name: value}
+            for label, number in by_label.items():
+                curves.add(label, point[ALPHA], number)
+    return sorted(found.values(), key=lambda curves: curves.unit != "fraction")
 
 
-def chosen_of(result: Result, name: str) -> tuple[Row | None, float | None]:
+def chosen_on(result: Result, name: str) -> tuple[Row | None, float | None]:
     """Return the row that a curve belongs to, and the coefficient that was chosen on it; "row/task" has the task's."""
     rows = {row.row: row for row in result.rows}
-    if name in rows:
-        return rows[name], rows[name].alpha
     title, _, task = name.partition("/")
-    row = rows.get(title)
-    return row, row.alphas.get(task) if row else None
-
-
-def axis_name(unit: str) -> str:
-    """Return the name of a quantity by its unit."""
-    return "accuracy, %" if unit == "fraction" else unit
+    row = rows.get(name, rows.get(title))
+    if row is None:
+        return None, None
+    return row, row.alphas.get(task, row.alpha)

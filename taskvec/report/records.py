@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from taskvec.errors import UserError
-from taskvec.graph.result import Result, flatten, row_metrics
+from taskvec.graph.result import Json, Result, flatten, row_metrics
 from taskvec.protocols.rows import Better, Row
 from taskvec.registry import did_you_mean
 from taskvec.report.runs import SHARED, Run
@@ -16,6 +16,9 @@ from taskvec.report.runs import SHARED, Run
 METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")  # in the order in which tables show them
 CHOSEN_BY = "validation"  # recipes are chosen by it, so a table shows it when it is asked for
 LABELS = ("backbone", "suite", "finetune", "merge", "protocol")
+
+Names: TypeAlias = Sequence[str]
+Where: TypeAlias = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,32 @@ class Record:
         """Return the value of a key, None where the record does not have it."""
         return self.keys.get(key)
 
-    def says(self, where: Mapping[str, str]) -> bool:
+    def text(self, key: str) -> str:
+        """Return the value of a key as it stands in a table, None as nothing."""
+        value = self.keys.get(key)
+        return "" if value is None else str(value)
+
+    def texts(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Return the values of several keys as they stand in a table."""
+        return tuple(self.text(key) for key in keys)
+
+    def says(self, where: Where) -> bool:
         """Return whether every condition holds."""
-        return all(says(text, self.keys.get(key)) for key, text in where.items())
+        return all(says(text, self.get(key)) for key, text in where.items())
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> Json:
         """Return keys and numbers in one dict; a metric that is called like a key is ``metric/NAME``."""
-        numbers = {}
+        found = dict(self.keys)
         for name, measured in self.metrics.items():
-            numbers[f"metric/{name}" if name in self.keys else name] = measured.value
-        return {**self.keys, **numbers}
+            taken = name in self.keys
+            found[f"metric/{name}" if taken else name] = measured.value
+        return found
 
 
-def records(runs: Iterable[Run | Result]) -> list[dict[str, Any]]:
+Records: TypeAlias = Sequence[Record]
+
+
+def records(runs: Iterable[Run | Result]) -> list[Json]:
     """Return one flat dict per row of each run, a list that ``pandas.DataFrame`` takes."""
     return [record.flat() for record in read(runs)]
 
@@ -63,30 +79,33 @@ def read(runs: Iterable[Run | Result]) -> list[Record]:
     """Return one record per row of each run."""
     found: list[Record] = []
     for run in runs:
-        found += records_of(run if isinstance(run, Run) else Run(run))
+        known = run if isinstance(run, Run) else Run(run)
+        found += records_of(known)
     return found
 
 
 def records_of(run: Run) -> Iterator[Record]:
     """Yield the records of a run, which differ in ``row`` and metrics only."""
     result = run.result
-    settings = dict(flatten(result.config))
-    immaterial = frozenset(key for key in settings if result.is_immaterial(key))
-    keys = {**settings, **labels_of(result.config), "run": result.run_id, "fingerprint": result.fingerprint}
-    keys["state"] = run.state
+    keys = dict(flatten(result.config))
+    immaterial = frozenset(filter(result.is_immaterial, keys))
+    keys |= labels_of(result.config)
+    keys |= {"run": result.run_id, "fingerprint": result.fingerprint, "state": run.state}
     for row in result.rows:
-        yield Record({**keys, "row": row.row}, measured(row), immaterial)
+        yield Record(keys | {"row": row.row}, measured(row), immaterial)
 
 
-def labels_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def labels_of(config: Json) -> Json:
     """Return the readable names of a run's choices: presets where it took some, else registered names."""
-    choices = _section(config, "choices")
+    choices = section(config, "choices")
     labels = {}
     for group in LABELS:
-        labels[group] = choices.get(group) or _section(config, group).get("kind")
+        kind = section(config, group).get("kind")
+        labels[group] = choices.get(group) or kind
+    transforms = "+".join(section(config, "transform"))
+    labels["transform"] = transforms or None
     labels["method"] = config.get("method")
     labels["experiment"] = config.get("experiment")
-    labels["transform"] = "+".join(_section(config, "transform")) or None
     return labels
 
 
@@ -94,27 +113,31 @@ def measured(row: Row) -> dict[str, Measured]:
     """Return a row's numbers with their units, by ``metric`` and ``metric/task``."""
     found = {}
     for name, value in row_metrics(row).items():
-        metric = row.metrics.get(name) or row.metrics.get(name.split("/", 1)[0])
-        if metric is None:
-            found[name] = Measured(value, "coefficient", "neither")
-        else:
+        title = name if name in row.metrics else name.split("/", 1)[0]
+        if title in row.metrics:
+            metric = row.metrics[title]
             found[name] = Measured(value, metric.unit, metric.better)
+        else:
+            found[name] = Measured(value, "coefficient", "neither")
     return found
 
 
-def check_keys(found: Sequence[Record], keys: Iterable[str], verb: str) -> None:
+def check_keys(found: Records, keys: Iterable[str], verb: str) -> None:
     """Check that some record has each key.
 
     Raises:
         UserError: for an unknown key.
     """
-    known = {key for record in found for key in record.keys}
+    known: set[str] = set()
+    for record in found:
+        known.update(record.keys)
     for key in keys:
         if key not in known:
-            raise UserError(f"{verb}: unknown key {key!r}{did_you_mean(key, sorted(known))}")
+            hint = did_you_mean(key, sorted(known))
+            raise UserError(f"{verb}: unknown key {key!r}{hint}")
 
 
-def select(found: Sequence[Record], where: Mapping[str, str]) -> list[Record]:
+def select(found: Records, where: Where) -> list[Record]:
     """Return the records that fulfil every condition.
 
     Raises:
@@ -123,26 +146,39 @@ def select(found: Sequence[Record], where: Mapping[str, str]) -> list[Record]:
     check_keys(found, where, "table")
     chosen = [record for record in found if record.says(where)]
     if not chosen:
-        conditions = ", ".join(f"{key}={text}" for key, text in where.items())
-        raise UserError(f"table: no record has {conditions}")
+        conditions = [f"{key}={text}" for key, text in where.items()]
+        raise UserError(f"table: no record has {', '.join(conditions)}")
     return chosen
 
 
-def metrics_of(found: Sequence[Record], names: Sequence[str] | None = None, verb: str = "table") -> list[str]:
-    """Return ``names``, or without them the metrics that the records have, those that all protocols share first.
+def metrics_in(found: Records) -> list[str]:
+    """Return the names of all metrics that some record has, those of single tasks included."""
+    names: dict[str, None] = {}
+    for record in found:
+        names |= dict.fromkeys(record.metrics)
+    return list(names)
+
+
+def usual_metrics(found: Records) -> list[str]:
+    """Return the metrics that a table shows unasked: those that all protocols share, then the records' own."""
+    present = metrics_in(found)
+    shared = [name for name in METRICS if name in present]
+    known = (*METRICS, CHOSEN_BY)
+    own = [name for name in present if name not in known and "/" not in name]
+    return shared + own
+
+
+def check_metrics(found: Records, names: Names, verb: str) -> None:
+    """Check that some record has each metric.
 
     Raises:
-        UserError: for a metric that no record has.
+        UserError: for an unknown metric.
     """
-    present = list(dict.fromkeys(name for record in found for name in record.metrics))
-    if names is None:
-        shared = [name for name in METRICS if name in present]
-        own = [name for name in present if name not in (*METRICS, CHOSEN_BY) and "/" not in name]
-        return shared + own
+    present = metrics_in(found)
     for name in names:
         if name not in present:
-            raise UserError(f"{verb}: unknown metric {name!r}{did_you_mean(name, present)}")
-    return list(names)
+            hint = did_you_mean(name, present)
+            raise UserError(f"{verb}: unknown metric {name!r}{hint}")
 
 
 def says(text: str, value: Any) -> bool:
@@ -157,9 +193,11 @@ def says(text: str, value: Any) -> bool:
     if isinstance(value, int | float):
         with suppress(ValueError):
             return float(text) == value
-    return text == str(value) or text in str(value).split(SHARED)
+    shown = str(value)
+    return text == shown or text in shown.split(SHARED)
 
 
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(config: Json, name: str) -> Json:
+    """Return the settings below a key, none where there are none."""
     found = config.get(name)
     return found if isinstance(found, dict) else {}

@@ -4,49 +4,60 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
 from taskvec.text import printable
 
-Lines = Sequence[Sequence[str]]
+
+@dataclass
+class Grid:
+    """A table of text: heads and lines."""
+
+    heads: list[str]
+    lines: list[list[str]] = field(default_factory=list)
+
+    def mapped(self, change: Callable[[str], str]) -> Grid:
+        """Return the table with every text changed by a function."""
+        heads = [change(head) for head in self.heads]
+        grid = Grid(heads)
+        for line in self.lines:
+            grid.lines.append([change(cell) for cell in line])
+        return grid
 
 
-def render(heads: Sequence[str], lines: Lines, style: str, *, align: str = "left") -> str:
+def render(grid: Grid, style: str, *, align: str = "left") -> str:
     """Return a table in one of the :data:`STYLES`; control characters are spelt out, markup of the style is escaped."""
-    heads = [printable(head) for head in heads]
-    lines = [[printable(cell) for cell in line] for line in lines]
-    return STYLES[style](heads, lines, align)
+    safe = grid.mapped(printable)
+    return STYLES[style](safe, align)
 
 
-def _markdown(heads: Sequence[str], lines: Lines, align: str) -> str:
-    heads = [head.replace("|", "\\|") for head in heads]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return _tabulated(heads, lines, "github", align)
+def _markdown(grid: Grid, align: str) -> str:
+    escaped = grid.mapped(lambda text: text.replace("|", "\\|"))
+    return _tabulated(escaped, "github", align)
 
 
-def _latex(heads: Sequence[str], lines: Lines, align: str) -> str:
-    return _tabulated(heads, lines, "latex_booktabs", align).replace("±", "$\\pm$")
+def _latex(grid: Grid, align: str) -> str:
+    text = _tabulated(grid, "latex_booktabs", align)
+    return text.replace("±", "$\\pm$")
 
 
-def _html(heads: Sequence[str], lines: Lines, align: str) -> str:
-    return _tabulated(heads, lines, "html", align)
+def _html(grid: Grid, align: str) -> str:
+    return _tabulated(grid, "html", align)
 
 
-def _csv(heads: Sequence[str], lines: Lines, align: str) -> str:
+def _csv(grid: Grid, align: str) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([heads, *lines])
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(grid.heads)
+    writer.writerows(grid.lines)
     return out.getvalue().rstrip("\n")
 
 
-def _tabulated(heads: Sequence[str], lines: Lines, form: str, align: str) -> str:
-    return tabulate(lines, headers=heads, tablefmt=form, disable_numparse=True, stralign=align)
+def _tabulated(grid: Grid, form: str, align: str) -> str:
+    return tabulate(grid.lines, headers=grid.heads, tablefmt=form, disable_numparse=True, stralign=align)
 
 
-STYLES: dict[str, Callable[[Sequence[str], Lines, str], str]] = {
-    "md": _markdown,
-    "latex": _latex,
-    "csv": _csv,
-    "html": _html,
-}
+STYLES = {"md": _markdown, "latex": _latex, "csv": _csv, "html": _html}

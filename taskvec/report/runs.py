@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import ConfigDict, ValidationError
-
-from taskvec.config import Config
 from taskvec.errors import UserError
-from taskvec.graph.encoding import read_bytes, read_json
-from taskvec.graph.result import Result, first_problem, read_result
+from taskvec.graph.encoding import read_bytes
+from taskvec.graph.result import Result, read_result
+from taskvec.graph.status import exists, folders, read_status
 from taskvec.text import printable
 
 log = logging.getLogger(__name__)
 
-RESULT, STATUS, CONFIG = "result.json", "status.json", "config.yaml"
+RESULT, CONFIG = "result.json", "config.yaml"
 SHOWN = 5  # problems that are told one by one
 SHARED = ", "  # between the experiments that share a run
 DONE, STALE, OLDER, UNCHECKED = "done", "stale", "older", "unchecked"
 
 Standing = Callable[[Path], str]
-
-
-class Status(Config):
-    """What the reports read of a run's ``status.json``."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
-
-    state: str
-    experiments: tuple[str, ...] = ()
-    config_sha256: str | None = None
-    result_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,10 @@ class Run:
     @property
     def store(self) -> Path | None:
         """The store beside the run, None where the folder is not known."""
-        return None if self.folder is None else self.folder.parent.parent / "store"
+        if self.folder is None:
+            return None
+        outputs = self.folder.parent.parent
+        return outputs / "store"
 
 
 def find_results(places: Iterable[Path], standing: Standing | None = None, *, stale: bool = False) -> list[Run]:
@@ -117,7 +105,7 @@ def read_run(path: Path) -> list[Run]:
         UserError: if the result or the status beside it cannot be read, or is not as it was written.
     """
     folder = path.parent
-    if not _exists(path):
+    if not exists(path):
         return []
     status = read_status(folder)
     if status is None:
@@ -127,25 +115,11 @@ def read_run(path: Path) -> list[Run]:
     _check(path, status.result_sha256)
     _check(folder / CONFIG, status.config_sha256)
     result = read_result(path)
-    experiments = dict.fromkeys(filter(None, [result.config.get("experiment"), *status.experiments]))
-    named = result.config | {"experiment": SHARED.join(map(str, experiments)) or None}
-    return [Run(result.model_copy(update={"config": named}), folder=folder)]
-
-
-def read_status(folder: Path) -> Status | None:
-    """Return the status of a run, None if the folder holds none.
-
-    Raises:
-        UserError: if it cannot be read or does not fit its schema.
-    """
-    path = folder / STATUS
-    if not _exists(path):
-        return None
-    data = read_json(path)
-    try:
-        return Status.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{path}: not a status: {first_problem(error)}") from error
+    experiments = dict.fromkeys([result.config.get("experiment"), *status.experiments])
+    names = [str(name) for name in experiments if name]
+    config = result.config | {"experiment": SHARED.join(names) or None}
+    renamed = result.model_copy(update={"config": config})
+    return [Run(renamed, folder=folder)]
 
 
 def _results_in(place: Path) -> Iterator[Path]:
@@ -154,37 +128,26 @@ def _results_in(place: Path) -> Iterator[Path]:
     Raises:
         UserError: if there is no such place, or it cannot be read.
     """
-    if not _exists(place):
+    if not exists(place):
         raise UserError(f"{place}: no such run, outputs folder or result.json")
     if not place.is_dir():
         yield place
-    elif _exists(place / RESULT):
+    elif exists(place / RESULT):
         yield place / RESULT
     else:
-        yield from (folder / RESULT for folder in _folders(place / "runs"))
-
-
-def _folders(place: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(place))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:  # another user's folder is not an empty one
-        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
-    return True
+        yield from (folder / RESULT for folder in folders(place / "runs"))
 
 
 def _check(path: Path, expected: str | None) -> None:
-    if expected is not None and hashlib.sha256(read_bytes(path)).hexdigest() != expected:
+    """Check that a file has the checksum that was recorded with it.
+
+    Raises:
+        UserError: if not.
+    """
+    if expected is None:
+        return
+    found = hashlib.sha256(read_bytes(path))
+    if found.hexdigest() != expected:
         raise UserError(f"{path}: not as it was written")
 
 
@@ -192,10 +155,11 @@ def _once(runs: Sequence[Run]) -> list[Run]:
     """Return the runs without copies of the same result, which count once."""
     kept: dict[tuple[str, str], Run] = {}
     for run in runs:
-        kept.setdefault((run.result.run_id, run.result.fingerprint), run)
+        same = (run.result.run_id, run.result.fingerprint)
+        kept.setdefault(same, run)
     copies = len(runs) - len(kept)
     if copies:
-        log.warning("%d copies of the same runs are counted once", copies)
+        log.warning("copies of runs that are counted once: %d", copies)
     return list(kept.values())
 
 
@@ -220,7 +184,7 @@ def _fresh(runs: Sequence[Run]) -> list[Run]:
     fresh = [run for run in runs if run.state != STALE]
     left = len(runs) - len(fresh)
     if left and not fresh:
-        raise UserError(f"all {left} finished runs are stale: their inputs changed; --stale shows them")
+        raise UserError(f"no run that still holds: {left} are stale, their inputs changed; --stale shows them")
     if left:
-        log.warning("%d stale runs are left out: their inputs changed; --stale shows them", left)
+        log.warning("stale runs left out: %d; their inputs changed, --stale shows them", left)
     return fresh

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from taskvec.graph.result import Result
 from taskvec.protocols.rows import Metric, Row
-from taskvec.report.keys import row_keys, text_of
-from taskvec.report.records import METRICS, Measured, Record, check_keys, metrics_of, read, select
-from taskvec.report.render import render
+from taskvec.report.keys import row_keys
+from taskvec.report.records import (
+    METRICS,
+    Measured,
+    Names,
+    Record,
+    Records,
+    Where,
+    check_keys,
+    check_metrics,
+    read,
+    select,
+    usual_metrics,
+)
+from taskvec.report.render import Grid, render
 from taskvec.report.runs import Run
 from taskvec.report.units import exactly, shown, summarised
 from taskvec.text import printable
@@ -19,47 +31,51 @@ METRIC = "metric"  # the key under which a table's rows or columns name metrics
 BESIDE = ("normalised", "control", "perplexity")  # columns after the tasks in the table of one run
 DERIVED = ("normalised", "validation", "control")  # never what a row is about
 
-Key = tuple[str, ...]
+Values: TypeAlias = tuple[str, ...]  # of row or column keys
 
 
 @dataclass
 class Sample:
     """The numbers of one cell, all in one unit."""
 
-    unit: str
+    unit: str = "number"
     values: list[float] = field(default_factory=list)
+
+
+Cells: TypeAlias = dict[Values, Sample]
 
 
 @dataclass
 class Table:
     """Samples by the values of row and column keys, in the order in which they were added."""
 
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    heads: dict[Key, None] = field(default_factory=dict)
-    cells: dict[Key, dict[Key, Sample]] = field(default_factory=dict)
+    rows: Names
+    columns: Names
+    heads: dict[Values, None] = field(default_factory=dict)
+    lines: dict[Values, Cells] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
 
     def add(self, record: Record, name: str, measured: Measured) -> None:
         """Add a record's number; one in another unit than the metric's others gets a name of its own."""
+        usual = self.units.setdefault(name, measured.unit)
         label = name
-        if self.units.setdefault(name, measured.unit) != measured.unit:
+        if measured.unit != usual:
             label = f"{name} ({measured.unit})"
-        keys = {**record.keys, METRIC: label}
-        line = tuple(text_of(keys.get(key)) for key in self.rows)
-        head = tuple(text_of(keys.get(key)) for key in self.columns)
+        named = Record({**record.keys, METRIC: label}, {})
+        head = named.texts(self.columns)
         self.heads[head] = None
-        sample = self.cells.setdefault(line, {}).setdefault(head, Sample(measured.unit))
+        cells = self.lines.setdefault(named.texts(self.rows), {})
+        sample = cells.setdefault(head, Sample(measured.unit))
         sample.values.append(measured.value)
 
 
 def table(
     runs: Iterable[Run | Result],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    metrics: Sequence[str] | None = None,
+    rows: Names,
+    columns: Names,
+    metrics: Names | None = None,
     style: str = "md",
-    where: Mapping[str, str] | None = None,
+    where: Where | None = None,
 ) -> str:
     """Return mean ± sample standard deviation of each metric per row and column group; ``where`` filters records.
 
@@ -67,25 +83,23 @@ def table(
     ``metrics`` None means those that have values, the validation accuracy and single tasks left out.
 
     Raises:
-        UserError: for an unknown key or metric.
+        UserError: for an unknown key or metric, or if no record fulfils the conditions.
     """
     everything = read(runs)
-    check_keys(everything, [key for key in (*rows, *columns) if key != METRIC], "table")
+    named = [key for key in (*rows, *columns) if key != METRIC]
+    check_keys(everything, named, "table")
+    check_metrics(everything, metrics or (), "table")
     records = select(everything, where or {})
-    # A metric that only other records have is no mistake.
-    names = metrics_of(records) if metrics is None else metrics_of(everything, metrics)
-    found = aggregate(records, rows, columns, names)
-    heads, lines = laid_out(found, exact=style == "csv")
-    return render(heads, lines, style)
+    found = aggregate(records, rows, columns, metrics or usual_metrics(records))
+    grid = exact_grid(found) if style == "csv" else short_grid(found)
+    return render(grid, style)
 
 
-def aggregate(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str], metrics: Sequence[str]) -> Table:
+def aggregate(records: Records, rows: Names, columns: Names, metrics: Names) -> Table:
     """Return the records' metrics by row and column keys, with further row keys for what must not be averaged."""
-    units = {(name, record.metrics[name].unit) for record in records for name in metrics if name in record.metrics}
-    if max(len(units), len(metrics)) > 1 and METRIC not in (*rows, *columns):
+    if METRIC not in (*rows, *columns) and several_numbers(records, metrics):
         columns = (*columns, METRIC)
-    keys = row_keys(records, rows, columns)
-    found = Table(tuple(keys), tuple(columns))
+    found = Table(row_keys(records, rows, columns), columns)
     for record in records:
         for name in metrics:
             if name in record.metrics:
@@ -93,79 +107,123 @@ def aggregate(records: Sequence[Record], rows: Sequence[str], columns: Sequence[
     return found
 
 
-def laid_out(found: Table, *, exact: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Return a table's heads and lines as text.
+def several_numbers(records: Records, metrics: Names) -> bool:
+    """Return whether there are numbers that must not be averaged: several metrics, or one in several units."""
+    units = set()
+    for record in records:
+        for name in metrics:
+            if name in record.metrics:
+                units.add(record.metrics[name].unit)
+    return len(metrics) > 1 or len(units) > 1
 
-    ``exact`` gives mean and deviation as two columns in full precision, else they are one text in the metric's digits.
-    """
+
+def short_grid(found: Table) -> Grid:
+    """Return a table as text, mean and deviation in the metric's digits."""
     names = [" ".join(head) for head in found.heads]
-    heads = [*found.rows, *names]
-    if exact:
-        heads = list(found.rows)
-        for name in names:
-            heads += [name, f"{name} std"]
-    lines = []
-    for key, samples in found.cells.items():
-        line = list(key)
+    grid = Grid([*found.rows, *names])
+    for values, cells in found.lines.items():
+        line = list(values)
         for head in found.heads:
-            sample = samples.get(head, Sample("number"))
-            line += exactly(sample.values, sample.unit) if exact else [summarised(sample.values, sample.unit)]
-        lines.append(line)
-    return heads, lines
+            sample = cells.get(head, Sample())
+            line.append(summarised(sample.values, sample.unit))
+        grid.lines.append(line)
+    return grid
+
+
+def exact_grid(found: Table) -> Grid:
+    """Return a table as text, mean and deviation in columns of their own and in full precision."""
+    grid = Grid(list(found.rows))
+    for head in found.heads:
+        name = " ".join(head)
+        grid.heads += [name, f"{name} std"]
+    for values, cells in found.lines.items():
+        line = list(values)
+        for head in found.heads:
+            sample = cells.get(head, Sample())
+            line += exactly(sample.values, sample.unit)
+        grid.lines.append(line)
+    return grid
+
+
+# One run
 
 
 def run_table(result: Result) -> str:
     """Return one run's rows: each task's number under the metric that judges it, then the mean and what sums up."""
-    tasks = list(dict.fromkeys(task for row in result.rows for task in judged(row)))
-    beside = [name for name in BESIDE if any(row.mean(name) is not None for row in result.rows)]
-    lines = []
+    tasks: dict[str, None] = {}
+    means: dict[str, None] = {}
     for row in result.rows:
+        tasks |= dict.fromkeys(judged(row))
+        means |= dict.fromkeys(row.metrics)
+    beside = [name for name in BESIDE if name in means]
+    titles = [task_title(result, task) for task in tasks]
+    grid = Grid(["", "alpha", *titles, "mean", *beside])
+    for row in result.rows:
+        alpha = "" if row.alpha is None else f"{row.alpha:.3g}"
         by_task = judged(row)
-        line = [row.row, "" if row.alpha is None else f"{row.alpha:.3g}"]
-        for task in tasks:
-            line.append(task_text(by_task.get(task), task))
-        line.append(mean_text(main_metric(row)))
-        line += [mean_text(row.metrics.get(name)) for name in beside]
-        lines.append(line)
-    heads = ["", "alpha", *(task_head(result, task) for task in tasks), "mean", *beside]
-    return render(heads, lines, "md", align="right")
+        line = [row.row, alpha]
+        line += [by_task.get(task, NOTHING).text for task in tasks]
+        line.append(mean_text(row, main_metric(row)))
+        line += [mean_text(row, name) for name in beside]
+        grid.lines.append(line)
+    return render(grid, "md", align="right")
 
 
-def main_metric(row: Row) -> Metric | None:
-    """Return the metric that a row is about: the first that is not derived from another or about the control."""
-    names = [name for name in row.metrics if name not in DERIVED]
-    return row.metrics[names[0]] if names else None
+@dataclass(frozen=True)
+class Judgement:
+    """A task's number as text, and the name of the metric that it is."""
+
+    name: str
+    text: str
 
 
-def judged(row: Row) -> dict[str, tuple[str, Metric]]:
-    """Return the name and metric that judge each task of a row."""
-    found: dict[str, tuple[str, Metric]] = {}
+NOTHING = Judgement("", "")
+
+
+def judged(row: Row) -> dict[str, Judgement]:
+    """Return the number of each task of a row."""
+    found: dict[str, Judgement] = {}
     for name, metric in row.metrics.items():
         if name in DERIVED:
             continue
-        for task in metric.values:
-            found.setdefault(task, (metric.by_task.get(task, name), metric))
+        for task, judgement in judgements(name, metric).items():
+            found.setdefault(task, judgement)
     return found
 
 
-def task_text(found: tuple[str, Metric] | None, task: str) -> str:
-    """Return a task's number as text, empty where the row has none."""
-    if found is None:
+def judgements(name: str, metric: Metric) -> dict[str, Judgement]:
+    """Return the numbers of a metric by task."""
+    found = {}
+    for task, value in metric.values.items():
+        title = metric.by_task.get(task, name)
+        found[task] = Judgement(title, shown(value, metric.unit))
+    return found
+
+
+def main_metric(row: Row) -> str:
+    """Return the metric that a row is about: the first that is not derived from another or about the control."""
+    names = [name for name in row.metrics if name not in DERIVED]
+    return names[0] if names else ""
+
+
+def mean_text(row: Row, name: str) -> str:
+    """Return the mean of a row's metric as text, empty where the row does not have it."""
+    if name not in row.metrics:
         return ""
-    _, metric = found
-    return shown(metric.values[task], metric.unit)
+    metric = row.metrics[name]
+    return shown(metric.mean, metric.unit)
 
 
-def task_head(result: Result, task: str) -> str:
+def task_title(result: Result, task: str) -> str:
     """Return a task's name, with the metric that judges it where all rows agree on one that is not accuracy."""
-    names = {judged(row)[task][0] for row in result.rows if task in judged(row)}
-    (name, *others) = names
-    return task if others or name == METRICS[0] else f"{task} ({name})"
-
-
-def mean_text(metric: Metric | None) -> str:
-    """Return a metric's mean as text, empty where there is none."""
-    return "" if metric is None else shown(metric.mean, metric.unit)
+    names = set()
+    for row in result.rows:
+        found = judged(row).get(task)
+        if found is not None:
+            names.add("" if found.name == row.row else found.name)
+    name = names.pop()
+    plain = names or name in ("", METRICS[0])
+    return task if plain else f"{task} ({name})"
 
 
 def report_lines(result: Result) -> list[str]:
@@ -178,7 +236,8 @@ def report_lines(result: Result) -> list[str]:
             if text:
                 words.append(f"{name} {text}")
         if words:
-            found.append(printable(f"{stage}: {', '.join(words)}"))
+            line = f"{stage}: {', '.join(words)}"
+            found.append(printable(line))
     return found
 
 
@@ -188,10 +247,10 @@ def said(value: Any) -> str:
         return str(value)
     if isinstance(value, int | float):
         return f"{value:.4g}"
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list) or not value:
+    numbers = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(numbers, list) or not numbers:
         return ""
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
+    if any(type(number) not in (int, float) for number in numbers):
         return ""
-    return f"{min(value):.4g} to {max(value):.4g}"
+    low, high = min(numbers), max(numbers)
+    return f"{low:.4g} to {high:.4g}"

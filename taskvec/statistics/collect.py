@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.errors import UserError
 from taskvec.needs import Observe
 from taskvec.statistics.base import Accumulator, Statistic
-from taskvec.statistics.passes.batches import Batches, Piece, batch_size
+from taskvec.statistics.passes.batches import EMPTY, Batches, Piece, batch_size
 from taskvec.statistics.passes.run import Pass
 from taskvec.statistics.passes.survey import survey
 
@@ -48,20 +48,21 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     _check(statistics, len(sides), labels)
     pieces = _pieces(batches)
     surveys = [survey(*side, inputs) for side, inputs in zip(sides, pieces[0], strict=True)]
-    waiting = {number: statistic.accumulator(*surveys) for number, statistic in enumerate(statistics)}
-    values = {}
-    while waiting:
-        finished = {}
-        for members in _together(waiting):
-            gradient = any(statistics[number].gradient for number in members)
-            run = Pass(surveys, list(members.values()), gradient=gradient)
-            examples = run(pieces, labels, observe)
-            finished |= {number: accumulator.finish(examples) for number, accumulator in members.items()}
-        waiting = {number: result for number, result in finished.items() if isinstance(result, Accumulator)}
-        values |= {number: result for number, result in finished.items() if number not in waiting}
-    for number, statistic in enumerate(statistics):
-        check_finite(statistic, values[number])
-    return [values[number] for number in range(len(statistics))]
+    results = [statistic.accumulator(*surveys) for statistic in statistics]
+    while True:
+        unfinished = [number for number, result in enumerate(results) if isinstance(result, Accumulator)]
+        if not unfinished:
+            break
+        for numbers in _together(results, unfinished):
+            members = [results[number] for number in numbers]
+            gradient = any(statistics[number].gradient for number in numbers)
+            one_pass = Pass(surveys, members, gradient=gradient)
+            examples = one_pass(pieces, labels, observe)
+            for number in numbers:
+                results[number] = results[number].finish(examples)
+    for statistic, value in zip(statistics, results, strict=True):
+        check_finite(statistic, value)
+    return results
 
 
 def check_finite(statistic: Statistic, value: Any) -> None:
@@ -70,24 +71,30 @@ def check_finite(statistic: Statistic, value: Any) -> None:
     Raises:
         UserError: naming the statistic and the first tensor that is not finite.
     """
-    for name, tensor in statistic.pack(value)[0].items():
+    tensors, _ = statistic.pack(value)
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             cause = "the weights or the examples make the model overflow"
             raise UserError(f"statistic {statistic.kind}: {name} is not finite; {cause}")
 
 
-def _sides(model: Any, parameters: Any, head: Any) -> list[tuple[Any, Mapping[str, Tensor], Any]]:
+def _sides(model: Any, parameters: Any, head: Any) -> list[tuple[Any, Any, Any]]:
     """Return model, weights and head of each side: one, or source and target."""
     if not isinstance(model, tuple):
         return [(model, _frozen(parameters), head)]
-    nothing = (None,) * len(model)
-    triples = zip(model, parameters or nothing, head or nothing, strict=True)
-    return [(one, _frozen(weights), its_head) for one, weights, its_head in triples]
+    if parameters is None:
+        parameters = [None for _ in model]
+    if head is None:
+        head = [None for _ in model]
+    weights = [_frozen(own) for own in parameters]
+    return list(zip(model, weights, head, strict=True))
 
 
 def _frozen(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return composed weights without a graph of their own; none at theta_0."""
-    return {name: weight.detach() for name, weight in (weights or {}).items()}
+    if weights is None:
+        return {}
+    return {name: weight.detach() for name, weight in weights.items()}
 
 
 def _check(statistics: Sequence[Statistic], sides: int, labels: Tensor | None) -> None:
@@ -102,7 +109,8 @@ def _check(statistics: Sequence[Statistic], sides: int, labels: Tensor | None) -
             wanted = "a pair of models" if statistic.pair else "one model"
             raise TypeError(f"the statistic {statistic.kind} is one of {wanted}")
         if statistic.labels and labels is None:
-            raise UserError(f"statistic {statistic.kind} takes the loss of the labels, and they were not granted")
+            reason = "takes the loss of the labels, and they were not granted"
+            raise UserError(f"statistic {statistic.kind} {reason}")
 
 
 def _pieces(batches: Sequence[Tensor] | Sequence[Piece]) -> Sequence[Piece]:
@@ -114,13 +122,14 @@ def _pieces(batches: Sequence[Tensor] | Sequence[Piece]) -> Sequence[Piece]:
     if isinstance(batches, Batches):
         return batches
     if not len(batches):
-        raise UserError("no examples to take statistics on; raise the budget or choose another split")
+        raise UserError(EMPTY)
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
 
 
-def _together(waiting: Mapping[int, Accumulator]) -> list[dict[int, Accumulator]]:
-    """Return the accumulators that share a pass: those that take the examples in groups of the same size."""
+def _together(results: Sequence[Any], unfinished: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of accumulators that share a pass: those that take examples in groups of the same size."""
     passes = {}
-    for number, accumulator in waiting.items():
-        passes.setdefault(accumulator.group, {})[number] = accumulator
+    for number in unfinished:
+        group = results[number].group
+        passes.setdefault(group, []).append(number)
     return list(passes.values())

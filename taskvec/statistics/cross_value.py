@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-Weights = Mapping[str, Tensor]
+Weights: TypeAlias = Mapping[str, Tensor]
+Affine: TypeAlias = tuple[Tensor, Tensor | None]  # weight [out, in], bias [out]
 SUMS = ("cross", "source", "target", "squares")
-
-
-class Affine(NamedTuple):
-    """A linear layer: ``weight`` [out, in], ``bias`` [out] or None."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def joined(self) -> Tensor:
-        """Return [W | b] [out, in + 1] in float64."""
-        bias = self.bias
-        if bias is None:
-            bias = self.weight.new_zeros(len(self.weight))
-        joined = torch.cat([self.weight, bias.unsqueeze(1)], dim=1)
-        return joined.to(torch.float64)
-
-
-class Grams(NamedTuple):
-    """A^T A [a, a] and B^T B [b, b]."""
-
-    source: Tensor
-    target: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class CrossMoment:
     """Paired rows of one space, A [n, a] of the source and B [n, b] of the target, summed in float64.
 
-    ``cross`` A^T B [a, b]; ``source`` and ``target`` the sums of the rows [a], [b]; ``grams`` where they were asked
-    for; ``squares`` [2] |A|^2 and |B|^2, None where only Grams would tell.
+    ``cross`` A^T B [a, b]; ``source`` and ``target`` the sums of the rows [a], [b]; ``squares`` [2] |A|^2 and |B|^2,
+    None where nobody measured them; ``grams`` A^T A [a, a] and B^T B [b, b], where they were asked for.
     """
 
     cross: Tensor
@@ -48,7 +27,7 @@ class CrossMoment:
     target: Tensor
     squares: Tensor | None
     rows: int
-    grams: Grams | None = None
+    grams: tuple[Tensor, Tensor] | None = None
 
     def centred(self) -> CrossMoment:
         """Return the moments of the rows less their means: C - n mu_A mu_B^T, and so on."""
@@ -63,10 +42,8 @@ class CrossMoment:
             means = torch.stack([source.dot(source), target.dot(target)])
             squares = self.squares - self.rows * means
         if self.grams is not None:
-            grams = Grams(
-                less(self.grams.source, source, source),
-                less(self.grams.target, target, target),
-            )
+            own, other = self.grams
+            grams = less(own, source, source), less(other, target, target)
         return CrossMoment(
             cross=less(self.cross, source, target),
             source=torch.zeros_like(source),
@@ -80,11 +57,11 @@ class CrossMoment:
         """Return |A T - B|^2 of a map T [a, b]: |A T|^2 - 2 <T, C> + |B|^2.
 
         Raises:
-            ValueError: if the Grams were not kept, and T has no orthonormal rows (it narrows, or drops directions) or
-                the space is the output of a layer.
+            ValueError: if the squares are not known, or the Grams were not kept and T has no orthonormal rows (it
+                narrows, or drops directions).
         """
         if self.squares is None:
-            raise ValueError("the residual at the output of a layer needs grams=true")
+            raise ValueError("the residual needs the squares of the rows, or grams=true")
         aligned = aligned.to(self.cross)
         overlap = (aligned * self.cross).sum()
         return self._moved(aligned) - 2 * overlap + self.squares[1]
@@ -96,7 +73,8 @@ class CrossMoment:
             ValueError: if neither the Grams nor T say.
         """
         if self.grams is not None:
-            return (aligned * (self.grams.source @ aligned)).sum()
+            own, _ = self.grams
+            return (aligned * (own @ aligned)).sum()
         identity = torch.eye(len(aligned), dtype=aligned.dtype, device=aligned.device)
         if not torch.allclose(aligned @ aligned.T, identity, atol=1e-6):
             raise ValueError("the residual of a map without orthonormal rows needs grams=true")
@@ -107,17 +85,17 @@ def through(moment: CrossMoment, source: Affine, target: Affine) -> CrossMoment:
     """Return the moments of the outputs of two linear layers from those of their inputs: C_out = W_A C_in W_B^T.
 
     Biases act as one more column: W = [W | b] on [[C, sum A], [sum B^T, n]]. Interpolation and means over tokens
-    commute with the layers, because their weights sum to one. Without Grams the squares are not known.
+    commute with the layers, because their weights sum to one. The squares follow from Grams alone.
     """
-    left = source.joined().to(moment.cross.device)
-    right = target.joined().to(moment.cross.device)
+    left = _joined(source).to(moment.cross.device)
+    right = _joined(target).to(moment.cross.device)
     bordered = _bordered(moment.cross, moment.source, moment.target, moment.rows)
     carried = left @ bordered  # [out_A, in_B + 1]
     squares, grams = None, None
     if moment.grams is not None:
-        own = _bordered(moment.grams.source, moment.source, moment.source, moment.rows)
-        other = _bordered(moment.grams.target, moment.target, moment.target, moment.rows)
-        grams = Grams(left @ own @ left.T, right @ other @ right.T)
+        own = _bordered(moment.grams[0], moment.source, moment.source, moment.rows)
+        other = _bordered(moment.grams[1], moment.target, moment.target, moment.rows)
+        grams = left @ own @ left.T, right @ other @ right.T
         squares = torch.stack([gram.trace() for gram in grams])
     return CrossMoment(
         cross=carried @ right.T,
@@ -127,6 +105,15 @@ def through(moment: CrossMoment, source: Affine, target: Affine) -> CrossMoment:
         rows=moment.rows,
         grams=grams,
     )
+
+
+def _joined(layer: Affine) -> Tensor:
+    """Return [W | b] [out, in + 1] in float64."""
+    weight, bias = layer
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    joined = torch.cat([weight, bias.unsqueeze(1)], dim=1)
+    return joined.to(torch.float64)
 
 
 def _bordered(product: Tensor, left: Tensor, right: Tensor, rows: int) -> Tensor:
@@ -152,15 +139,21 @@ class SpaceMoments:
         self.left_out: Mapping[str, str] = meta["left_out"]
 
     @classmethod
-    def of(cls, moments: Mapping[str, CrossMoment], layout: Mapping[str, Any]) -> SpaceMoments:
-        """Return summed moments as they are stored; ``layout`` holds the attributes."""
-        tensors = {}
+    def of(
+        cls,
+        moments: Mapping[str, CrossMoment],
+        squares: Mapping[str, Tensor],
+        layout: Mapping[str, Any],
+    ) -> SpaceMoments:
+        """Return summed moments and derived spaces' squares as they are stored; ``layout`` holds the attributes."""
+        tensors = {f"{space}/squares": values for space, values in squares.items()}
         for space, moment in moments.items():
             for name in SUMS:
                 tensors[f"{space}/{name}"] = getattr(moment, name)
             if moment.grams is not None:
-                tensors[f"{space}/source_gram"] = moment.grams.source
-                tensors[f"{space}/target_gram"] = moment.grams.target
+                own, other = moment.grams
+                tensors[f"{space}/source_gram"] = own
+                tensors[f"{space}/target_gram"] = other
         rows = {space: moment.rows for space, moment in moments.items()}
         return cls(tensors, {**layout, "rows": rows})
 
@@ -174,18 +167,18 @@ class SpaceMoments:
         if space not in self.derived:
             return self._stored(self.aliases[space])
         inputs, own, other = self.derived[space]
-        return through(
+        moment = through(
             self._stored(inputs),
-            Affine(source[f"{own}.weight"], source.get(f"{own}.bias")),
-            Affine(target[f"{other}.weight"], target.get(f"{other}.bias")),
+            (source[f"{own}.weight"], source.get(f"{own}.bias")),
+            (target[f"{other}.weight"], target.get(f"{other}.bias")),
         )
+        return replace(moment, squares=self.tensors[f"{space}/squares"])
 
     def _stored(self, space: str) -> CrossMoment:
         sums = {name: self.tensors[f"{space}/{name}"] for name in SUMS}
         grams = None
         if f"{space}/source_gram" in self.tensors:
-            grams = Grams(
-                self.tensors[f"{space}/source_gram"],
-                self.tensors[f"{space}/target_gram"],
-            )
+            own = self.tensors[f"{space}/source_gram"]
+            other = self.tensors[f"{space}/target_gram"]
+            grams = own, other
         return CrossMoment(**sums, rows=self.meta["rows"][space], grams=grams)

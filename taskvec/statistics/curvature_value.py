@@ -49,9 +49,10 @@ class Curvature:
         moved = {}
 
         def move(tensor: Tensor) -> Tensor:
-            if id(tensor) not in moved:
-                moved[id(tensor)] = tensor.to(device, dtype or tensor.dtype)
-            return moved[id(tensor)]
+            key = id(tensor)
+            if key not in moved:
+                moved[key] = tensor.to(device, dtype or tensor.dtype)
+            return moved[key]
 
         layers = {name: block.map(move) for name, block in self.layers.items()}
         vectors = {name: block.map(move) for name, block in self.vectors.items()}
@@ -66,9 +67,11 @@ class Curvature:
             _, name = path.split("/", 1)
             keys = {}
             for field, tensor in block.tensors().items():
-                keys[field] = names.setdefault(id(tensor), f"{name}/{field}")
-                tensors[keys[field]] = tensor
-            blocks[path] = {"kind": type(block).__name__, "tensors": keys}
+                key = names.setdefault(id(tensor), f"{name}/{field}")
+                keys[field] = key
+                tensors[key] = tensor
+            kind = type(block).__name__
+            blocks[path] = {"kind": kind, "tensors": keys}
         header = {
             "blocks": blocks,
             "biased": sorted(self.biased),
@@ -81,7 +84,10 @@ class Curvature:
 
     @classmethod
     def unpack(
-        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+        cls,
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
     ) -> Curvature:
         """Invert ``pack`` on tensors that may be memory-mapped; each is looked up once and none is copied.
 
@@ -94,13 +100,16 @@ class Curvature:
         groups: dict[str, dict[str, Block]] = {"layers": {}, "vectors": {}}
         for path, block in header["blocks"].items():
             group, name = path.split("/", 1)
-            for key in block["tensors"].values():
+            fields = {}
+            for field, key in block["tensors"].items():
                 if key not in known:  # a shared factor must stay one object
                     known[key] = tensors[key]
-            fields = {field: known[key] for field, key in block["tensors"].items()}
-            groups[group][name] = KINDS[block["kind"]](**fields)
+                fields[field] = known[key]
+            kind = KINDS[block["kind"]]
+            groups[group][name] = kind(**fields)
         return cls(
-            **groups,
+            layers=groups["layers"],
+            vectors=groups["vectors"],
             biased=frozenset(header["biased"]),
             roles=dict(header["roles"]),
             examples=header["examples"],
@@ -109,7 +118,10 @@ class Curvature:
         )
 
 
-def exact_sum(curvatures: Sequence[Curvature], counts: Sequence[float] | None = None) -> list[tuple[float, Curvature]]:
+def exact_sum(
+    curvatures: Sequence[Curvature],
+    counts: Sequence[float] | None = None,
+) -> list[tuple[float, Curvature]]:
     """Return the pairs (lambda_t, G_t) of sum_t lambda_t G_t, lambda_t = n_t / sum_s n_s: cost O(T) (spec 3.1).
 
     n_t are the examples each curvature was estimated on, or ``counts``. The caller leaves the trained task out.
@@ -124,10 +136,14 @@ def exact_sum(curvatures: Sequence[Curvature], counts: Sequence[float] | None = 
     if counts is None:
         counts = [curvature.examples for curvature in curvatures]
     total = sum(counts)
-    return [(count / total, curvature) for count, curvature in zip(counts, curvatures, strict=True)]
+    weights = [count / total for count in counts]
+    return list(zip(weights, curvatures, strict=True))
 
 
-def merge(curvatures: Iterable[Curvature], counts: Sequence[float] | None = None) -> Curvature:
+def merge(
+    curvatures: Iterable[Curvature],
+    counts: Sequence[float] | None = None,
+) -> Curvature:
     """Return one curvature in place of the sum over tasks, of constant cost (spec 3.1).
 
     A = sum_t lambda_t A_t and B = sum_t lambda_t B_t, full and diagonal blocks sum_t lambda_t H_t (exact), with lambda
@@ -151,11 +167,12 @@ def merge(curvatures: Iterable[Curvature], counts: Sequence[float] | None = None
         mass += count
         examples += part.examples
         for name, tensor in tensors.items():
-            tensor = tensor.to(totals[name])
+            total = totals[name]
+            tensor = tensor.to(total)
             if part.settings["faithful"] and name.endswith("/gradients"):
-                totals[name] += tensor
+                total += tensor
             elif count:  # the running mean, exact for identical tasks
-                totals[name].lerp_(tensor, count / mass)
+                total.lerp_(tensor, count / mass)
     if not header:
         raise ValueError("no task to take the curvature of")
     return Curvature.unpack(totals, header | {"examples": examples})
@@ -184,8 +201,10 @@ def _same_settings(records: Sequence[Mapping[str, Any]], message: str) -> None:
     differing = []
     for key in keys:
         values = [str(record.get(key)) for record in records]
-        distinct = list(dict.fromkeys(values))
+        distinct = dict.fromkeys(values)
         if len(distinct) > 1:
-            differing.append(f"{key}: {' or '.join(distinct)}")
+            choices = " or ".join(distinct)
+            differing.append(f"{key}: {choices}")
     if differing:
-        raise ValueError(f"{message} ({'; '.join(differing)})")
+        details = "; ".join(differing)
+        raise ValueError(f"{message} ({details})")

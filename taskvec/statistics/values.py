@@ -30,14 +30,18 @@ class LayerMoments(Mapping[str, Moment]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]):
-        self.tensors, self.meta = tensors, meta
-        self.sources: Mapping[str, str] = meta["sources"]
-        self.untracked: Mapping[str, str] = meta["untracked"]
+        self.tensors = tensors
+        self.meta = meta
+        self.sources = meta["sources"]
+        self.untracked = meta["untracked"]
 
     def __getitem__(self, layer: str) -> Moment:
         source = self.sources[layer]
-        rows = self.meta["rows"][source]
-        return Moment(self.tensors[f"{source}/gram"], self.tensors[f"{source}/total"], rows)
+        return Moment(
+            gram=self.tensors[f"{source}/gram"],
+            total=self.tensors[f"{source}/total"],
+            rows=self.meta["rows"][source],
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sources)
@@ -63,13 +67,16 @@ class Prefixed(Mapping[str, Tensor]):
     """The tensors of a mapping whose names begin with a prefix, without it, looked up when they are asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
-        self.tensors, self.prefix = tensors, prefix
+        self.tensors = tensors
+        self.prefix = prefix
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[self.prefix + name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self.prefix) for name in self.tensors if name.startswith(self.prefix))
+        for name in self.tensors:
+            if name.startswith(self.prefix):
+                yield name.removeprefix(self.prefix)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(list(iter(self)))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec.needs import View
+from taskvec.training.schedule import Schedule
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2  # area and aspect of each try, and the place
@@ -93,8 +94,16 @@ class Batches:
         return Batch(stacked, rows, labels)
 
 
-def generator(seed: int, stream: int) -> torch.Generator:
-    """Return the generator of one stream of random numbers: an epoch's, or a step's."""
+def augment(inputs: Tensor, schedule: Schedule, seed: int, stream: str) -> Tensor:
+    """Return images [n, 3, H, W] cropped as the schedule says by the draws of a stream; texts as they are."""
+    if schedule.crop is None or inputs.ndim != 4:
+        return inputs
+    draws = torch.rand(len(inputs), CROP_DRAWS, generator=generator(seed, stream))
+    return random_resized_crop(inputs, schedule.crop, draws)
+
+
+def generator(seed: int, stream: int | str) -> torch.Generator:
+    """Return the generator of one stream of random numbers: an epoch's, a step's, or one by name."""
     # torch's CPU generator uses 32 bits of its seed, so seed and stream are mixed instead of put side by side
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -15,6 +15,7 @@ from taskvec.errors import NotFinite
 from taskvec.needs import Examples, View
 from taskvec.training import linearise
 from taskvec.training.linearise import exact, jvp_features
+from taskvec.training.readouts import read_out
 from taskvec.training.walk import Found, Predictions, Reader, Rows, Surprise, walk
 from taskvec.vectors import Tensors
 
@@ -38,18 +39,32 @@ class Evaluator:
 
     # Differentiable
 
-    def scores(self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None) -> Tensor:
-        """Return the logits [N, C] of inputs under a head, differentiable in weights, direction and head.
+    def scores(
+        self,
+        inputs: Tensor,
+        head: Tensor,
+        weights: Tensors,
+        direction: Tensors | None = None,
+        readout: Tensors | None = None,
+    ) -> Tensor:
+        """Return the logits [N, C] of inputs under a head, differentiable in weights, direction, head and readout.
 
         Weights that are absent are the base's. With a ``direction`` tau they are those of the model linearised at
-        theta_0, g(x; theta_0 + tau) = f(x) + J(x) tau, whatever the weights.
+        theta_0, g(x; theta_0 + tau) = f(x) + J(x) tau, whatever the weights. A ``readout`` changes the logits
+        (:mod:`taskvec.training.readouts`).
         """
+        features = self.states(inputs, head, weights, direction)
+        with self._autocast():
+            logits = self.model.logits(features, head, weights if direction is None else None)
+            return read_out(readout or {}, features, logits)
+
+    def states(self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None) -> Tensor:
+        """Return the features [N, d] that :meth:`scores` takes the logits of, differentiable likewise."""
         with self._autocast():
             if direction is None:
-                features = self.model.features(weights, inputs, head)
-                return self.model.logits(exact(features), head, weights)
-            features, derivative = jvp_features(self.model, direction, inputs, head)
-            return self.model.logits(exact(features) + exact(derivative), head)
+                return exact(self.model.features(weights, inputs, head))
+            start, derivative = jvp_features(self.model, direction, inputs, head)
+            return exact(start) + exact(derivative)
 
     def logits(self, weights: Tensors, need: Examples, rows: Rows, direction: Tensors | None = None) -> Tensor:
         """Return the logits [n, C] of some rows of a need, as :meth:`scores`."""
@@ -74,8 +89,9 @@ class Evaluator:
         readers = []
         for need in needs:
             view = self.view_of(need)
-            head = composition.readout(need.task).get("head", view.head)
-            readers.append(Predictions(self.model, need, view, head))
+            readout = composition.readout(need.task)
+            head = readout.get("head", view.head)
+            readers.append(Predictions(self.model, need, view, head, readout))
         return self._walk(composition, readers, alphas)
 
     def surprise(

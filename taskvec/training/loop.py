@@ -16,6 +16,7 @@ from taskvec.needs import Checkpointed, Observe
 from taskvec.training.finite import broken
 from taskvec.training.objectives.base import MicroBatch, State, Steps
 from taskvec.training.schedule import Schedule
+from taskvec.training.sharpness import SharpnessAware
 from taskvec.vectors import Tensors
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,16 @@ class Group:
 
 
 class Moment(NamedTuple):
-    """Where training is after a step: steps done, of how many, how many make an epoch, and the step's loss (0-d)."""
+    """Where training is after a step: steps done, of how many, how many make an epoch, and the step's loss (0-d).
+
+    ``moved`` is the loss when the optimiser asked last, which is another one if it asks at moved weights (SAM).
+    """
 
     done: int
     total: int
     per_epoch: int
     loss: Tensor
+    moved: Tensor | None = None
 
     @property
     def ends_epoch(self) -> bool:
@@ -53,14 +58,17 @@ class Moment(NamedTuple):
         return self.done % self.per_epoch == 0 or self.done == self.total
 
 
+END, FORGET = "end", "forget"  # what a callback may say: end the training; forget the optimiser's state
+
+
 class Callback(Protocol):
-    """Something that looks at the leaves after every step, and may change them or, returning True, end the training.
+    """Something that looks at the leaves after every step, and may change them or say :data:`END` or :data:`FORGET`.
 
     What it remembers is its state, of tensors and JSON values, which the checkpoint keeps.
     """
 
-    def __call__(self, moment: Moment) -> bool | None:
-        """Look at training after a step; True ends it."""
+    def __call__(self, moment: Moment) -> str | bool | None:
+        """Look at training after a step; True ends it as :data:`END` does."""
 
     def state(self) -> State:
         """Return what the callback remembers."""
@@ -75,7 +83,7 @@ def train(
     steps: Steps,
     schedule: Schedule,
     *,
-    epoch: Callable[[int, int], State] | None = None,
+    epoch: Callable[[int, int, State], State] | None = None,
     penalties: Sequence[Penalty] = (),
     after: Sequence[Callback] = (),
     checkpoint: Checkpointed | None = None,
@@ -84,8 +92,8 @@ def train(
     """Minimise the mean of ``loss`` over each step's micro-batches plus the penalties, and return the curve.
 
     The optimiser changes the groups' leaves in place; how they enter the model is the business of ``loss``. ``epoch``
-    makes the objective's state before epoch e of E. A run resumed from ``checkpoint`` continues exactly as the
-    interrupted one would have.
+    makes the objective's state before epoch e of E, given the state so far. A run resumed from ``checkpoint``
+    continues exactly as the interrupted one would have.
 
     Raises:
         NotFinite: naming the step if loss or gradient is not finite, or the leaf that is not.
@@ -100,14 +108,14 @@ def train(
         step = run.done
         if epoch and step % steps.per_epoch == 0:
             with torch.no_grad():
-                run.state = epoch(step // steps.per_epoch, epochs)
+                run.state = epoch(step // steps.per_epoch, epochs, run.state)
         rate = schedule.rate(step, total)
         run.set_rate(rate)
         slope.begin(step, steps.at(step, run.state))
         run.optimiser.step(slope)
         run.done = step + 1
         run.watch(slope)
-        run.tell(Moment(run.done, total, steps.per_epoch, slope.loss))
+        run.tell(Moment(run.done, total, steps.per_epoch, slope.loss, slope.moved))
         if run.done % interval == 0 or run.done == total or run.ended:  # reading a loss waits for the device
             run.check()
             point = {"step": run.done, "loss": slope.loss.item(), "grad_norm": slope.norm.item(), "lr": rate}
@@ -122,7 +130,7 @@ def train(
 class _Slope:
     """The loss of a step and its clipped gradient, for an optimiser that may ask again at moved weights.
 
-    ``loss`` and ``norm`` are those at the weights the step starts from.
+    ``loss`` and ``norm`` are those at the weights the step starts from, ``moved`` the loss when it was asked last.
     """
 
     def __init__(self, run: _Run, loss: Loss, penalties: Sequence[Penalty], clip_norm: float | None):
@@ -148,6 +156,7 @@ class _Slope:
         for penalty in self.penalties:
             penalty(self.step).backward()
         norm = nn.utils.clip_grad_norm_(leaves, self.limit)
+        self.moved = mean
         if self.loss is None:
             self.loss, self.norm = mean, norm
         return mean
@@ -179,7 +188,10 @@ class _Run:
     def tell(self, moment: Moment) -> None:
         """Let every callback look; any of them may end the training."""
         for callback in self.after:
-            if callback(moment):
+            verdict = callback(moment)
+            if verdict == FORGET:
+                self.optimiser.state.clear()
+            elif verdict:
                 self.ended = True
 
     def watch(self, slope: _Slope) -> None:
@@ -245,5 +257,7 @@ def optimiser(groups: Sequence[Group], schedule: Schedule) -> torch.optim.Optimi
         decay = schedule.weight_decay if group.weight_decay is None else group.weight_decay
         settings.append({"params": list(group.leaves.values()), "weight_decay": decay})
     if schedule.optimiser == "sgd":
-        return torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
-    return torch.optim.AdamW(settings, lr=schedule.lr, betas=tuple(schedule.betas), eps=schedule.eps)
+        chosen = torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
+    else:
+        chosen = torch.optim.AdamW(settings, lr=schedule.lr, betas=tuple(schedule.betas), eps=schedule.eps)
+    return SharpnessAware(chosen, schedule.radius) if schedule.radius else chosen

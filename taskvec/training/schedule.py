@@ -47,6 +47,16 @@ class Schedule(Config):
         return self
 
     @property
+    def radius(self) -> float | None:
+        """The radius of sharpness-aware steps, None for plain ones; a schedule that has them says so."""
+        return None
+
+    @property
+    def shortest_epoch(self) -> int:
+        """The fewest steps of an epoch, for which few examples are seen repeatedly; a schedule with more says so."""
+        return 1
+
+    @property
     def crop(self) -> float | None:
         """The smallest area of a random crop, as a fraction of the image; None without crops."""
         return self.crop_scale if self.augment == "random_resized_crop" else None

@@ -17,6 +17,7 @@ from taskvec.errors import NotFinite
 from taskvec.needs import Examples, View
 from taskvec.training.finite import broken
 from taskvec.training.linearise import exact, jvp_along
+from taskvec.training.readouts import read_out
 from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ Rows = Tensor | slice
 class Reader(ABC):
     """What is read off a model for every example of a need: ``hidden`` depends on the weights, ``read`` on hidden."""
 
-    def __init__(self, model: Model, need: Examples, view: View, head: Tensor | None):
+    def __init__(self, model: Model, need: Examples, view: View, head: Tensor | None, readout: Tensors | None = None):
         self.model, self.need, self.view, self.head = model, need, view, head
+        self.readout = readout or {}
 
     @abstractmethod
     def batches(self) -> Iterator[Rows]:
@@ -87,7 +89,8 @@ class Predictions(Reader):
 
     def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
         """Return what the logits [n, C] decide, and the logits."""
-        logits = self.model.logits(hidden, self.head, weights)
+        plain = self.model.logits(hidden, self.head, weights)
+        logits = read_out(self.readout, hidden, plain)
         return decide(logits, scores=self.view.regression), logits
 
 

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import linear_layers, open_clip_config, vision_config
 from taskvec.models.clip.vit import VisionTransformer
-from taskvec.statistics.collect import curvature
-from taskvec.statistics.settings import CurvatureSettings
+from taskvec.statistics.collect import collect
+from taskvec.statistics.curvature import FeatureCurvature
 from taskvec.training.linearise import jvp_features
 from taskvec.training.regularisers import penalty
 
@@ -70,13 +70,15 @@ class Memory(TorchDispatchMode):
         self.alive -= size
 
 
-def build() -> tuple[ClipModel, list]:
-    """Return ViT-B/32 cut to BLOCKS blocks, and its linear layers."""
+def build() -> ClipModel:
+    """Return ViT-B/32 cut to BLOCKS blocks."""
     described = open_clip_config("ViT-B-32")
     described["vision_cfg"]["layers"] = BLOCKS
     config = vision_config(described)
     torch.manual_seed(0)
-    return ClipModel(VisionTransformer(config), (0.5,) * 3, (0.25,) * 3), linear_layers(config)
+    model = ClipModel(VisionTransformer(config), (0.5,) * 3, (0.25,) * 3)
+    model.layers = linear_layers(config)
+    return model
 
 
 def in_turn(work: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
@@ -101,14 +103,14 @@ def show(seconds: Mapping[str, list[float]], below: str, above: str, bar: float)
     return ratio
 
 
-def counted_ratio(model: ClipModel, layers: list, blocks: int, images: int) -> float:
+def counted_ratio(model: ClipModel, blocks: int, images: int) -> float:
     """Return the multiplications of the penalty with its gradient over those of a tangent step, with ``blocks`` blocks.
 
     Per weight [out, in]: B (dW A) is out * in * (out + in); the step passes primal, W dx, dW x, and backward to dx and
     dW, 5 products for each token. Attention, norms and activations are left out, to the step's disadvantage.
     """
     config = model.module.config
-    shapes = {layer.name: tuple(model.module.get_submodule(layer.name).weight.shape) for layer in layers}
+    shapes = {layer.name: tuple(model.module.get_submodule(layer.name).weight.shape) for layer in model.layers}
     block = [shape for name, shape in shapes.items() if name.startswith("blocks.0.")]
     projection = shapes["projection"]
     cost = blocks * sum(out * (n_in + 1) * (out + n_in + 1) for out, n_in in block) + math.prod(projection) * sum(
@@ -119,7 +121,7 @@ def counted_ratio(model: ClipModel, layers: list, blocks: int, images: int) -> f
     return cost / (images * (5 * (config.tokens * per_token + math.prod(projection)) + patches))
 
 
-def penalty_against_step(model: ClipModel, layers: list) -> float:
+def penalty_against_step(model: ClipModel) -> float:
     """Time the penalty against a tangent training step and return the ratio."""
     images = torch.randint(256, (TRAIN_BATCH, 3, 224, 224), dtype=torch.uint8)
     labels, head = torch.randint(10, (TRAIN_BATCH,)), F.normalize(torch.randn(10, 512), dim=1)
@@ -128,8 +130,7 @@ def penalty_against_step(model: ClipModel, layers: list) -> float:
         for name, weight in model.parameters.items()
         if name not in UNTRAINED
     }
-    settings = CurvatureSettings(examples=8)
-    stored = curvature(model, images[:8].split(8), layers, settings)
+    (stored,) = collect(model, images[:8].split(8), [FeatureCurvature()])
 
     def step() -> None:
         base, moved = jvp_features(model, deltas, images)
@@ -139,7 +140,7 @@ def penalty_against_step(model: ClipModel, layers: list) -> float:
     seconds = in_turn(work, TURNS)
     print(f"penalty and its gradient against a tangent step, {BLOCKS} block(s), batch {TRAIN_BATCH}")
     ratio = show(seconds, "tangent step", "penalty", PENALTY_BAR)
-    counted = {blocks: counted_ratio(model, layers, blocks, TRAIN_BATCH) for blocks in (BLOCKS, 12)}
+    counted = {blocks: counted_ratio(model, blocks, TRAIN_BATCH) for blocks in (BLOCKS, 12)}
     ratio *= counted[12] / counted[BLOCKS]
     print(f"  by products counted: {counted[BLOCKS]:.3f}, with 12 blocks {counted[12]:.3f}")
     print(f"  measured, scaled to 12 blocks: {ratio:.3f} (bar {PENALTY_BAR})")
@@ -153,11 +154,10 @@ def memory(do: Callable[[], object]) -> Memory:
     return seen
 
 
-def collection_against_pass(model: ClipModel, layers: list) -> float:
+def collection_against_pass(model: ClipModel) -> float:
     """Time the collection against a forward and backward pass over the same images and return the ratio."""
     images = torch.randint(256, (4 * COLLECT, 3, 224, 224), dtype=torch.uint8)
     weights = {name: weight.clone().requires_grad_() for name, weight in model.parameters.items()}
-    settings = CurvatureSettings()
 
     def forward_backward(gradients: bool = True) -> None:
         first = weights if gradients else {"class_embedding": weights["class_embedding"]}
@@ -167,18 +167,18 @@ def collection_against_pass(model: ClipModel, layers: list) -> float:
         for weight in weights.values():
             weight.grad = None
 
-    def collect(count: int = COLLECT, structure: str = "kfac") -> None:
-        curvature(model, images[:count].split(COLLECT), layers, settings.model_copy(update={"structure": structure}))
+    def gather(count: int = COLLECT, structure: str = "kfac") -> None:
+        collect(model, images[:count].split(COLLECT), [FeatureCurvature(structure=structure)])
 
     work = {"forward and backward": forward_backward, "without weight gradients": lambda: forward_backward(False)}
-    seconds = in_turn(work | {"collection, M = 1": collect}, TURNS)
+    seconds = in_turn(work | {"collection, M = 1": gather}, TURNS)
     print(f"collection against a pass, {BLOCKS} block(s), {COLLECT} images")
     ratio = show(seconds, "forward and backward", "collection, M = 1", COLLECT_BAR)
     for name, do in {
         "a forward and backward pass": forward_backward,
-        "kfac, two batches": lambda: collect(2 * COLLECT),
-        "kfac, four batches": lambda: collect(4 * COLLECT),
-        "ekfac, one batch": lambda: collect(COLLECT, "ekfac"),
+        "kfac, two batches": lambda: gather(2 * COLLECT),
+        "kfac, four batches": lambda: gather(4 * COLLECT),
+        "ekfac, one batch": lambda: gather(COLLECT, "ekfac"),
     }.items():
         seen = memory(do)
         print(f"  {name:<30}peak {seen.peak / 2**20:6.0f} MB, largest tensor {list(seen.shape)}")
@@ -190,9 +190,9 @@ def main() -> int:
     """Print the figures and return whether a bar is missed."""
     machine = platform.processor() or platform.machine()
     print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns")
-    model, layers = build()
-    collection = collection_against_pass(model, layers)
-    drift = penalty_against_step(model, layers)
+    model = build()
+    collection = collection_against_pass(model)
+    drift = penalty_against_step(model)
     return int(drift > PENALTY_BAR or collection > COLLECT_BAR)
 
 

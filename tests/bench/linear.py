@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskvec.data.views import TaskView
+from taskvec.data.views import View
 from taskvec.merge.composition import Scaled
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import vision_config
@@ -51,12 +51,17 @@ def tower(width: int, layers: int, features: int) -> ClipModel:
     return ClipModel(VisionTransformer(config), [0.5] * 3, [0.25] * 3)
 
 
-def world(model: ClipModel, features: int, tasks: int) -> tuple[dict[str, TaskView], dict[str, TaskVector]]:
+def images_of(view: View) -> Tensor:
+    """Return all images of a view."""
+    return view.take(slice(None))
+
+
+def world(model: ClipModel, features: int, tasks: int) -> tuple[dict[str, View], dict[str, TaskVector]]:
     """Return tasks of random images and heads, and a random vector for each."""
     views, vectors = {}, {}
     for task in (f"task{t}" for t in range(tasks)):
         images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
-        views[task] = TaskView(images, torch.zeros(IMAGES, dtype=torch.long), torch.randn(10, features))
+        views[task] = View.of({"inputs": images}, name=task, head=torch.randn(10, features))
         vectors[task] = TaskVector({n: 1e-2 * torch.randn_like(p) for n, p in model.parameters.items()})
     return views, vectors
 
@@ -100,7 +105,7 @@ def grid(label: str, model: ClipModel, features: int) -> bool:
         return predict(model, composition, view, ALPHAS, tangent=True)
 
     return compare(
-        f"{label}, 21 alphas", all_alphas, lambda: jvp_features(model, merged, views["task0"].inputs), 1, GRID_BAR
+        f"{label}, 21 alphas", all_alphas, lambda: jvp_features(model, merged, images_of(views["task0"])), 1, GRID_BAR
     )
 
 
@@ -111,7 +116,7 @@ def maps(label: str, model: ClipModel, features: int, tasks: int) -> bool:
     subject = Subject(model, vectors, views, {"grid": GRID, "pairs": pairs, "alpha": 1.0}, True)
 
     def forward() -> list[Tensor]:
-        return [model.features(model.parameters, view.inputs) for view in views.values()]
+        return [model.features(model.parameters, images_of(view)) for view in views.values()]
 
     held = []
     for name, work in (("maps", disentanglement), ("matrix", disentanglement_matrix)):

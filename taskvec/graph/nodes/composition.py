@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given, observer
+from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
 from taskvec.merge.base import Merge
@@ -33,7 +33,7 @@ class CompositionNode(Node):
     mode: ForwardMode
     needed: Mapping[Need, Node]
     objective: Any
-    select: str | None
+    select: Any
     precision: str | None
     expressions: tuple[Vector, ...] = aside()
     learning: Learning | None = aside(default=None)
@@ -42,7 +42,7 @@ class CompositionNode(Node):
     @property
     def stored(self) -> bool:
         """Whether the merge is learned or dear."""
-        return self.merge is not None and self.merge.stored and bool(self.vectors)
+        return self.merge is not None and self.merge.stored
 
     @property
     def label(self) -> str:
@@ -83,8 +83,9 @@ class CompositionNode(Node):
         from taskvec.vectors.composition import Scaled, Summed
 
         signed, base = self.signed(work), self.base.value(work).parameters
-        if self.merge is not None and signed:
-            return self.merge.compose(base, signed, self.given(work))
+        if self.merge is not None:
+            with untouched(self.merge, f"merge={self.merge.kind}", work, self.base):
+                return self.merge.compose(base, signed, self.given(work))
         if self.separate:
             return Summed(base, {vector.tasks[0]: vector.delta for vector in signed})
         return Scaled(base, sum((vector.delta for vector in signed), TaskVector({})))

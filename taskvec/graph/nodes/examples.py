@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from taskvec.data.files import describe, sha256
+from taskvec.data.describe import describe
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.models.base import Backbone
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Decoded(Node):
-    """A task's split: images decoded at the backbone's resolution, or texts as its tokens."""
+    """A task's split: images decoded at the backbone's resolution, or texts as its tokens before a prompt's words."""
 
     kind: ClassVar[str] = "decoded"
 
     split: str
     definition: Any
+    prompt: Prompt | None
     task: str = aside()
     backbone: Backbone = aside()
 
@@ -35,28 +38,29 @@ class Decoded(Node):
         """Return what identifies the examples and how they are read."""
         definition = self.definition
         spec = {"preprocessing": self.backbone.preprocessing()}
-        if isinstance(definition, Corpus):
-            examples = {"sha256": sha256(definition.location), "split": self.split, "column": definition.text}
-            return spec | {"examples": examples}
         spec["examples"] = describe(self.task, definition, self.split)
         if isinstance(definition, TextTask):
             spec["frame"] = definition.frame
+        if self.prompt is not None:
+            spec["words"] = list(self.prompt.words)  # the prompt ends where they begin
         return spec
 
     def compute(self, work: Work) -> Content:
         """Decode or tokenise the split."""
         from taskvec.data.images import decode_split
+        from taskvec.data.shards import row_count
         from taskvec.data.texts import tokenise_corpus, tokenise_split
 
         task, definition, backbone = self.task, self.definition, self.backbone
         if isinstance(definition, Corpus):
             tensors = tokenise_corpus(task, definition, self.split, backbone.tokenize)
         elif isinstance(definition, TextTask):
-            framed = "learned_heads" not in backbone.gives
-            tensors = tokenise_split(task, definition, self.split, backbone.tokenize, framed=framed)
+            tokenize = partial(backbone.tokenize, prompt=self.prompt)
+            framed = self.prompt is not None
+            tensors = tokenise_split(task, definition, self.split, tokenize, framed=framed)
         else:
             tensors = decode_split(task, definition, self.split, backbone.preprocessing())
-        return Content(tensors, {"examples": len(tensors["inputs"])})
+        return Content(tensors, {"examples": row_count(tensors)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from taskvec.data.files import class_names, locate
-from taskvec.data.rows import hub_class_names
+from taskvec.data.describe import class_names
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import Corpus
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.graph.nodes.base import Base
@@ -25,7 +25,7 @@ class InitialHead(Node):
     kind: ClassVar[str] = "head"
 
     base: Base
-    prompt: Any
+    prompt: Prompt
     task: str = aside()
 
     @property
@@ -34,14 +34,14 @@ class InitialHead(Node):
         return f"head {self.task}"
 
     def spec(self) -> Json:
-        """Return class names and templates."""
-        names, templates = self.prompt
-        return {"classes": list(names), "templates": list(templates)}
+        """Return words, templates, and what a word follows."""
+        words, templates, before = self.prompt
+        return {"classes": list(words), "templates": list(templates), "before": before}
 
     def compute(self, work: Work) -> Content:
         """Let the backbone write the head."""
         head = self.base.backbone.heads({self.task: self.prompt})[self.task]
-        return Content({"head": head}, {"classes": list(self.prompt[0])})
+        return Content({"head": head}, {"classes": list(self.prompt.words)})
 
     def value(self, work: Work) -> Tensor:
         """Return the head."""
@@ -67,12 +67,9 @@ class LearnedHead(Node):
         return work.keep(self, lambda: work.get(self.vector).tensors[HEAD + self.task])
 
 
-def prompt_of(task: str, definition: Any, backbone: Backbone) -> tuple[list[str], list[str]] | None:
-    """Return what a task's head is made from, the words for its classes and the templates; None for a corpus."""
+def prompt_of(task: str, definition: Any, backbone: Backbone) -> Prompt | None:
+    """Return what a task's head is made from; None for a corpus."""
     if isinstance(definition, Corpus):
         return None
-    if definition.folder is not None:
-        names = class_names(task, definition, locate(task, definition, "test").path)
-    else:
-        names = definition.classes or hub_class_names(task, definition)
+    names = class_names(task, definition)
     return definition.prompts(names, learned="learned_heads" in backbone.gives)

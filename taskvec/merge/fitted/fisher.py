@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import AS_IT_IS, Convention, Piece, TensorWise
-from taskvec.merge.fitted.calibration import calibrated
-from taskvec.needs import Given, Needs, Scope, Statistics
+from taskvec.config import Component
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
+from taskvec.merge.fitted.calibration import calibrated, of_each
+from taskvec.merge.piece import Deltas, Piece
+from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @dataclass(frozen=True)
 class Fishers:
     """Each vector's Fisher by parameter name, and its share c_t."""
 
-    diagonals: list[Mapping[str, Tensor]]
+    diagonals: list[Tensors]
     shares: list[float]
 
 
@@ -29,30 +32,32 @@ class Fishers:
 class Fisher(TensorWise):
     """sum_t c_t (F_t + 1e-6) theta_t / sum_t c_t (F_t + 1e-6) for each entry, F_t the diagonal Fisher of theta_t.
 
-    Taken on ``examples`` training examples of each vector's own task, without labels. ``normalised`` weighs every model
-    by the inverse of its Fisher's norm over all parameters: c_t = (1/n_t) / sum_s (1/n_s) / T, else 1/T.
+    Taken on ``examples`` training examples of each vector's own task, without labels, in groups of ``batch`` and of the
+    ``outcome`` that the statistic of the name describes. ``normalised`` weighs every model by the inverse of its
+    Fisher's norm over all parameters: c_t = (1/n_t) / sum_s (1/n_s) / T, else 1/T.
     """
 
     kind: Literal["fisher"] = "fisher"
     normalised: bool = True
     examples: int = Field(256, ge=1)
+    outcome: Literal["root", "signed", "every"] = "root"
+    batch: int = Field(1, ge=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("MergeLM, FusionBench", "", "their Fisher squares a batch's summed gradient, not each example's"),
+    grid = AS_IT_IS
+    conventions = (
+        Convention("the paper", "merge.outcome=every", "the Fisher information; signed estimates it in one pass"),
+        Convention("MergeLM, FusionBench", "merge.batch=16", "they square the summed gradient of a batch"),
     )
 
     def needs(self, scope: Scope) -> Needs:
         """Return each task's Fisher at its vector."""
-        return [self._need(scope, task) for task in scope.tasks]
+        return [calibrated(self._diagonal(), scope, task, self.examples) for task in scope.tasks]
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
-    ) -> Fishers:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given) -> Fishers:
         """Return the Fishers and the vectors' shares."""
         from taskvec.merge.fitted.solve import fisher_shares
 
-        diagonals = [given[self._need(given.scope, task)] for task in given.scope.tasks]
+        diagonals = of_each(self._diagonal(), given, len(deltas), self.examples, self.kind)
         norms = []
         for diagonal in diagonals:
             squares = sum(float(diagonal[name].double().square().sum()) for name in diagonal)
@@ -70,7 +75,7 @@ class Fisher(TensorWise):
             fishers.append(diagonal[piece.name].reshape(-1)[piece.start : stop] if known else None)
         return fisher_mean(piece.deltas, fishers, surveyed.shares)
 
-    def _need(self, scope: Scope, task: str) -> Statistics:
+    def _diagonal(self) -> Component:
         from taskvec.statistics.fisher import Fisher as Diagonal
 
-        return calibrated(Diagonal(), scope, task, self.examples)
+        return Diagonal(outcome=self.outcome, batch=self.batch)

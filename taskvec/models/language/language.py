@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Recipe
 from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_layouts import Heads, Layout, Style
-from taskvec.models.sources import TOKENIZER, TOKENIZER_FILES, Source, largest_token, one_line
+from taskvec.models.sources import CONFIG, TOKENIZER, TOKENIZER_FILES, Source, largest_token, one_line
 from taskvec.models.spaces import Spaces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from taskvec.models.language.tokens import Pieces
 
 
 class LanguageModel(Backbone):
@@ -129,12 +133,14 @@ class LanguageModel(Backbone):
         Raises:
             UserError: if there is a token without a row.
         """
-        config = self.source.config
         largest = largest_token(self.tokenizer_source)
-        if config is None or largest is None:
+        if largest:
+            self._check_row(*largest)
+
+    def _check_row(self, number: int, token: str) -> None:
+        if self.source.file(CONFIG) is None:
             return
-        rows = find_layout(config, self.style).get(config, "vocab_size")
-        number, token = largest
+        rows = self.layout.get(self.architecture, "vocab_size")
         if number >= rows:
             raise UserError(
                 f"{self.tokenizer_source.key}: token {number} ({token!r}) is beyond the embedding's {rows} rows; take "
@@ -180,28 +186,39 @@ class LanguageModel(Backbone):
 
         return gpt2.from_transformers(state) if self.layout.package == "gpt2" else dict(state)
 
-    def tokenize(self, examples: Sequence[Sequence[str]]) -> Tensor:
+    def tokenize(self, examples: Sequence[Pieces], prompt: Prompt | None = None) -> Tensor:
         """Return token ids int32 [N, longest row], padded on the right with -1, none longer than ``max_length``.
 
         An example is (before, text, after) or (before, text, between, text, after): fixed pieces around one text or
-        two. The texts are cut from their end, so that the fixed pieces stay whole.
+        two. The texts are cut from their end, so that the fixed pieces stay whole; the start token stands there once.
+        Where label words follow the examples, ``prompt`` says which, and the last piece ends where they begin.
 
         Raises:
-            UserError: if the tokenizer cannot be loaded, lacks the start token, or a frame alone is too long.
+            UserError: if the tokenizer cannot be loaded, lacks the start token, is larger than the embedding, or a
+                frame alone is too long.
         """
-        from taskvec.models.language.tokens import padded, special_id
+        from taskvec.models.language.tokens import opening, padded, special_id, started
 
-        start = [special_id(self.text_tokenizer, self.start_token)] if self.start_token else []
-        rows = self._encode(examples, self.max_length - len(start))
-        return padded([[*start, *row] for row in rows])
+        tokenizer = self.fitting_tokenizer
+        own = opening(tokenizer)[:1]
+        start = [special_id(tokenizer, self.start_token)] if self.start_token else own
+        if prompt:
+            end = self._end(prompt)
+            examples = [[*pieces[:-1], end] for pieces in examples]
+        rows = self._encode(examples, self.max_length - int(start != own))
+        return padded([started(row, *start) for row in rows])
+
+    def _end(self, prompt: Prompt) -> str:
+        """Return how a frame ends in front of its label words."""
+        return prompt.before
 
     @abstractmethod
-    def _encode(self, examples: Sequence[Sequence[str]], room: int) -> list[list[int]]:
+    def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:
         """Return the ids of examples, at most ``room`` each."""
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """The tokenizer of transformers, without the padding and truncation that its file may ask for.
+        """The tokenizer of transformers, without the padding and truncation that its files may ask for.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -221,6 +238,19 @@ class LanguageModel(Backbone):
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.truncation_side = "right"
+        tokenizer.model_max_length = sys.maxsize
+        return tokenizer
+
+    @cached_property
+    def fitting_tokenizer(self) -> Any:
+        """The tokenizer, none of whose tokens lies beyond the embedding.
+
+        Raises:
+            UserError: if one does, or the tokenizer cannot be loaded.
+        """
+        tokenizer = self.text_tokenizer
+        token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        self._check_row(number, token)
         return tokenizer
 
     def _network(self, device: str) -> nn.Module:
@@ -269,6 +299,19 @@ class LanguageModel(Backbone):
         if getattr(network, "_hf_peft_config_loaded", False):
             raise UserError(f"backbone.model: {self.model} holds an adapter beside a model; take one of the two apart")
         return network, report
+
+
+@contextmanager
+def named(task: str) -> Iterator[None]:
+    """Say in an error about label words which task has them.
+
+    Raises:
+        UserError: as it was, with the task.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"task {task}: {error} in task/{task}.yaml") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Texts to token ids: frames that survive truncation, special tokens, label words."""
+"""Texts to token ids: frames that survive truncation, and the special tokens around them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from taskvec.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Pieces = Sequence[str]  # (before, text, after) or (before, text, between, text, after)
+
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """Return rows of ids as int32 [N, longest row], padded on the right with -1."""
     import torch
 
     width = max((len(row) for row in rows), default=0)
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.int32).view(len(rows), width)
+    filled = [[*row, *[-1] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.int32).view(len(rows), width)
 
 
-def encode_pairs(tokenizer: Any, examples: Sequence[Sequence[str]], max_length: int) -> list[list[int]]:
+def encode_pairs(tokenizer: Any, examples: Sequence[Pieces], max_length: int) -> list[list[int]]:
     """Return the ids of one or two texts each, with the tokenizer's own special tokens; the longer text is cut first.
 
     ``examples`` alternate fixed pieces and texts as for :func:`encode_framed`; the pieces join the text before them.
@@ -37,32 +40,56 @@ def encode_pairs(tokenizer: Any, examples: Sequence[Sequence[str]], max_length: 
     return rows
 
 
-def encode_framed(tokenizer: Any, examples: Sequence[Sequence[str]], max_length: int, end: int | None) -> list:
-    """Return the ids of examples (before, text, after) or (before, text, between, text, after) as one string each.
+def encode_framed(tokenizer: Any, examples: Sequence[Pieces], max_length: int, end: int | None) -> list[list[int]]:
+    """Return the ids of examples as one string each, with what the tokenizer puts before a text.
 
     A text too long is cut from its end, the longest first, so that the fixed pieces around it are kept whole. The last
-    id is ``end``; where that is None, an end-of-text token that the tokenizer would add is dropped.
+    id is ``end``; where that is None, what the tokenizer puts after a text is left out.
 
     Raises:
         UserError: if the fixed pieces alone are longer than ``max_length``.
     """
+    whole = ["".join(pieces) for pieces in examples]
     rows = []
-    for pieces, ids in zip(examples, _encode(tokenizer, ["".join(p) for p in examples], end), strict=True):
-        pieces = list(pieces)
+    for pieces, ids in zip(examples, _encode(tokenizer, whole, end), strict=True):
+        kept = list(pieces)
         while len(ids) > max_length:
-            _cut(tokenizer, pieces, len(ids) - max_length)
-            (ids,) = _encode(tokenizer, ["".join(pieces)], end)
+            _cut(tokenizer, kept, len(ids) - max_length)
+            (ids,) = _encode(tokenizer, ["".join(kept)], end)
         rows.append(ids)
     return rows
 
 
+def opening(tokenizer: Any) -> list[int]:
+    """Return the ids that the tokenizer itself puts before a text."""
+    return _around(tokenizer)[0]
+
+
+def started(row: list[int], start: int | None = None) -> list[int]:
+    """Return ids that begin with ``start`` exactly once: it is added, or its repetitions are dropped."""
+    if start is None:
+        return row
+    rest = row
+    while rest[:1] == [start]:
+        rest = rest[1:]
+    return [start, *rest]
+
+
 def _encode(tokenizer: Any, texts: Sequence[str], end: int | None) -> list[list[int]]:
     rows = tokenizer(list(texts), verbose=False)["input_ids"]  # too long for the model is what is looked for
-    eos = tokenizer.eos_token_id
     if end is not None:
         return [row if row and row[-1] == end else [*row, end] for row in rows]
-    closed = bool(texts) and eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
-    return [row[:-1] for row in rows] if closed else rows
+    closing = len(_around(tokenizer)[1])
+    return [row[: len(row) - closing] for row in rows]
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    excess = len(whole) - len(bare)
+    first = next((place for place in range(excess + 1) if whole[place : place + len(bare)] == bare), 0)
+    return whole[:first], whole[first + len(bare) :]
 
 
 def _cut(tokenizer: Any, pieces: list[str], excess: int) -> None:
@@ -71,40 +98,22 @@ def _cut(tokenizer: Any, pieces: list[str], excess: int) -> None:
     Raises:
         UserError: if no text is left.
     """
-    places = {}
+    starts: dict[int, list[int]] = {}
     for place in range(1, len(pieces), 2):
         encoded = tokenizer(pieces[place], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        places[place] = [start for start, _ in encoded["offset_mapping"]]
-    lengths = sorted((len(starts) for starts in places.values()), reverse=True)
-    longest = max(places, key=lambda place: len(places[place]))
+        starts[place] = [start for start, _ in encoded["offset_mapping"]]
+    longest = max(starts, key=lambda place: len(starts[place]))
+    lengths = sorted((len(found) for found in starts.values()), reverse=True)
     if not lengths[0]:
         frame = " ... ".join(pieces[::2])
         raise UserError(f"backbone.max_length: {frame!r} leaves no room for the text by {excess} tokens")
     gap = lengths[0] - lengths[1] if len(lengths) > 1 else excess
-    kept = max(lengths[0] - min(excess, max(gap, (excess + 1) // 2)), 0)
-    text, start = pieces[longest], places[longest][kept]
-    pieces[longest] = text[: min(start, len(text) - 1)]  # characters of several tokens would not get shorter
-
-
-def first_tokens(tokenizer: Any, task: str, words: Sequence[str], before: str) -> list[int]:
-    """Return the vocabulary id of each label word's first token, as it stands after the text ``before``.
-
-    Raises:
-        UserError: if a word has no token, or two words share their first.
-    """
-    context = tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
-    known: dict[int, str] = {}
-    for word in words:
-        ids = tokenizer(before + (" " if before else "") + word, add_special_tokens=False)["input_ids"]
-        shared = next((i for i, pair in enumerate(zip(ids, context, strict=False)) if pair[0] != pair[1]), len(context))
-        remedy = f"set other 'words' in task/{task}.yaml"
-        if not ids[shared:]:
-            raise UserError(f"task {task}: the label word {word!r} has no token; {remedy}")
-        if ids[shared] in known:
-            both = f"{known[ids[shared]]!r} and {word!r}"
-            raise UserError(f"task {task}: the label words {both} share their first token; {remedy}")
-        known[ids[shared]] = word
-    return list(known)
+    # Two texts share the cut once they are equally long, half each.
+    share = max(gap, (excess + 1) // 2)
+    kept = max(lengths[0] - min(excess, share), 0)
+    text = pieces[longest]
+    place = min(starts[longest][kept], len(text) - 1)  # characters of several tokens would not get shorter
+    pieces[longest] = text[:place]
 
 
 def special_id(tokenizer: Any, token: str) -> int:

@@ -72,7 +72,9 @@ class Scores(Question):
         searched, excluded = self._scores(given, composition, alphas, SELECTION) if alphas else ({}, {})
         selection = {alpha: self._values(at) for alpha, at in searched.items()}
         chosen = self._choose(given, selection, excluded) if self.rule else None
-        reported, failed = self._scores(given, composition, {*self.fixed, *([chosen] if chosen is not None else ())}, REPORT)
+        reported, failed = self._scores(
+            given, composition, {*self.fixed, *([chosen] if chosen is not None else ())}, REPORT
+        )
         report = {alpha: self._values(at) for alpha, at in reported.items()}
         kept = {}
         for alpha, at in reported.items():

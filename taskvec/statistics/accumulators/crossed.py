@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskvec.errors import UserError
 from taskvec.statistics.accumulators.gradients import loss
-from taskvec.statistics.cross_value import CrossMoment, Grams, SpaceMoments
+from taskvec.statistics.cross_value import CrossMoment, SpaceMoments
 from taskvec.statistics.passes.accumulator import Accumulator, Forward, Root
 from taskvec.statistics.passes.pairing import Align, paired
 from taskvec.statistics.passes.survey import Survey
@@ -46,9 +46,10 @@ class Planner:
         self.places = self._places()
         self._sort()
 
-    def summed(self) -> list[str]:
-        """Return the spaces with sums of their own."""
-        return [space for space, source in self.layout.aliases.items() if space == source]
+    def tapped(self) -> list[str]:
+        """Return the spaces that are looked at: those with sums, and derived ones for the squares of their rows."""
+        summed = [space for space, source in self.layout.aliases.items() if space == source]
+        return [*summed, *self.layout.derived]
 
     def _places(self) -> dict[str, Places]:
         """Return where both models show each space.
@@ -127,7 +128,7 @@ class _Sums:
         self.source = zeros(a)
         self.target = zeros(b)
         self.squares = zeros(2)
-        self.grams = Grams(zeros((a, a)), zeros((b, b))) if grams else None
+        self.grams = (zeros((a, a)), zeros((b, b))) if grams else None
         self.rows = 0
 
     def add(self, own: Tensor, other: Tensor) -> None:
@@ -135,10 +136,10 @@ class _Sums:
         self.cross += own.T @ other
         self.source += own.sum(0, dtype=torch.float64)
         self.target += other.sum(0, dtype=torch.float64)
-        for side, rows in enumerate((own, other)):
-            self.squares[side] += rows.to(torch.float64).square().sum()
-            if self.grams is not None:
-                self.grams[side].add_(rows.T @ rows)
+        self.squares += _squares(own, other)
+        if self.grams is not None:
+            for gram, rows in zip(self.grams, (own, other), strict=True):
+                gram += rows.T @ rows
         self.rows += len(own)
 
     def moment(self) -> CrossMoment:
@@ -173,12 +174,13 @@ class CrossSums(Accumulator):
         self.align, self.gradients, self.grams = align, gradients, grams
         self.planner = Planner(source, target, gradients=gradients)
         self.sums = {}
+        self.squares = {}
         self._held = {}
 
     def visitors(self, side: int) -> list[Visitors]:
-        """Return a tap for each space with sums; in mappings of their own, as two may look at the same place."""
+        """Return a tap for each space that is looked at; in mappings of their own, as two may look at one place."""
         groups = []
-        for space in self.planner.summed():
+        for space in self.planner.tapped():
             place = self.planner.places[space][side]
             groups.append({place: partial(self._visit, space, side)})
         return groups
@@ -200,6 +202,10 @@ class CrossSums(Accumulator):
             self._held[space] = tokens
             return
         own, other = paired(self._held.pop(space), tokens, self.align)
+        if space in self.planner.layout.derived:
+            known = self.squares.get(space, 0)
+            self.squares[space] = known + _squares(own, other)
+            return
         if space not in self.sums:
             self.sums[space] = _Sums(own, other, grams=self.grams)
         self.sums[space].add(own, other)
@@ -207,4 +213,13 @@ class CrossSums(Accumulator):
     def finish(self, examples: int) -> SpaceMoments:
         """Return the moments by space."""
         moments = {space: sums.moment() for space, sums in self.sums.items()}
-        return SpaceMoments.of(moments, asdict(self.planner.layout))
+        return SpaceMoments.of(moments, self.squares, asdict(self.planner.layout))
+
+
+def _squares(own: Tensor, other: Tensor) -> Tensor:
+    """Return |A|^2 and |B|^2 of rows [n, a] and [n, b], float64 [2]."""
+    squares = []
+    for rows in (own, other):
+        norms = torch.linalg.vector_norm(rows, dim=1).to(torch.float64)
+        squares.append(norms.dot(norms))
+    return torch.stack(squares)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from taskvec.errors import UserError
 from taskvec.statistics.accumulators.moments import InputMoment
 from taskvec.statistics.blocks import Block, Diagonal, Eigen, Full, Kronecker
 from taskvec.statistics.passes.taps import OnGradient, OnTokens, Place
@@ -81,17 +82,26 @@ class Basis(NamedTuple):
 
 
 def eigenbases(factors: Mapping[str, Kronecker]) -> dict[str, Basis]:
-    """Return the eigenvectors of both factors of each block; those of a shared A are computed once and shared."""
+    """Return the eigenvectors of both factors of each block; those of a shared A are computed once and shared.
+
+    Raises:
+        UserError: naming a layer whose factors are not finite.
+    """
     known = {}
 
     def eigenvectors(factor: Tensor) -> Tensor:
-        if id(factor) not in known:
+        key = id(factor)
+        if key not in known:
             vectors = torch.linalg.eigh(factor).eigenvectors
-            known[id(factor)] = vectors.contiguous()  # as they will be once stored
-        return known[id(factor)]
+            known[key] = vectors.contiguous()  # as they will be once stored
+        return known[key]
 
     bases = {}
     for name, block in factors.items():
+        for factor in (block.inputs, block.gradients):
+            if not factor.isfinite().all():
+                cause = "the weights or the examples make the model overflow"
+                raise UserError(f"statistic curvature: the factors of {name} are not finite; {cause}")
         right = eigenvectors(block.inputs)
         left = eigenvectors(block.gradients)
         bases[name] = Basis(right, left)

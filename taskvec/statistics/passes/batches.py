@@ -13,6 +13,7 @@ from taskvec.needs import View
 MOST = 64
 PIXELS = 16 * 224 * 224
 TOKENS = 64 * 128
+EMPTY = "no examples to take statistics on; raise the budget or choose another split"
 
 Piece = tuple[Tensor, ...]  # the inputs of one model, or of two on the same examples
 
@@ -23,30 +24,33 @@ def batch_size(inputs: Tensor) -> int:
     It depends on the inputs' size alone, not on what is collected: statistics that share a pass come out as they would
     alone. Images [N, 3, H, W] of 224 x 224 pixels go by 16, texts [N, L] of 128 tokens by 64.
     """
-    image = inputs.ndim == 4
-    positions = inputs.shape[-1] * (inputs.shape[-2] if image else 1)
-    budget = PIXELS if image else TOKENS
-    return max(1, min(MOST, budget // max(1, positions)))
+    if inputs.ndim == 4:
+        fitting = PIXELS // max(1, inputs.shape[-1] * inputs.shape[-2])
+    else:
+        fitting = TOKENS // max(1, inputs.shape[-1])
+    return max(1, min(MOST, fitting))
 
 
 class Batches(Sequence[Piece]):
     """A view's examples in order, cut by their size; or those of two views of the same examples, side by side."""
 
     def __init__(self, *views: View):
-        if len({len(view) for view in views}) > 1:
-            counts = " and ".join(str(len(view)) for view in views)
+        counts = [len(view) for view in views]
+        if len(set(counts)) > 1:
             raise UserError(f"a pair of models must see the same examples, and the views hold {counts}")
-        if not len(views[0]):
-            raise UserError("no examples to take statistics on; raise the budget or choose another split")
+        if counts[0] == 0:
+            raise UserError(EMPTY)
         self.views = views
-        self.size = min(batch_size(view.take(slice(0, 1))) for view in views)
+        sizes = [batch_size(view.take(slice(0, 1))) for view in views]
+        self.size = min(sizes)
         self._rows = list(views[0].batches(self.size))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Piece:
-        return tuple(view.take(self._rows[index]) for view in self.views)
+        rows = self._rows[index]
+        return tuple(view.take(rows) for view in self.views)
 
 
 def regrouped(pieces: Iterable[Piece], size: int | None) -> Iterator[Piece]:
@@ -57,7 +61,8 @@ def regrouped(pieces: Iterable[Piece], size: int | None) -> Iterator[Piece]:
     held: Piece = ()
     for piece in pieces:
         if held:
-            piece = tuple(torch.cat(parts) for parts in zip(held, piece, strict=True))
+            both = zip(held, piece, strict=True)
+            piece = tuple(torch.cat(parts) for parts in both)
         count = len(piece[0])
         whole = count - count % size
         for first in range(0, whole, size):

@@ -33,8 +33,10 @@ def paired(source: Tokens, target: Tokens, how: Align) -> tuple[Tensor, Tensor]:
         return source.mean(), target.mean()
     if _alike(source, target):
         return source.rows(), target.rows()
-    if how == "interpolate2d" and source.real is None and target.real is None:
-        resized = resize_grid(source.values, target.values.shape[1])
+    are_images = source.real is None and target.real is None
+    if how == "interpolate2d" and are_images:
+        length = target.values.shape[1]
+        resized = resize_grid(source.values, length)
         if resized is not None:
             return resized.flatten(0, 1), target.rows()
     rows = []
@@ -47,7 +49,12 @@ def resize_line(tokens: Tensor, length: int) -> Tensor:
     """Return tokens [R, d] resized to [length, d], linearly; the same tokens where nothing changes."""
     if len(tokens) == length:
         return tokens
-    line = F.interpolate(tokens.T.unsqueeze(0), size=length, mode="linear", align_corners=False)
+    line = F.interpolate(
+        tokens.T.unsqueeze(0),
+        size=length,
+        mode="linear",
+        align_corners=False,
+    )
     return line.squeeze(0).T
 
 
@@ -57,12 +64,25 @@ def resize_grid(tokens: Tensor, length: int) -> Tensor | None:
     None where L and ``length`` are not both such a grid.
     """
     for front in (1, 0):
-        old, new = isqrt(tokens.shape[1] - front), isqrt(length - front)
-        if old**2 + front == tokens.shape[1] and new**2 + front == length:
-            patches = tokens[:, front:].mT.unflatten(-1, (old, old))  # [N, d, side, side]
-            patches = F.interpolate(patches, size=(new, new), mode="bilinear", align_corners=False)
-            return torch.cat([tokens[:, :front], patches.flatten(2).mT], dim=1)
+        old = _side(tokens.shape[1] - front)
+        new = _side(length - front)
+        if old is None or new is None:
+            continue
+        patches = tokens[:, front:].mT.unflatten(-1, (old, old))  # [N, d, side, side]
+        patches = F.interpolate(
+            patches,
+            size=(new, new),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return torch.cat([tokens[:, :front], patches.flatten(2).mT], dim=1)
     return None
+
+
+def _side(patches: int) -> int | None:
+    """Return the side of a square grid of patches, None if there is none."""
+    side = isqrt(patches)
+    return side if side**2 == patches else None
 
 
 def _alike(source: Tokens, target: Tokens) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,13 @@ from taskvec.statistics.passes.taps import Taps
 class Member:
     """An accumulator in a pass, with its taps on the models."""
 
-    def __init__(self, accumulator: Accumulator, surveys: Sequence[Survey], *, gradient: bool):
+    def __init__(
+        self,
+        accumulator: Accumulator,
+        surveys: Sequence[Survey],
+        *,
+        gradient: bool,
+    ):
         self.accumulator = accumulator
         self.dtype = getattr(torch, accumulator.precision)
         self.copies = accumulator.copies()
@@ -41,7 +48,8 @@ class Member:
     def saw(self, name: str, gradient: Tensor) -> None:
         """Hand the gradients [N, 1, d] of a parameter's copies on, if the backward pass is the member's own."""
         if self.listening:
-            self.copies[name](gradient.squeeze(1).to(self.dtype))
+            look = self.copies[name]
+            look(gradient.squeeze(1).to(self.dtype))
 
 
 class Pass:
@@ -50,14 +58,27 @@ class Pass:
     ``gradient``: graphs are built and the accumulators' roots followed.
     """
 
-    def __init__(self, surveys: Sequence[Survey], accumulators: Sequence[Accumulator], *, gradient: bool):
-        self.surveys, self.gradient = surveys, gradient
+    def __init__(
+        self,
+        surveys: Sequence[Survey],
+        accumulators: Sequence[Accumulator],
+        *,
+        gradient: bool,
+    ):
+        self.surveys = surveys
+        self.gradient = gradient
         self.members = [Member(accumulator, surveys, gradient=gradient) for accumulator in accumulators]
         self.group = accumulators[0].group
-        weights = any(accumulator.weights for accumulator in accumulators)
-        self.leaves = [_leaves(survey) if weights else {} for survey in surveys]
+        self.leaves = [{} for _ in surveys]
+        if any(accumulator.weights for accumulator in accumulators):
+            self.leaves = [_leaves(survey) for survey in surveys]
 
-    def __call__(self, pieces: Sequence[Piece], labels: Tensor | None, observe: Observe | None) -> int:
+    def __call__(
+        self,
+        pieces: Sequence[Piece],
+        labels: Tensor | None,
+        observe: Observe | None,
+    ) -> int:
         """Run over all pieces and return the number of examples; ``observe`` is told pieces done and in all."""
         done = 0
         with ExitStack() as stack:
@@ -68,38 +89,51 @@ class Pass:
             # kernel by this mode, and a statistic should come out of any pass with the same bits
             stack.enter_context(torch.enable_grad())
             for piece in regrouped(_told(pieces, observe), self.group):
-                count = len(piece[0])
-                granted = None if labels is None else labels[done : done + count]
                 for side, inputs in enumerate(piece):
-                    self._run(side, inputs, granted, done)
-                done += count
+                    self._run(side, inputs, labels, done)
+                done += len(piece[0])
         return done
 
     def _run(self, side: int, inputs: Tensor, labels: Tensor | None, first: int) -> None:
+        """Run one model over the examples from number ``first``, forward and where wanted backward."""
         survey = self.surveys[side]
+        count = len(inputs)
         real = survey.model.tokens(inputs)
         for member in self.members:
             for taps in member.taps[side]:
-                taps.begin(len(inputs), real)
+                taps.begin(count, real)
         parameters = {**survey.parameters, **self.leaves[side]}
-        parameters |= self._copied(survey, parameters, len(inputs))
-        device = next(iter(survey.model.parameters.values())).device
-        with torch.autocast(device.type, enabled=False):
+        parameters |= self._copied(survey, parameters, count)
+        with torch.autocast(_device(survey.model).type, enabled=False):
             features = survey.model.features(parameters, inputs, survey.head)
             if not self.gradient:
                 return
-            labels = None if labels is None else labels.to(features.device)
-            forward = Forward(survey.model, parameters, survey.head, side, first, features, labels)
+            if labels is not None:
+                labels = labels[first : first + count].to(features.device)
+            forward = Forward(
+                model=survey.model,
+                parameters=parameters,
+                head=survey.head,
+                side=side,
+                first=first,
+                features=features,
+                labels=labels,
+            )
             self._backward(forward)
 
-    def _copied(self, survey: Survey, parameters: Mapping[str, Tensor], examples: int) -> dict[str, Tensor]:
+    def _copied(
+        self,
+        survey: Survey,
+        parameters: Mapping[str, Tensor],
+        examples: int,
+    ) -> dict[str, Tensor]:
         """Return a copy for each example of the parameters whose gradients must stay apart."""
+        weights = {**survey.model.parameters, **parameters}
         copied = {}
         for member in self.members:
             for name in member.copies:
                 if name not in copied:
-                    value = parameters.get(name, survey.model.parameters[name])
-                    copies = value.repeat(examples, 1, 1)
+                    copies = weights[name].repeat(examples, 1, 1)
                     copied[name] = copies if copies.requires_grad else copies.requires_grad_()
                 copied[name].register_hook(partial(member.saw, name))
         return copied
@@ -108,7 +142,8 @@ class Pass:
         """Run backwards from every root; the graph is freed with the last one."""
         roots = []
         for member in self.members:
-            roots += [(member, root) for root in member.accumulator.roots(forward)]
+            for root in member.accumulator.roots(forward):
+                roots.append((member, root))
         for number, (member, root) in enumerate(roots, start=1):
             retain = number < len(roots)
             member.listen(forward.side, True)
@@ -118,16 +153,27 @@ class Pass:
                 member.listen(forward.side, False)
 
     def _follow(self, root: Root, leaves: Mapping[str, Tensor], retain: bool) -> None:
-        gradient = root.gradient and root.gradient()
+        gradient = None
+        if root.gradient is not None:
+            gradient = root.gradient()
         if root.receive is None:
             torch.autograd.backward(root.tensor, gradient, retain_graph=retain)
             for leaf in leaves.values():
-                leaf.grad = None
+                leaf.grad = None  # of another member's weights
             return
         found = torch.autograd.grad(
-            root.tensor, list(leaves.values()), gradient, retain_graph=retain, materialize_grads=True
+            root.tensor,
+            list(leaves.values()),
+            gradient,
+            retain_graph=retain,
+            materialize_grads=True,  # zeros where the root does not depend on a weight
         )
         root.receive(dict(zip(leaves, found, strict=True)))
+
+
+def _device(model: Any) -> torch.device:
+    weight = next(iter(model.parameters.values()))
+    return weight.device
 
 
 def _told(pieces: Sequence[Piece], observe: Observe | None) -> Iterator[Piece]:

@@ -18,11 +18,16 @@ class Tokens(NamedTuple):
 
     def rows(self) -> Tensor:
         """Return the real tokens of all examples [rows, d]."""
-        return self.values.flatten(0, 1) if self.real is None else self.values[self.real]
+        if self.real is None:
+            return self.values.flatten(0, 1)
+        return self.values[self.real]
 
     def zeroed(self) -> Tensor:
         """Return the values [N, R, d] with zeros at padding."""
-        return self.values if self.real is None else self.values.masked_fill(~self.real.unsqueeze(-1), 0)
+        if self.real is None:
+            return self.values
+        padding = ~self.real.unsqueeze(-1)
+        return self.values.masked_fill(padding, 0)
 
     def sum(self) -> Tensor:
         """Return the sum over each example's real tokens [N, d]."""
@@ -30,14 +35,16 @@ class Tokens(NamedTuple):
 
     def mean(self) -> Tensor:
         """Return the mean over each example's real tokens [N, d]."""
-        count = self.values.shape[1] if self.real is None else self.real.sum(1, keepdim=True)
-        return self.sum() / count
+        if self.real is None:
+            return self.sum() / self.values.shape[1]
+        return self.sum() / self.real.sum(1, keepdim=True)
 
     def apart(self) -> list[Tensor]:
         """Return each example's real tokens [R_n, d]."""
         if self.real is None:
             return list(self.values)
-        return [values[real] for values, real in zip(self.values, self.real, strict=True)]
+        examples = zip(self.values, self.real, strict=True)
+        return [values[real] for values, real in examples]
 
 
 def tokens_of(values: Tensor, examples: int, real: Tensor | None, dtype: torch.dtype) -> Tokens:
@@ -77,7 +84,13 @@ def add_squares(total: Tensor, gradients: Tensor, inputs: Tensor) -> None:
         total += products.square_().sum(0)
 
 
-def probe(seed: int, stream: int, first: int, count: int, width: int) -> Tensor:
+def probe(
+    seed: int,
+    stream: int,
+    first: int,
+    count: int,
+    width: int,
+) -> Tensor:
     """Return standard normal rows [count, width] float32 of examples ``first``, ...: row i depends on its number alone.
 
     So a sum over examples does not depend on how they are batched.
@@ -94,8 +107,12 @@ def _mix(*numbers: int) -> int:
     """Return a 32-bit seed (torch's CPU generator uses no more) that differs between neighbouring numbers."""
     value = 0
     for number in numbers:  # the finaliser of MurmurHash3, once per number
-        value = (value ^ number) * 0x9E3779B1 & 0xFFFFFFFF
-        value = (value ^ value >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-        value = (value ^ value >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+        value = _times(value ^ number, 0x9E3779B1)
+        value = _times(value ^ value >> 16, 0x85EBCA6B)
+        value = _times(value ^ value >> 13, 0xC2B2AE35)
         value ^= value >> 16
     return value
+
+
+def _times(value: int, factor: int) -> int:
+    return value * factor & 0xFFFFFFFF

@@ -15,6 +15,7 @@ from taskvec.needs import View
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.training.loop import Callback
     from taskvec.training.schedule import Schedule
 
 State: TypeAlias = Mapping[str, Any]  # tensors and JSON values, nested in mappings
@@ -44,9 +45,12 @@ class Objective(Component):
     An objective keeps nothing: what it re-estimates as the model moves is the state that :meth:`epoch` returns, which
     training hands to :meth:`Steps.at` and :meth:`loss` and keeps in its checkpoint. What one loss notes for another of
     the same batch, when an optimiser asks again at moved weights, belongs into its batches.
+
+    ``joint`` objectives play tasks against each other; of the others a learned merge takes the loss of each task alone.
     """
 
     labels: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     def steps(self, views: Mapping[str, View], schedule: Schedule, seed: int) -> Steps:
         """Return the batches: by default shuffled epochs over the union of the views, each image cropped once."""
@@ -65,8 +69,19 @@ class Objective(Component):
     def loss(self, logits_of: LogitsOf, batch: Any, state: State) -> Tensor:
         """Return the loss of a micro-batch, a mean over its examples; it may be asked again at moved weights."""
 
-    def epoch(self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int) -> State:
-        """Return the state before the first step of an epoch (0, 1, ... of ``epochs``), computed without gradients."""
+    def epoch(self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int, state: State) -> State:
+        """Return the state before the first step of an epoch (0, 1, ... of ``epochs``), computed without gradients.
+
+        ``state`` is the one so far, empty before the first epoch.
+        """
+        return {}
+
+    def callbacks(self, leaves: Mapping[str, Tensor]) -> Sequence[Callback]:
+        """Return what looks at the trained leaves after every step (see :class:`taskvec.training.loop.Callback`)."""
+        return ()
+
+    def notes(self, state: State) -> dict[str, Tensor]:
+        """Return what a learned merge keeps of a last state beside its coefficients, for questions: pseudo-labels."""
         return {}
 
 

@@ -1,0 +1,175 @@
+"""What planning asks of data: class names, and what identifies a split's examples, after checking its files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.data.files import joint_sha256, sha256
+from taskvec.data.images import image_files
+from taskvec.data.rows import SplitRows, TaskData
+from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
+from taskvec.data.texts import check_texts, corpus_table
+from taskvec.errors import UserError
+
+if TYPE_CHECKING:
+    from taskvec.data.tables.base import Table
+
+log = logging.getLogger(__name__)
+BESIDE = {"train": (), "val": ("train", "test"), "test": ("train",)}  # the splits that one is compared with
+
+
+def class_names(name: str, task: Task) -> tuple[str, ...]:
+    """Return the names of a task's classes in the order of their numbers; a regression has one, ``score``.
+
+    Raises:
+        UserError: if the data cannot be read or nothing names the classes.
+    """
+    if task.folder is None and not task.regression:
+        from taskvec.data.hub import hub_class_names
+
+        # known without fetching the data set
+        known = task.classes or hub_class_names(name, task)
+        if known:
+            return known
+    return TaskData(name, task).classes.names
+
+
+def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
+    """Return what identifies a split's examples and how its labels are read, after checking its files.
+
+    Local files count by their content (``sha256``), data sets of the hub by their commit. ``held_out_of_train`` says
+    that validation is a part of train; ``empty_classes`` names classes without an example, ``same_as`` other splits
+    that validation is the same file as; both are warned of.
+
+    Raises:
+        UserError: for a missing or malformed file, other classes than the test split's, unknown classes in ``keep``, an
+            empty split, or one file for train and test.
+    """
+    if isinstance(task, Corpus):
+        return _corpus(name, task, split)
+    found = {
+        "split": split,
+        "keep": task.keep and list(task.keep),
+        "columns": [*task.columns, task.label],
+    } | _reading(task)
+    data = TaskData(name, task)
+    found["held_out_of_train"] = data.held_out and split != "test"
+    return found | (_local(data, split) if task.folder is not None else _hub(data, split))
+
+
+def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
+    table = corpus_table(name, corpus)
+    check_texts(table, (corpus.text,), split, corpus.max_text_mb, blank=True)
+    return {"sha256": joint_sha256(table.files), "split": split, "column": corpus.text}
+
+
+def _hub(data: TaskData, split: str) -> dict[str, Any]:
+    from taskvec.data.hub import hub_commit, hub_split
+
+    name, task = data.name, data.task
+    source, _ = hub_split(name, task, split)
+    if split == "test" and source == task.splits["train"]:
+        raise UserError(f"{data.owner}: splits train and test are both {source!r}")
+    found = {"hub": task.path, "commit": hub_commit(name, task), "source": source}
+    if task.config:
+        found["config"] = task.config
+    return found
+
+
+def _local(data: TaskData, split: str) -> dict[str, Any]:
+    task, read = data.task, data.read(split)
+    twins = _twins(data, split)
+    if isinstance(task, TextTask):
+        check_texts(read.table, task.columns, split, task.max_text_mb)
+    found: dict[str, Any] = {"sha256": _content(read.table, task), "labels_sha256": _labels(read)}
+    if read.empty:
+        found["empty_classes"] = list(read.empty)
+        listed = ", ".join(read.empty)
+        _warn(f"{data.owner}: {split} has no example of {len(read.empty)} classes: {listed[:200]}")
+    if twins:
+        found["same_as"] = twins
+        _warn(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")
+    return found
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say something once per process, however often a plan is made."""
+    log.warning(message)
+
+
+def _reading(task: Task) -> dict[str, Any]:
+    """Return what else determines how labels are read, where it is not the default."""
+    found: dict[str, Any] = {}
+    if task.regression:
+        found["regression"] = True
+    elif task.classes:
+        found["classes"] = list(task.classes)
+    if task.no_label is not None:
+        found["no_label"] = task.no_label
+    return found
+
+
+def _labels(read: SplitRows) -> str:
+    """Return the SHA-256 of the rows in use and their labels, which other files may decide: class words, hold-out."""
+    digest = hashlib.sha256(read.rows.tobytes())
+    digest.update(read.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _content(table: Table, task: Task) -> str:
+    """Return the SHA-256 of all that a split's rows are read from: its files, and the images that they name."""
+    files = [path for path in table.files if path.is_file()]
+    if isinstance(task, ImageTask):
+        files += image_files(table, task.image)
+    return joint_sha256(files)
+
+
+def _twins(data: TaskData, split: str) -> list[str]:
+    """Return the other splits that hold the same file, byte for byte.
+
+    Raises:
+        UserError: if what is reported on is what is learned from.
+    """
+    found = []
+    if split == "val" and data.held_out:
+        return found
+    for other in BESIDE[split]:
+        pair = _same_content(data, split, other)
+        if pair and split == "test":
+            raise UserError(f"{data.owner}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}")
+        if pair:
+            found.append(other)
+    return found
+
+
+def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | None:
+    """Return two places of equal content, one of each split, None if there are none."""
+    table = data.table(split)
+    try:
+        beside = data.table(other)
+    except UserError:
+        return None  # whoever needs that split hears of it
+    if data.located(split).form == data.located(other).form == "images":
+        same = len(table) == len(beside) and _content(table, data.task) == _content(beside, data.task)
+        return (table.place, beside.place) if same else None
+    return _same_file(table.files, beside.files)
+
+
+def _same_file(first: Sequence[Path], second: Sequence[Path]) -> tuple[str, str] | None:
+    """Return two files of equal content, one of each list; sizes are compared first."""
+    sizes: dict[int, list[Path]] = {}
+    for path in first:
+        # descriptions beside the tables of `datasets` are the same for every split
+        if path.is_file() and path.suffix != ".json":
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    for path in second:
+        for candidate in sizes.get(path.stat().st_size, ()):
+            if sha256(candidate) == sha256(path):
+                return str(candidate), str(path)
+    return None

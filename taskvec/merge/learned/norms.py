@@ -1,0 +1,40 @@
+"""Which parameters are those of normalisation layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from taskvec.errors import UserError
+from taskvec.models.layers import LinearLayer
+
+
+def norm_names(module: nn.Module, names: Iterable[str], layers: Sequence[LinearLayer], spare: int) -> list[str]:
+    """Return the editable parameters of norms but those inside the last ``spare`` transformer blocks.
+
+    A norm is a module whose class is named so (LayerNorm, RMSNorm, ...).
+
+    Raises:
+        UserError: if no norm is left.
+    """
+    blocks = sorted({layer.block for layer in layers if layer.block is not None})
+    spared = set(blocks[-spare:]) if spare else set()
+    prefixes = {_block_prefix(layer.name, layer.block) for layer in layers if layer.block in spared}
+    editable, found = set(names), []
+    for path, child in module.named_modules():
+        if not type(child).__name__.endswith("Norm") or any(f"{path}.".startswith(prefix) for prefix in prefixes):
+            continue
+        own = [f"{path}.{name}" for name, _ in child.named_parameters(recurse=False)]
+        found += [name for name in own if name in editable]
+    if not found:
+        raise UserError(f"merge=norms: all norms lie in the last {spare} blocks; lower merge.spare")
+    return found
+
+
+def _block_prefix(name: str, block: int) -> str:
+    """Return the path of the transformer block that a layer lies in: up to and with its number, else its parent's."""
+    parts = name.split(".")
+    number = str(block)
+    inside = parts[: parts.index(number) + 1] if number in parts else parts[:-1]
+    return ".".join(inside) + "."

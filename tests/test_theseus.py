@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads
-from taskvec.statistics.cross_value import Affine, CrossMoment, Grams, SpaceMoments, through
+from taskvec.statistics.cross_value import CrossMoment, SpaceMoments, through
 from taskvec.transform.alignment.extension import Extension, depths, lineage, lineages, schedule
 from taskvec.transform.alignment.maps import Alignments, SpaceMaps, alignment_error, described, pooled, whitened
 from taskvec.transform.alignment.permutations import group_of, match, permute
@@ -31,14 +31,14 @@ def orthogonal(size: int) -> Tensor:
 def moment(source: Tensor, target: Tensor, *, grams: bool = False) -> CrossMoment:
     """Return the sums over paired rows [n, a] and [n, b]."""
     squares = torch.stack([source.square().sum(), target.square().sum()])
-    kept = Grams(source.mT @ source, target.mT @ target) if grams else None
+    kept = (source.mT @ source, target.mT @ target) if grams else None
     return CrossMoment(source.mT @ target, source.sum(0), target.sum(0), squares, len(source), kept)
 
 
 def spaces(derived: dict | None = None, **moments: CrossMoment) -> SpaceMoments:
     """Return moments by space as the collector gives them."""
     layout = {"aliases": {name: name for name in moments}, "derived": derived or {}, "left_out": {}}
-    return SpaceMoments.of(moments, layout)
+    return SpaceMoments.of(moments, {}, layout)
 
 
 def test_worked_case():
@@ -203,7 +203,7 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     expected = align((dense.centred() if centre else dense).cross, 1e-8)
     assert found.rank == expected.rank == (4 if centre else 5)
     torch.testing.assert_close(found.map, expected.map)
-    inner = through(moment(own, other), Affine(*source.values()), Affine(*target.values()))
+    inner = through(moment(own, other), tuple(source.values()), tuple(target.values()))
     torch.testing.assert_close(inner.cross, dense.cross)
     left, right = rows(9, 3), rows(7, 3)
     torch.testing.assert_close(align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map)

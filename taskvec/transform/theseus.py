@@ -51,9 +51,9 @@ class Theseus(Carrying):
         return self._pairs(scope, what, "train", self.examples)
 
     def _measured(self, scope: Scope) -> list[Statistics]:
-        # Without Grams a layer's input does not tell the squares of its outputs, which errors are relative to.
-        what = CrossMoments(align=self.align, grams=True)
-        return self._pairs(scope, what, "val", self.held_out) if self.held_out else []
+        if not self.held_out:
+            return []
+        return self._pairs(scope, CrossMoments(align=self.align), "val", self.held_out)
 
     def _pairs(self, scope: Scope, what: CrossMoments, split: str, count: int) -> list[Statistics]:
         tasks = scope.tasks if self.calibration is None else (self.calibration,)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from taskvec.statistics.cross_value import Affine, CrossMoment, Grams, SpaceMoments
+from taskvec.statistics.cross_value import CrossMoment, SpaceMoments
 from taskvec.transform.alignment.procrustes import Alignment, align, align_product
 from taskvec.transform.alignment.transport import Axes
 
@@ -56,11 +56,10 @@ class Alignments:
         return align(cross, self.tolerance)
 
 
-def whitened(cross: Tensor, grams: Grams, power: float, eps: float) -> Tensor:
+def whitened(cross: Tensor, grams: tuple[Tensor, Tensor], power: float, eps: float) -> Tensor:
     """Return G_A^-p C G_B^-p with G + eps I in place of the Grams; p = 1/2 gives canonical directions."""
-    left = _power(grams.source, -power, eps)
-    right = _power(grams.target, -power, eps)
-    return left @ cross @ right
+    own, other = grams
+    return _power(own, -power, eps) @ cross @ _power(other, -power, eps)
 
 
 def _power(gram: Tensor, power: float, eps: float) -> Tensor:
@@ -125,7 +124,9 @@ class SpaceMaps:
 
 def _layer(weights: Weights, name: str) -> Tensor:
     """Return [W | b] [out, in + 1] float64 of a linear layer."""
-    return Affine(weights[f"{name}.weight"], weights.get(f"{name}.bias")).joined()
+    weight = weights[f"{name}.weight"].double()
+    bias = weights.get(f"{name}.bias", weight.new_zeros(len(weight)))
+    return torch.cat([weight, bias.to(weight).unsqueeze(1)], dim=1)
 
 
 def _core(moment: CrossMoment, centre: bool) -> Tensor:

@@ -74,9 +74,9 @@ def explain(options: Namespace) -> int:
     Raises:
         UserError: if no artefact has the fingerprint.
     """
-    from taskvec.runner import compose
     from taskvec.graph.history import reasons
     from taskvec.graph.plan import Plan
+    from taskvec.runner import compose
 
     store = _store(options)
     if len(options.words) == 1 and "=" not in options.words[0]:

@@ -168,7 +168,7 @@ class RunFolder:
         return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
 
     def fail(self, reason: str, state: State = "failed") -> None:
-        """Record that the run ended unwell; where even that cannot be written, the killed-process rule still says so."""
+        """Record how the run ended; where even that cannot be written, the killed-process rule still says so."""
         with contextlib.suppress(OSError, UserError):
             self._set(state, reason=reason)
 

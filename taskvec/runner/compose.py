@@ -100,10 +100,7 @@ def resolve(composed: Composed) -> RunConfig:
         raise UserError(f"{path}: must be a finite number")
     for key in NOT_OF_A_RUN:
         del data[key]
-    data["choices"] = {}
-    for group, choice in composed.choices.items():
-        if "/" not in group:
-            data["choices"][group.removeprefix("backbone@")] = choice if isinstance(choice, str) else None
+    data["choices"] = chosen(composed)
     data["method"] = composed.choices.get("method") or "custom"
     data["experiment"] = composed.choices.get("experiment")
     try:
@@ -115,6 +112,24 @@ def resolve(composed: Composed) -> RunConfig:
         if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
             raise
         raise UserError(f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}") from error
+
+
+def chosen(composed: Composed) -> dict[str, str | None]:
+    """Return the option of each group; transforms, of which there may be several, have none.
+
+    Raises:
+        UserError: if another group is given several options, whose settings Hydra mixes.
+    """
+    found = {}
+    for group, choice in composed.choices.items():
+        if "/" not in group:
+            found[group.removeprefix("backbone@")] = choice
+    for group in GROUPS:
+        several = group in composed.node and group not in found  # Hydra has no choice where there are several
+        if several and group != "transform":
+            where = explain.place(group, composed.overrides, sources(composed))
+            raise UserError(f"{group} ({where}): takes one option")
+    return found
 
 
 def sweep_config(composed: Composed) -> SweepConfig:

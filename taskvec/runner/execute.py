@@ -160,6 +160,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     store = Store(config.root / "store")
     work = Workspace(store, config.compute, progress.observe, progress.done)
     work.plan(plan.nodes)
+    work.prepare(plan.cells.values())
     answers: dict[str, Answer] = {name: node.value(work) for name, node in plan.cells.items()}
     _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)

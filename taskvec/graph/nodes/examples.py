@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.data.describe import describe
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
-from taskvec.models.base import Backbone, Prompt
+from taskvec.models.base import Backbone
 from taskvec.needs import Budget
 
 if TYPE_CHECKING:

@@ -3,8 +3,11 @@
 import errno
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+NAME = 200  # characters of a file's name in a message
 SPACE = "free space or set outputs=FOLDER on another disk; the same command resumes"
 
 
@@ -26,6 +29,20 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(number)
         self.number = number
+
+
+@contextmanager
+def as_bad_input() -> Iterator[None]:
+    """Tell a file that the system does not let us look at (its name is too long, it is a loop) as bad input.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")[:NAME]
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def expected(error: BaseException) -> bool:

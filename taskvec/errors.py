@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+LINE = 1_000
 NAME = 200  # characters of a file's name in a message
 SPACE = "free space or set outputs=FOLDER on another disk; the same command resumes"
 
 
 class UserError(ValueError):
-    """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2."""
+    """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2.
+
+    A message that quotes input of any size is cut to :data:`LINE` characters.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(message if len(message) <= LINE else f"{message[:LINE]} ...")
 
 
 class NotFinite(FloatingPointError):

@@ -116,6 +116,8 @@ class RunFolder:
         if isinstance(newer, int) and newer > SCHEMA_VERSION:
             written = f"{self.path}/result.json was written by a newer program (schema version {newer}"
             raise UserError(f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER")
+        for leftover in self.path.glob(".*.tmp"):  # of a process that died: this one holds the lock
+            leftover.unlink(missing_ok=True)
         text = config.to_yaml()
         write_atomically(self.path / "config.yaml", text)
         self._set(

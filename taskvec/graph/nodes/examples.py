@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Decoded(Node):
-    """A task's split: images decoded at the backbone's resolution, or texts as its tokens, before the words of a prompt."""
+    """A task's split: images decoded at the backbone's resolution, or texts as its tokens before a prompt's words."""
 
     kind: ClassVar[str] = "decoded"
 

@@ -345,8 +345,9 @@ def own(lms: Path, tmp_path: Path):
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         folder = tmp_path / "data"
         folder.mkdir()
-        for split in ("train", "val", "test"):
-            parquet.write_table(table, folder / f"{split}.parquet")
+        for split in ("train", "val", "test"):  # no two of which may be the same file
+            own = table.append_column("split", pa.array([split] * len(table)))
+            parquet.write_table(own, folder / f"{split}.parquet")
         (lms / "task").mkdir(exist_ok=True)
         (lms / "task" / "own.yaml").write_text(yaml.safe_dump({"path": str(folder), "frame": "{text}"} | settings))
         return ["suite=minitext6", "suite.tasks=[own]", "backbone=tiny_gpt2"]

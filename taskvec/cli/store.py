@@ -134,6 +134,8 @@ def _stands_on(run: RunFolder, *, given_up: bool) -> set[str]:
     Raises:
         UserError: if that cannot be known: nothing is deleted by guess.
     """
+    from taskvec.graph.result import read_result
+
     if given_up:
         return set()
     status = run.status()
@@ -141,8 +143,6 @@ def _stands_on(run: RunFolder, *, given_up: bool) -> set[str]:
         remedy = f"name it (`taskvec store prune {run.name}`) to give up what it made"
         raise UserError(f"store prune: {status['reason']}; {remedy}")
     found = set(status.get("artefacts", ()))
-    from taskvec.graph.result import read_result
-
     path = run.path / "result.json"
     if path.exists():
         found |= {stage.fingerprint for stage in read_result(path).stages}

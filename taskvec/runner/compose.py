@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from taskvec import registry
 from taskvec.config import Component
 from taskvec.data.tasks import load_tasks
-from taskvec.errors import UserError
+from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain
-from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs
+from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, user_files
 from taskvec.runner.launch.processes import SweepConfig
+from taskvec.runner.yaml_files import read_yaml
 
 GROUPS = (*registry.GROUPS, "source")
 NOT_OF_A_RUN = ("sweep", "parts")
@@ -52,6 +53,8 @@ def compose(overrides: Sequence[str]) -> Composed:
     Raises:
         UserError: for an unknown key or option or an override that cannot be parsed, with key, place and nearest match.
     """
+    for file in user_files(overrides):
+        read_yaml(file)  # Hydra itself would follow it to any depth
     with hydra_context():
         try:
             words = [*map(grouped, overrides)]
@@ -171,7 +174,8 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     entry = registry.lookup(group, str(node.get("kind")))
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
-        node["definitions"] = load_tasks(node, entry.schema, search_dirs())
+        with as_bad_input():
+            node["definitions"] = load_tasks(node, entry.schema, search_dirs())
     try:
         return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
     except TypeError as error:  # a user's class that lacks a method

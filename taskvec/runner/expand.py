@@ -59,7 +59,11 @@ def experiments(word: str) -> list[str]:
 
 
 def _part(part: object, given: Sequence[str], experiment: str) -> list[str]:
-    """Return a part's overrides without those that the command line sets itself."""
+    """Return a part's overrides without those that the command line sets itself.
+
+    Raises:
+        UserError: if it is no list of overrides.
+    """
     if isinstance(part, Mapping):
         words = [f"{key}={_text(value)}" for key, value in part.items()]
     elif isinstance(part, list) and all(isinstance(word, str) and "=" in word for word in part):

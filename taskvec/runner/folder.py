@@ -116,6 +116,8 @@ class RunFolder:
         if isinstance(newer, int) and newer > SCHEMA_VERSION:
             written = f"{self.path}/result.json was written by a newer program (schema version {newer}"
             raise UserError(f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER")
+        for leftover in self.path.glob(".*.tmp"):  # of a process that died: this one holds the lock
+            leftover.unlink(missing_ok=True)
         text = config.to_yaml()
         write_atomically(self.path / "config.yaml", text)
         self._set(
@@ -168,7 +170,7 @@ class RunFolder:
         return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
 
     def fail(self, reason: str, state: State = "failed") -> None:
-        """Record that the run ended unwell; where even that cannot be written, the killed-process rule still says so."""
+        """Record how the run ended; where even that cannot be written, the killed-process rule still says so."""
         with contextlib.suppress(OSError, UserError):
             self._set(state, reason=reason)
 

@@ -26,11 +26,10 @@ def guarded(*, allow_code: bool) -> Iterator[None]:
     Raises:
         UserError: from within the block, where a task would run foreign code.
     """
+    from jinja2.exceptions import SecurityError
     from lm_eval import utils
     from lm_eval.api import task
     from lm_eval.tasks import _yaml_loader
-
-    from jinja2.exceptions import SecurityError
 
     with ExitStack() as stack:
         stack.enter_context(replaced(utils, "env", sandbox(utils.env)))

@@ -36,6 +36,7 @@ def evaluate(
 
     Raises:
         UserError: if the harness or what the task needs is missing.
+        SecurityError: never; the guard tells it as a user error.
     """
     try:
         import lm_eval

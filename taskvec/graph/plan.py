@@ -220,6 +220,8 @@ class Plan:
             signs = tuple(sign for sign, _ in composed.vectors)
             return CompositionNode(base, nodes, signs, None, separate, mode, {}, None, None, None, expressions)
         same_mode(mode, merge, "merge")
+        if not takes_none:
+            merge.check_count(len(nodes))
         return self._merge(composed, merge, side, base, mode, nodes)
 
     def _merge(  # noqa: PLR0913, PLR0917 (what _composition found out)

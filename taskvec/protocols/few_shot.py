@@ -91,7 +91,9 @@ class FewShot(Protocol):
         if not ask.learns:
             raise UserError(f"protocol={self.kind} needs a merge that learns; set method=atlas, or merge=none")
         suite, aims = ask.suite, self.aims(ask.suite)
-        cells = [zero_shot(self, suite, self.asked(suite, aims))]
+        asked = self.asked(suite, aims)
+        # Held-out tasks are only reported on; their validation examples are nobody's.
+        cells = [zero_shot(self, suite, asked, on_selection=asked == aims)]
         for task in aims:
             cells.append(self.merged(ask, task))
             if self.individual:

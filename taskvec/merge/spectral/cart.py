@@ -31,6 +31,7 @@ class Cart(MatrixWise):
     others: Literal["none"] = "none"
 
     grid: ClassVar[tuple[float, ...]] = WIDE_GRID
+    direction: ClassVar[bool] = False
     conventions: ClassVar[tuple[Convention, ...]] = (
         Convention("the paper", "", "a rank of 8 %; alpha searched"),
         Convention("merge-and-rebase", "", "its pruning ratio is merge.rank"),

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from taskvec.errors import describe
+from taskvec.graph.result import flat_metrics
 from taskvec.registry import register
 from taskvec.runner.track.base import Session, Tracker
 

@@ -215,7 +215,7 @@ class Assembly:
             compatible(config)
             config.protocol.check(config.suite)
             capable(config, plan)
-            plan.nodes  # noqa: B018 (plans)
+            plan.cells  # noqa: B018 (plans)
         except (UserError, ValidationError) as error:
             return " ".join(str(error).split())
         return None

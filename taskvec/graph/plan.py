@@ -320,7 +320,11 @@ class Plan:
         return self.vector(need)
 
     def statistic(self, need: Statistics, owner: str, *, tuning: bool = False) -> StatisticNode:
-        """A statistic, of a model or of a pair of models."""
+        """A statistic, of a model or of a pair of models.
+
+        Raises:
+            UserError: for one that takes labels on examples that come without.
+        """
         on, what = need.on, need.what
         granted(on, self.grants, owner)
         if what.labels and not on.labels:

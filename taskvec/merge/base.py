@@ -63,7 +63,9 @@ class Merge(Seeded):
     def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
         """Return the composition of the vectors on the base weights theta_0."""
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Composition:
+    def restore(
+        self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Composition:
         """Return a stored composition again; merges that are stored with another class than Scaled override it."""
         from taskvec.vectors.composition import Scaled
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TASKVEC := $(BIN)/taskvec
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench faults fuzz assets stages clean
+.PHONY: help install demo matrix matrix-plan test lint format bench faults fuzz assets clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,9 +18,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install ## addition and negation on the embedded suite, and their table (about 10 minutes on 2 cores)
-	$(TASKVEC) -m experiment=demo
-	$(TASKVEC) table --where experiment=demo --rows protocol row
+demo: install ## six methods and two combinations on the embedded suites, a table and a picture (under 15 minutes on 2 cores)
+	$(TASKVEC) -m experiment=demo sweep.jobs=2
+	$(TASKVEC) table --where experiment=demo row=merged --rows suite method merge transform --columns backbone metric --metrics accuracy normalised
+	$(BIN)/python experiments/demo/picture.py
+
+matrix: install ## run combinations that hold every allowed pair of choices (about 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/matrix.py run
+
+matrix-plan: install ## record which pairs of choices are refused, and write docs/matrix.md (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/matrix.py plan
 
 test: install lint ## lint and all tests (under 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -32,7 +32,7 @@ def build(root: Path) -> Path:
     import torch
     import transformers
 
-    (root / "backbone").mkdir(parents=True)
+    (root / "backbone").mkdir(parents=True, exist_ok=True)
     for name, (kind, model_type, published, sizes) in MODELS.items():
         torch.manual_seed(3)
         config = transformers.AutoConfig.for_model(model_type, **sizes)

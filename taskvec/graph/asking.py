@@ -69,6 +69,28 @@ class Chain:
             raise UserError(
                 f"transform.{names[0]}.on=merged: it is fitted over several vectors, and a merge leaves one"
             )
+        if self.late:
+            self._check_late(self.late[0], self.config.merge)
+
+    @staticmethod
+    def _check_late(name: str, merge: Any) -> None:
+        """Check that a merge leaves one vector for the transform after it.
+
+        Raises:
+            UserError: if it does not.
+        """
+        remedy = f"use transform.{name}.on=vectors"
+        if merge.learned:
+            raise UserError(
+                f"transform.{name}.on=merged: merge={merge.kind} learns its model for the questions that are asked, "
+                f"and nothing may change it afterwards; {remedy}"
+            )
+        if merge.models == "per_task":
+            raise UserError(f"transform.{name}.on=merged: merge={merge.kind} makes a model for each task; {remedy}")
+        if not merge.direction:
+            raise UserError(
+                f"transform.{name}.on=merged: merge={merge.kind} does not make one vector under a coefficient; {remedy}"
+            )
 
     @cached_property
     def side_of_merge(self) -> Side:

@@ -242,6 +242,8 @@ class Plan:
         if not composed.merge or not (nodes or takes_none):
             return plain
         same_mode(plain.mode, self.config.merge, "merge")
+        if not takes_none:
+            self.config.merge.check_count(len(nodes))
         return self._merge(plain, composed)
 
     def _merge(self, plain: CompositionNode, composed: Composed) -> CompositionNode:

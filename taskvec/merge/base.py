@@ -58,8 +58,9 @@ class Merge(Seeded):
     ``grid`` holds the coefficients that are searched unless the protocol or a transform says otherwise. ``stored``
     compositions, learned or dear ones, are artefacts; the others are made again from their vectors. ``learned`` merges
     have a ``schedule`` and an ``objective`` among their fields, and the grid (1.0,); those that ``selects`` can keep
-    their best epoch by the protocol's rule. ``vectors`` bounds how many task vectors the merge takes. ``conventions``
-    say which framework means what.
+    their best epoch by the protocol's rule. ``vectors`` bounds how many task vectors the merge takes. ``direction``
+    says that the result is theta_0 plus a coefficient times one vector, which a transform after the merge can change.
+    ``conventions`` say which framework means what.
     """
 
     grid: ClassVar[tuple[float, ...]] = UNIT_GRID
@@ -69,6 +70,7 @@ class Merge(Seeded):
     selects: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
     vectors: ClassVar[tuple[int, int | None]] = (1, None)
+    direction: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = ()
 
     def needs(self, scope: Scope) -> Needs:
@@ -91,6 +93,17 @@ class Merge(Seeded):
             return self.seed
         return given.seed if given is not None else 0
 
+    def check_count(self, count: int) -> None:
+        """Check a number of vectors.
+
+        Raises:
+            UserError: for one that the merge does not take.
+        """
+        least, most = self.vectors
+        if count < least or (most is not None and count > most):
+            wanted = f"{least}" if most == least else f"{least} or more"
+            raise UserError(f"merge={self.kind} takes {wanted} task vectors, not {count}")
+
     def checked(self, vectors: Sequence[Signed]) -> list[Tensors]:
         """Return the vectors' signed deltas after a look at each entry.
 
@@ -99,10 +112,7 @@ class Merge(Seeded):
         """
         from taskvec.merge.pieces import require_finite
 
-        count, (least, most) = len(vectors), self.vectors
-        if count < least or (most is not None and count > most):
-            wanted = f"{least}" if most == least else f"{least} or more"
-            raise UserError(f"merge={self.kind} takes {wanted} task vectors, not {count}")
+        self.check_count(len(vectors))
         deltas = [signed.delta for signed in vectors]
         for signed, delta in zip(vectors, deltas, strict=True):
             require_finite(delta, label_of(signed.expression))

@@ -23,9 +23,11 @@ def only_classes(suite: Suite, what: str) -> None:
         raise UserError(f"{what} compares predicted classes; leave {', '.join(scored)} out of suite.tasks")
 
 
-def zero_shot(protocol: Protocol, suite: Suite, targets: Sequence[str], control: str | None = None) -> Cell:
-    """Return the cell of the pre-trained model."""
-    question = scores(suite, targets, control, fixed=(0.0,), on_selection=True)
+def zero_shot(
+    protocol: Protocol, suite: Suite, targets: Sequence[str], control: str | None = None, *, on_selection: bool = True
+) -> Cell:
+    """Return the cell of the pre-trained model, asked on validation examples too unless ``on_selection`` is False."""
+    question = scores(suite, targets, control, fixed=(0.0,), on_selection=on_selection)
     return Cell("zero_shot", Composed(forward=protocol.forward), question)
 
 

@@ -32,6 +32,7 @@ class Cart(MatrixWise):
     others: Literal["none"] = "none"
 
     grid = WIDE_GRID
+    direction = False
     conventions = (
         Convention("the paper", "", "a rank of 8 %; alpha searched"),
         Convention("merge-and-rebase", "", "its pruning ratio is merge.rank"),

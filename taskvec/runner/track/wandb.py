@@ -20,11 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from taskvec.errors import describe
-<<<<<<< .merge_file_FLqQET
-from taskvec.graph.result import flat_metrics
-=======
 from taskvec.graph.result import flat_metrics, row_metrics
->>>>>>> .merge_file_sgYTJD
 from taskvec.registry import register
 from taskvec.runner.track.base import Session, Tracker
 

@@ -1,8 +1,8 @@
 """Models whose leaves are coefficients of task vectors: theta = theta_0 + sum_i Lambda_i tau_i.
 
 The composition is one autograd function. Forward adds the scaled vectors up without a graph; backward gets
-G = dL/dtheta and returns the inner products <G, tau_i> over each block. So memory beyond the vectors is theta and its gradient,
-whatever the number of vectors, and vectors may lie in files that are mapped into memory (spec 6.9).
+G = dL/dtheta and returns the inner products <G, tau_i> over each block. So memory beyond the vectors is theta and its
+gradient, whatever the number of vectors, and vectors may lie in files that are mapped into memory (spec 6.9).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from taskvec.merge.learned.bases import RandomBasis
 from taskvec.merge.learned.composition import Learned, record
 from taskvec.merge.learned.learning import KeepBest, Learner, judge_of
 from taskvec.merge.learned.pictures import pictures
+from taskvec.merge.learned.search import search
 from taskvec.models.layers import LinearLayer
 from taskvec.needs import Examples, Given, Signed, label_of
 from taskvec.training.blocks import Blocks, blocks, divided, joined
@@ -40,20 +41,12 @@ def learn(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], g
         deltas, labels, report = chosen(merge, base, vectors, given, cut)
         trained = Coefficients(base, deltas, cut, half=merge.faithful)
     learner, jointly = _learner(merge, trained, given, seed)
-    keeper = _keeper(learner, jointly)
-    curve = learner.run(
-        groups=_groups(merge, trained, jointly),
-        penalties=_penalties(merge, trained.coefficients),
-        after=[keeper] if keeper else [],
-    )
-    if keeper:
-        keeper.take()
-        report |= {"epoch": keeper.epoch, "validation": keeper.scores}
+    report |= _train(merge, learner, jointly, seed)
     readouts = detached(jointly.readouts()) if jointly else {}
     if merge.adapter and not jointly:
         readouts = fitted(merge.adapter, learner, seed)
     coefficients = trained.coefficients.detach()
-    report |= {"curve": curve, "figures": pictures(labels, coefficients, trained.blocks, given.model.layers)}
+    report |= {"figures": pictures(labels, coefficients, trained.blocks, given.model.layers)}
     return Learned(
         base,
         trained.vector(),
@@ -63,6 +56,22 @@ def learn(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], g
         notes=learner.notes(),
         report=report,
     )
+
+
+def _train(merge: Atlas, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, Any]:
+    """Move the leaves to where they stay, and return what to report of it."""
+    if merge.search:
+        return {"curve": search(learner, merge.search, seed)}
+    keeper = _keeper(learner, jointly)
+    curve = learner.run(
+        groups=_groups(merge, learner.trained, jointly),
+        penalties=_penalties(merge, learner.trained.coefficients),
+        after=[keeper] if keeper else [],
+    )
+    if not keeper:
+        return {"curve": curve}
+    keeper.take()
+    return {"curve": curve, "epoch": keeper.epoch, "validation": keeper.scores}
 
 
 def blocks_of(merge: Atlas, base: Mapping[str, Tensor], layers: Sequence[LinearLayer], seed: int) -> Blocks:

@@ -147,7 +147,8 @@ def main() -> int:
             slow = seconds(lambda trained=trained: explicit(trained, gradient))
             failed |= slow < SPEED_BAR * fast or memory[count] > MEMORY_BAR
             print(
-                f"{count:3d} vectors: {fast:6.3f} s, by the graph {slow:6.3f} s, ratio {slow / fast:5.2f} (bar {SPEED_BAR});"
+                f"{count:3d} vectors: {fast:6.3f} s, by the graph {slow:6.3f} s,"
+                f" ratio {slow / fast:5.2f} (bar {SPEED_BAR});"
                 f" memory {memory[count]:.2f} of the weights (bar {MEMORY_BAR}), by the graph {graph_memory:.2f}"
             )
         failed |= memory[COUNTS[1]] > memory[COUNTS[0]] + 0.25

@@ -58,8 +58,9 @@ class Atlas(Merge):
 
     ``budget`` b < n learns for b vectors, found by ``choose``: at random, by the features' cosine with the target's,
     or by the gradient at theta_0, for whole vectors or block by block. ``random_bases`` replaces the vectors by as many
-    random ones. ``search`` finds the coefficients without gradients. ``select`` "best" keeps the epoch that the protocol's rule prefers, where it has one. ``adapter``
-    learns on top, jointly if it can. ``faithful`` keeps vectors and partial sums in float16, as the released code does.
+    random ones. ``search`` finds the coefficients without gradients. ``select`` "best" keeps the epoch that the
+    protocol's rule prefers, where it has one. ``adapter`` learns on top, jointly if it can. ``faithful`` keeps vectors
+    and partial sums in float16, as the released code does.
     """
 
     kind: Literal["atlas"] = "atlas"

@@ -25,8 +25,8 @@ def slopes(gradient: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor
         slope = gradient[name]
         for row, vector in enumerate(vectors):
             if name in vector:
-                products = inner_products(slope, vector[name], layout)
-                found[row, layout.columns] += products.double().cpu()
+                products = inner_products(slope, [vector[name]], layout)
+                found[row, layout.columns] += products[0].cpu()
     return found
 
 

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(_spelt(character) for character in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return text with every line made :func:`printable`."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def _spelt(character: str) -> str:
     if unicodedata.category(character) not in UNSAFE or character in JOINERS:
         return character

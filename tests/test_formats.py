@@ -267,7 +267,7 @@ def one_parquet_named(path: Path, names: list[str]) -> None:
     [
         ("missing part", "train", r"1 of the 5 files beside .*train-00000-of-00005.parquet are missing: \[3\]"),
         ("two sets", "train", "are of more than one set; keep one"),
-        ("two formats", "test", r"both .*test.parquet and .*test.csv could be meant \(split 'test'\)"),
+        ("two formats", "test", r"both .*test.csv and .*test.parquet could be meant \(split 'test'\)"),
         ("other columns", "train", "the columns of .*train-00003-of-00005.parquet are not those of .*train-00000"),
         ("other names", "train", "train-00003-of-00005.parquet has other class names of 'label' than"),
         ("no image", "val", r"val/dog/notes.txt is no image \(by its suffix\)"),

@@ -15,7 +15,7 @@ import yaml
 
 from taskvec.data import describe as describing
 from taskvec.data.describe import class_names, describe
-from taskvec.data.rows import read_split
+from taskvec.data.rows import TaskData
 from taskvec.data.tasks import ImageSuite, ImageTask, TextTask, load_tasks
 from taskvec.errors import UserError
 from taskvec.runner.compose import conf_dir
@@ -41,7 +41,7 @@ def task(folder: Path, **settings) -> TextTask:
 
 
 def read(folder: Path, split: str = "test", **settings) -> list:
-    return read_split("t", task(folder, **settings), split).labels.tolist()
+    return TaskData("t", task(folder, **settings)).read(split).labels.tolist()
 
 
 def refused(folder: Path, **settings) -> str:

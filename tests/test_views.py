@@ -106,7 +106,7 @@ def test_what_stays_on_a_device_fits_the_limit_and_the_rows_are_right(seed):
     for step in range(20):
         rows = torch.randint(0, 64, (40,), generator=generator(seed + step))
         assert torch.equal(view.take(rows), whole[rows])
-        assert room.bytes == sum(part.nbytes for part, *_ in room._shards.values()) <= limit
+        assert room.bytes == sum(entry.stored.nbytes for entry in room._entries.values()) <= limit
     assert room.bytes == 3 * stored.parts[0].nbytes, "what fits stays"
 
 
@@ -118,10 +118,10 @@ def test_shards_that_are_not_used_any_more_make_room(monkeypatch):
     everything = torch.arange(16)
     old.take(everything)
     new.take(everything)
-    assert set(room._shards) == {id(part) for part in first.parts}, "a pass over more than fits moves no shard"
+    assert set(room._entries) == {id(part) for part in first.parts}, "a pass over more than fits moves no shard"
     for _ in range(5):
         new.take(everything)
-    assert set(room._shards) == {id(part) for part in second.parts}
+    assert set(room._entries) == {id(part) for part in second.parts}
     assert room.bytes == 2 * first.parts[0].nbytes
 
 

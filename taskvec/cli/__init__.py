@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import tempfile
 
-from taskvec.errors import UserError
-from taskvec.text import printable
+from taskvec.errors import UserError, describe, details, disk_is_full
+from taskvec.runner import signals
+from taskvec.text import printable, printable_lines
+
+SIGNALLED = 128
 
 VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
@@ -26,23 +32,79 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 well, 1 a run failed, 2 input that cannot be worked with."""
+    """Run the command and return its exit status.
+
+    0 well, 1 a run failed, 2 input that cannot be worked with, 70 a mistake in this program, 128 + N ended by signal N.
+    Here and nowhere else an error becomes what a person reads.
+    """
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # once imported, ``list`` here is the verb's module
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("taskvec").setLevel(os.environ.get("TASKVEC_LOG", "INFO").upper())
+    _set_up_logging()
     try:
+        signals.install()
+        signals.die_with_sweep()
         arguments = _take_includes(arguments)
         verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
-        return importlib.import_module(f"taskvec.cli.{verb}").main(arguments)
+        status = importlib.import_module(f"taskvec.cli.{verb}").main(arguments)
+        sys.stdout.flush()
     except UserError as error:
-        print(printable(f"taskvec: error: {error}"), file=sys.stderr)
+        say(f"taskvec: error: {error}")
         return 2
-    except KeyboardInterrupt:
-        print("taskvec: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        say("taskvec: interrupted; the same command resumes")
+        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         return 0
+    except Exception as error:
+        say(f"taskvec: error: {_unexpected(error)}")
+        return 2 if disk_is_full(error) else 70
+    return status
+
+
+def say(text: str) -> None:
+    """Print one line to standard error, control characters spelt out; nobody reads a closed or a full one."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def _unexpected(error: Exception) -> str:
+    """Return an error that nobody foresaw as one line, and keep its traceback in a file."""
+    if disk_is_full(error):
+        _drop_output()
+        return describe(error)
+    try:
+        number, place = tempfile.mkstemp(prefix="taskvec-", suffix=".log")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(details(error))
+        kept = f"the traceback is in {place}"
+    except OSError as problem:
+        kept = f"and its traceback cannot be written: {problem.strerror}"
+    return f"a mistake in taskvec: {describe(error)}; {kept}"
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, so that leaving does not fail on it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+class _Printable(logging.Formatter):
+    """Formats messages as lines that cannot steer a terminal; tracebacks stay in log files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message alone."""
+        return printable_lines(record.getMessage())
+
+
+def _set_up_logging() -> None:
+    logging.raiseExceptions = False  # a full disk is told once, not with a traceback for each line of the log
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    level = os.environ.get("TASKVEC_LOG", "INFO").upper()
+    known = level in logging.getLevelNamesMapping()
+    logging.getLogger("taskvec").setLevel(level if known else "INFO")
 
 
 def _take_includes(arguments: list[str]) -> list[str]:

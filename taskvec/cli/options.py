@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taskvec.errors import UserError
-from taskvec.text import printable
+from taskvec.text import printable_lines
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,5 +68,4 @@ def standing() -> Callable[[Path], str]:
 
 def write(text: str) -> None:
     """Print text to standard output, control characters spelt out."""
-    lines = [printable(line) for line in text.split("\n")]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable_lines(text) + "\n")

@@ -12,7 +12,7 @@ EXAMPLES = """\
 
 
 def main(arguments: list[str]) -> int:
-    """Print each run's state: done, running, failed with reason, or stale (what it stands on has changed)."""
+    """Print each run's state: done, running, failed, interrupted, stale (what it stands on has changed) or older."""
     from taskvec.runner import compose
     from taskvec.runner.folder import run_folders
     from taskvec.runner.survey import state_of
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         write(json.dumps({name: {"state": state, "reason": reason} for name, (state, reason) in states.items()}))
         return 0
     for name, (state, reason) in sorted(states.items(), key=lambda item: item[1][0]):
-        write(f"{state:<8}{name}{f'  {reason}' if reason else ''}")
+        write(f"{state:<12}{name}  {reason or ''}".rstrip())
     counts = [state for state, _ in states.values()]
     total = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
     write(total or f"no runs in {options.outputs}")

@@ -5,27 +5,34 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taskvec.cli.options import Parser, write
 from taskvec.errors import UserError
+
+if TYPE_CHECKING:
+    from taskvec.runner.folder import RunFolder
 
 EXAMPLES = """\
   taskvec store list
   taskvec store verify                          check every byte
   taskvec store explain finetune.lr=1e-3        what would be computed, and which changed key is the cause
   taskvec store explain 3f2a                    why this artefact was computed
-  taskvec store prune --yes                     delete what no finished run stands on"""
+  taskvec store prune --yes                     delete what no run stands on or was making
+  taskvec store prune RUN --yes                 and what only this unfinished run made"""
 
 
 def main(arguments: list[str]) -> int:
     """List, verify, explain or prune stored artefacts."""
     parser = Parser("store", "Look after the artefact store.", EXAMPLES)
     parser.add_argument("action", choices=["list", "verify", "explain", "prune"])
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE|FINGERPRINT", help="what to explain")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up"
+    )
     parser.add_argument("--yes", action="store_true", help="prune: delete, instead of saying what would be deleted")
     parser.outputs()
     options = parser.read(arguments)
-    if options.words and options.action != "explain":
+    if options.words and options.action not in ("explain", "prune"):
         parser.error(f"{options.action} takes no arguments, got {options.words[0]!r}")
     return {"list": list_, "verify": verify, "explain": explain, "prune": prune}[options.action](options)
 
@@ -91,28 +98,55 @@ def explain(options: Namespace) -> int:
 
 
 def prune(options: Namespace) -> int:
-    """Delete artefacts that no run stands on, and checkpoints of unfinished ones; without --yes only say so.
+    """Delete artefacts that no run stands on, and checkpoints of what no run wants; without --yes only say so.
+
+    What a failed, interrupted or unfinished run made stays, unless the run is named.
 
     Raises:
-        UserError: while a run is working.
+        UserError: while a run is working, if one cannot be read, or if there is none of a name.
     """
-    from taskvec.graph.artefact import read_json
     from taskvec.runner.folder import run_folders
 
     store = _store(options)
-    runs = run_folders(options.outputs)
-    if any(run.locked() for run in runs):
-        raise UserError("store prune: a run is working; wait for it, or stop it first")
-    results = [read_json(run.path / "result.json") or {} for run in runs]
-    used = {stage["fingerprint"] for result in results for stage in result.get("stages", [])}
+    runs = {run.name: run for run in run_folders(options.outputs)}
+    for name in options.words:
+        if name not in runs:
+            raise UserError(f"store prune: no run {name!r} in {options.outputs}")
+    used: set[str] = set()
+    for name, run in runs.items():
+        if run.locked():
+            raise UserError("store prune: a run is working; wait for it, or stop it first")
+        used |= _stands_on(run, given_up=name in options.words)
     doomed = [folder for folder, _ in store.records() if folder.name not in used]
-    doomed += [folder for folder in (store.root / "partial").glob("*") if folder.is_dir()]
+    checkpoints = [folder for folder in (store.root / "partial").glob("*") if folder.is_dir()]
+    doomed += [folder for folder in checkpoints if folder.name not in used]
     size = sum(map(_size, doomed))
     for folder in doomed if options.yes else ():
         store.remove(folder)
     verb = "deleted" if options.yes else "would delete (give --yes to do it)"
     write(f"{verb}: {len(doomed)} artefacts, {size / 1e6:.1f} MB")
     return 0
+
+
+def _stands_on(run: RunFolder, *, given_up: bool) -> set[str]:
+    """Return the fingerprints of what a run stands on, and of what it was to make unless it is given up.
+
+    Raises:
+        UserError: if that cannot be known: nothing is deleted by guess.
+    """
+    if given_up:
+        return set()
+    status = run.status()
+    if status.get("state") == "unreadable":
+        remedy = f"name it (`taskvec store prune {run.name}`) to give up what it made"
+        raise UserError(f"store prune: {status['reason']}; {remedy}")
+    found = set(status.get("artefacts", ()))
+    from taskvec.graph.result import read_result
+
+    path = run.path / "result.json"
+    if path.exists():
+        found |= {stage.fingerprint for stage in read_result(path).stages}
+    return found
 
 
 def _store(options: Namespace):

@@ -7,7 +7,7 @@ a template or a name may contain ``${``, and what is in the environment never re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,13 @@ class _Reader:
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, child in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ValueError(f"line {key_node.start_mark.line + 1}: a key must be a word")
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError(f"{_line(key_node)}: a key must be a word")
             if key in found:
-                raise ValueError(f"line {key_node.start_mark.line + 1}: {key!r} for the second time")
-            found[key] = self.value(child, depth + 1, words=depth == 0 and key in WORDS)
+                raise ValueError(f"{_line(key_node)}: {key!r} for the second time")
+            words = depth == 0 and key in WORDS
+            found[key] = self.value(child, depth + 1, words=words)
         return found
 
     def value(self, node: yaml.Node, depth: int, *, words: bool = False) -> Any:
@@ -78,7 +79,7 @@ class _Reader:
         if self.seen > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError("too many values, or too deep")
         if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN:
-            raise ValueError(f"line {node.start_mark.line + 1}: tags such as {node.tag} are not read")
+            raise ValueError(f"{_line(node)}: tags such as {node.tag} are not read")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -91,23 +92,25 @@ class _Reader:
         return self.value(node, depth + 1)
 
 
+def _line(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
+
+
 def resolved(path: str, card: Path) -> str:
     """Return a local path as an absolute one, a name of the hub or of a shipped folder as it is.
 
     A relative path starts at the folder of the file that names it, or at the one above, which holds ``task/``. A name
     without a leading dot is a local folder if there is one, else one of the hub.
     """
-    expanded = Path(path).expanduser() if path.startswith("~") else Path(path)
-    if path.startswith("pkg://") or expanded.is_absolute():
-        return str(expanded) if path.startswith("~") else path
-    for folder in _starts(card):
-        if (folder / path).exists():
-            return str((folder / path).resolve())
+    expanded = os.path.expanduser(path)
+    if path.startswith("pkg://") or os.path.isabs(expanded):
+        return expanded
+    beside = card.resolve().parent
+    for start in (beside, beside.parent):
+        folder = start / path
+        if folder.exists():
+            return str(folder.resolve())
     if path.startswith("."):
-        return str((card.resolve().parent / path).resolve())
+        folder = beside / path
+        return str(folder.resolve())
     return path
-
-
-def _starts(card: Path) -> Iterator[Path]:
-    yield card.resolve().parent
-    yield card.resolve().parent.parent

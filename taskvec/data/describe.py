@@ -6,15 +6,12 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.data.files import joint_sha256, sha256
 from taskvec.data.images import image_files
-from taskvec.data.locate import locate
-from taskvec.data.rows import SplitRows, classes_of, read_split
-from taskvec.data.tables import open_table
+from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
 from taskvec.data.texts import check_texts, corpus_table
 from taskvec.errors import UserError
@@ -35,10 +32,11 @@ def class_names(name: str, task: Task) -> tuple[str, ...]:
     if task.folder is None and not task.regression:
         from taskvec.data.hub import hub_class_names
 
+        # known without fetching the data set
         known = task.classes or hub_class_names(name, task)
         if known:
             return known
-    return classes_of(name, task).names
+    return TaskData(name, task).classes.names
 
 
 def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
@@ -54,33 +52,14 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
     """
     if isinstance(task, Corpus):
         return _corpus(name, task, split)
-    if task.folder is None:
-        return _hub(name, task, split) | _reading(task)
-    data = read_split(name, task, split)
-    twins = _twins(name, task, split, data.table)
-    if isinstance(task, TextTask):
-        check_texts(data.table, task.columns, split, task.max_text_mb)
     found = {
-        "sha256": _content(data.table, task),
-        "labels_sha256": _labels(data),
         "split": split,
-        "held_out_of_train": data.held_out,
         "keep": task.keep and list(task.keep),
         "columns": [*task.columns, task.label],
-    }
-    if data.empty:
-        found["empty_classes"] = list(data.empty)
-        _warn(f"task {name}: {split} has no example of {len(data.empty)} classes: {', '.join(data.empty)[:200]}")
-    if twins:
-        found["same_as"] = twins
-        _warn(f"task {name}: {split} is the same file as {' and '.join(twins)}")
-    return found | _reading(task)
-
-
-@cache
-def _warn(message: str) -> None:
-    """Say something once per process, however often a plan is made."""
-    log.warning(message)
+    } | _reading(task)
+    data = TaskData(name, task)
+    found["held_out_of_train"] = data.held_out and split != "test"
+    return found | (_local(data, split) if task.folder is not None else _hub(data, split))
 
 
 def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
@@ -89,22 +68,39 @@ def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
     return {"sha256": joint_sha256(table.files), "split": split, "column": corpus.text}
 
 
-def _hub(name: str, task: Task, split: str) -> dict[str, Any]:
+def _hub(data: TaskData, split: str) -> dict[str, Any]:
     from taskvec.data.hub import hub_commit, hub_split
 
-    source, held_out = hub_split(name, task, split)
+    name, task = data.name, data.task
+    source, _ = hub_split(name, task, split)
     if split == "test" and source == task.splits["train"]:
-        raise UserError(f"task {name}: splits train and test are both {source!r}")
-    found = {
-        "hub": task.path,
-        "commit": hub_commit(name, task),
-        "split": source,
-        "held_out_of_train": held_out,
-        "part": split,
-        "keep": task.keep and list(task.keep),
-        "columns": [*task.columns, task.label],
-    }
-    return found | ({"config": task.config} if task.config else {})
+        raise UserError(f"{data.owner}: splits train and test are both {source!r}")
+    found = {"hub": task.path, "commit": hub_commit(name, task), "source": source}
+    if task.config:
+        found["config"] = task.config
+    return found
+
+
+def _local(data: TaskData, split: str) -> dict[str, Any]:
+    task, read = data.task, data.read(split)
+    twins = _twins(data, split)
+    if isinstance(task, TextTask):
+        check_texts(read.table, task.columns, split, task.max_text_mb)
+    found: dict[str, Any] = {"sha256": _content(read.table, task), "labels_sha256": _labels(read)}
+    if read.empty:
+        found["empty_classes"] = list(read.empty)
+        listed = ", ".join(read.empty)
+        _warn(f"{data.owner}: {split} has no example of {len(read.empty)} classes: {listed[:200]}")
+    if twins:
+        found["same_as"] = twins
+        _warn(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")
+    return found
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say something once per process, however often a plan is made."""
+    log.warning(message)
 
 
 def _reading(task: Task) -> dict[str, Any]:
@@ -119,50 +115,61 @@ def _reading(task: Task) -> dict[str, Any]:
     return found
 
 
-def _labels(data: SplitRows) -> str:
+def _labels(read: SplitRows) -> str:
     """Return the SHA-256 of the rows in use and their labels, which other files may decide: class words, hold-out."""
-    digest = hashlib.sha256(data.rows.tobytes())
-    digest.update(data.labels.tobytes())
+    digest = hashlib.sha256(read.rows.tobytes())
+    digest.update(read.labels.tobytes())
     return digest.hexdigest()
 
 
 def _content(table: Table, task: Task) -> str:
     """Return the SHA-256 of all that a split's rows are read from: its files, and the images that they name."""
-    named = image_files(table, task.image) if isinstance(task, ImageTask) else []
     files = [path for path in table.files if path.is_file()]
-    return joint_sha256([*files, *named])
+    if isinstance(task, ImageTask):
+        files += image_files(table, task.image)
+    return joint_sha256(files)
 
 
-def _twins(name: str, task: Task, split: str, table: Table) -> list[str]:
+def _twins(data: TaskData, split: str) -> list[str]:
     """Return the other splits that hold the same file, byte for byte.
 
     Raises:
         UserError: if what is reported on is what is learned from.
     """
-    located = locate(name, task, split)
     found = []
-    for other in () if located.held_out else BESIDE[split]:
-        try:
-            known = locate(name, task, other)
-            beside = open_table(name, task, known)
-        except UserError:
-            continue  # whoever needs that split hears of it
-        if located.form == known.form == "images":
-            same = len(table) == len(beside) and _content(table, task) == _content(beside, task)
-            pair = (table.place, beside.place) if same else None
-        else:
-            pair = _same(table.files, beside.files)
+    if split == "val" and data.held_out:
+        return found
+    for other in BESIDE[split]:
+        pair = _same_content(data, split, other)
         if pair and split == "test":
-            raise UserError(f"task {name}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}")
+            raise UserError(f"{data.owner}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}")
         if pair:
             found.append(other)
     return found
 
 
-def _same(first: Sequence[Path], second: Sequence[Path]) -> tuple[Path, Path] | None:
-    """Return two files of equal content, one of each list, None if there are none; sizes are compared first."""
-    for one, two in product(first, second):
-        rows = one.suffix != ".json"  # beside the tables of `datasets`, the same for every split
-        if rows and one.stat().st_size == two.stat().st_size and sha256(one) == sha256(two):
-            return one, two
+def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | None:
+    """Return two places of equal content, one of each split, None if there are none."""
+    table = data.table(split)
+    try:
+        beside = data.table(other)
+    except UserError:
+        return None  # whoever needs that split hears of it
+    if data.located(split).form == data.located(other).form == "images":
+        same = len(table) == len(beside) and _content(table, data.task) == _content(beside, data.task)
+        return (table.place, beside.place) if same else None
+    return _same_file(table.files, beside.files)
+
+
+def _same_file(first: Sequence[Path], second: Sequence[Path]) -> tuple[str, str] | None:
+    """Return two files of equal content, one of each list; sizes are compared first."""
+    sizes: dict[int, list[Path]] = {}
+    for path in first:
+        # descriptions beside the tables of `datasets` are the same for every split
+        if path.is_file() and path.suffix != ".json":
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    for path in second:
+        for candidate in sizes.get(path.stat().st_size, ()):
+            if sha256(candidate) == sha256(path):
+                return str(candidate), str(path)
     return None

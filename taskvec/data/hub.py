@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MIRROR = "suite.data_dir=FOLDER takes a local mirror"
 
 
-def open_hub(name: str, task: Task, split: str) -> tuple[DatasetTable, bool]:
-    """Return the table of a data set's split, fetching it first, and whether validation is held out of train.
+def open_hub(name: str, task: Task, split: str) -> DatasetTable:
+    """Return the table of a data set's split, fetching it first.
 
     Raises:
         UserError: if it cannot be fetched.
@@ -30,7 +30,7 @@ def open_hub(name: str, task: Task, split: str) -> tuple[DatasetTable, bool]:
     from taskvec.data.tables.base import first_line
     from taskvec.data.tables.saved import DatasetTable
 
-    source, held_out = hub_split(name, task, split)
+    source, _ = hub_split(name, task, split)
     builder = _builder(name, task)
     try:
         builder.download_and_prepare()
@@ -41,22 +41,24 @@ def open_hub(name: str, task: Task, split: str) -> tuple[DatasetTable, bool]:
     for column in task.columns:
         if isinstance(dataset.features.get(column), datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return DatasetTable(f"task {name}", dataset, (), f"{task.path}/{source}"), held_out
+    return DatasetTable(f"task {name}", dataset, (), f"{task.path}/{source}")
 
 
 def hub_split(name: str, task: Task, split: str) -> tuple[str, bool]:
-    """Return the data set's name of a split, and whether validation is held out of train (for train and val).
+    """Return the data set's name of a split, that of train for a validation split that is held out of it, and whether.
 
     Raises:
         UserError: if the data set cannot be reached where the task does not say what its validation split is called.
     """
+    if split != "val":
+        return task.splits[split], False
     val = task.splits.get("val")
     if "val" not in task.splits:
         builder = _builder(name, task)
         present = builder.info.splits or getattr(builder.config, "data_files", None) or ()
-        val = next((called for called in VAL if called in present), None)
-    held_out = val is None and split != "test"
-    return task.splits[split] if split != "val" else val or task.splits["train"], held_out
+        usual = [called for called in VAL if called in present]
+        val = usual[0] if usual else None
+    return (task.splits["train"], True) if val is None else (val, False)
 
 
 def hub_commit(name: str, task: Task) -> str:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from taskvec.data.pictures import open_picture
-from taskvec.data.rows import SplitRows, read_split
+from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 
@@ -35,7 +35,7 @@ def decode_split(name: str, task: Task, split: str, preprocessing: Mapping[str, 
 
     from taskvec.data.shards import sharded
 
-    data = read_split(name, task, split)
+    data = TaskData(name, task).read(split)
     height, width = preprocessing["size"]
 
     def images() -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-WORDS = {"false": False, "true": True}
+BOOLEANS = {"false": False, "true": True}
 SCORE = ("score",)  # the one "class" of a regression
 
 
@@ -29,9 +29,19 @@ class Classes:
     highest: int | None = None
 
     @property
+    def scores(self) -> bool:
+        """Whether labels are scores."""
+        return self.highest is not None
+
+    @property
     def wanted(self) -> str:
         """What a label must be, for errors."""
-        return f"{len(self.names)} classes" if self.highest is None else f"scores from 0 to {self.highest}"
+        return f"scores from 0 to {self.highest}" if self.scores else f"{len(self.names)} classes"
+
+
+def numbered(names: Sequence[str]) -> dict[str, int]:
+    """Return the number of each name."""
+    return {name: number for number, name in enumerate(names)}
 
 
 @dataclass(frozen=True)
@@ -54,46 +64,50 @@ class LabelRule:
         Raises:
             ValueError: if it is neither; the message says what the task has.
         """
-        if self.no_label is not None and label is not None and self._same(label, self.no_label):
+        if label is not None and self._left_out(label):
             return None
-        number = self._score(label) if self.classes.highest is not None else self._class(label)
+        number = self._number(label)
         if number is None:
             raise ValueError(f"label {label!r}, but the task has {self.classes.wanted}")
         return number
 
-    def _same(self, label: Any, marker: int | str) -> bool:
-        if isinstance(label, bool):
+    def _left_out(self, label: Any) -> bool:
+        if self.no_label is None or isinstance(label, bool):
             return False
-        return label == marker or not self.typed and str(label) == str(marker)
+        return label == self.no_label if self.typed else label == str(self.no_label)
+
+    def _number(self, label: Any) -> float | int | None:
+        if isinstance(label, str):
+            if label in self.classes.numbers:
+                return self.classes.numbers[label]
+            label = None if self.typed else parsed(label)
+        if self.classes.scores:
+            return self._score(label)
+        return self._boolean(label) if isinstance(label, bool) else self._class(label)
+
+    def _score(self, label: Any) -> float | None:
+        if isinstance(label, bool) or not isinstance(label, int | float):
+            return None
+        return float(label) if 0 <= label <= self.classes.highest else None
+
+    def _boolean(self, label: bool) -> int | None:
+        for name, number in self.classes.numbers.items():
+            if BOOLEANS.get(name.lower()) is label:
+                return number
+        return int(label) if len(self.classes.names) == 2 else None
 
     def _class(self, label: Any) -> int | None:
-        numbers = self.classes.numbers
-        if isinstance(label, str):
-            if label in numbers:
-                return numbers[label]
-            label = None if self.typed else _parsed(label)
-        if isinstance(label, bool):
-            named = {name.lower(): number for name, number in numbers.items()}
-            if str(label).lower() in named:
-                return named[str(label).lower()]
-            return int(label) if len(self.classes.names) == 2 else None
-        if isinstance(label, float):
-            label = int(label) if label.is_integer() else None
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
         known = isinstance(label, int) and 0 <= label < len(self.classes.names)
         return label if known else None
 
-    def _score(self, label: Any) -> float | None:
-        if isinstance(label, str) and not self.typed:
-            label = _parsed(label)
-        number = isinstance(label, int | float) and not isinstance(label, bool)
-        return float(label) if number and 0 <= label <= self.classes.highest else None
 
-
-def _parsed(text: str) -> float | int | bool | None:
-    """Return the Boolean or the finite number that a cell of text spells."""
+def parsed(text: str) -> float | int | bool | None:
+    """Return the Boolean or the finite number that a cell of text spells, None if it spells neither."""
     word = text.strip()
-    if word.lower() in WORDS:
-        return WORDS[word.lower()]
+    if word.lower() in BOOLEANS:
+        return BOOLEANS[word.lower()]
     try:
         number = float(word)
     except ValueError:
@@ -108,18 +122,14 @@ def read_labels(column: pa.ChunkedArray, rule: LabelRule, owner: str, place: str
         UserError: if a label is neither a class nor a score; it names ``place`` and the row.
     """
     import numpy as np
-    from pyarrow import types
 
     from taskvec.data.tables.base import coded
 
-    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    text = types.is_string(kind) or types.is_large_string(kind)
-    if not (text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
-        raise UserError(f"{owner}: {place}: labels are {kind}; a label is a class's number, a Boolean, or its name")
+    _check_type(column.type, f"{owner}: {place}")
     distinct = coded(column)
-    codes = np.concatenate([_codes(chunk) for chunk in distinct.chunks]) if len(column) else np.empty(0, np.int64)
-    values = [*distinct.chunk(0).dictionary.to_pylist(), None] if len(column) else [None]  # -1: no value
-    read = np.zeros(len(values), np.float64)
+    codes = np.concatenate([_codes(chunk) for chunk in distinct.chunks])
+    values = [*distinct.chunk(0).dictionary.to_pylist(), None]  # a code of -1 is the last one: no value
+    numbers = np.zeros(len(values), np.float64)
     present = np.ones(len(values), bool)
     for code in np.unique(codes).tolist():
         try:
@@ -127,14 +137,29 @@ def read_labels(column: pa.ChunkedArray, rule: LabelRule, owner: str, place: str
         except ValueError as error:
             row = int(np.argmax(codes == code))
             raise UserError(f"{owner}: {place} has {error} (row {row})") from error
-        present[code] = number is not None
-        read[code] = 0 if number is None else number
-    kind = np.int64 if rule.classes.highest is None else np.float32
-    return read[codes].astype(kind), present[codes]
+        if number is None:
+            present[code] = False
+        else:
+            numbers[code] = number
+    kind = np.float32 if rule.classes.scores else np.int64
+    return numbers[codes].astype(kind), present[codes]
+
+
+def _check_type(kind: pa.DataType, where: str) -> None:
+    from pyarrow import types
+
+    from taskvec.data.tables.base import is_text
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if not number and not is_text(kind) and not types.is_null(kind):
+        raise UserError(f"{where}: labels are {kind}; a label is a class's number, a Boolean, or its name")
 
 
 def _codes(chunk: pa.DictionaryArray) -> np.ndarray:
     """Return the positions [n] of a chunk's values in its dictionary, -1 where there is none."""
     import pyarrow.compute as compute
 
-    return compute.fill_null(chunk.indices.cast("int64"), -1).to_numpy()
+    indices = chunk.indices.cast("int64")
+    return compute.fill_null(indices, -1).to_numpy()

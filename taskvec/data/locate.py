@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
@@ -35,22 +37,28 @@ def locate(name: str, task: Task, split: str) -> Located:
     Raises:
         UserError: if the folder or the split does not exist, a numbered file is missing, or two formats hold it.
     """
-    if not task.folder.is_dir():
-        raise UserError(f"task {name}: no folder {task.folder}; see 'path' in task/{name}.yaml")
-    if split != "val" or task.splits.get("val"):
-        return _only(name, task, split, task.splits[split])
-    if "val" not in task.splits:
-        present = [called for called in VAL if _candidates(name, task.folder, called)]
-        if len(present) > 1:
-            raise UserError(f"task {name}: {task.folder} has {' and '.join(present)}; name one as splits.val")
-        if present:
-            return _only(name, task, split, present[0])
-    train = _only(name, task, "train", task.splits["train"])
+    folder = task.folder
+    if not folder.is_dir():
+        raise UserError(f"task {name}: no folder {folder}; see 'path' in task/{name}.yaml")
+    called = task.splits.get(split)
+    if split == "val" and "val" not in task.splits:
+        called = _usual_val(name, folder)
+    if called:
+        return locate_file(name, folder, called, f" (split {split!r})")
+    train = locate_file(name, folder, task.splits["train"], " (split 'train')")
     return replace(train, held_out=True)
 
 
-def _only(name: str, task: Task, split: str, called: str) -> Located:
-    return locate_file(name, task.folder, called, f" (split {split!r})")
+def _usual_val(name: str, folder: Path) -> str | None:
+    """Return the usual name under which a folder has a validation split, None if it has none.
+
+    Raises:
+        UserError: if it has several.
+    """
+    present = [called for called in VAL if _candidates(name, folder, called)]
+    if len(present) > 1:
+        raise UserError(f"task {name}: {folder} has {' and '.join(present)}; name one as splits.val")
+    return present[0] if present else None
 
 
 def locate_file(name: str, folder: Path, called: str, what: str = "") -> Located:
@@ -86,51 +94,66 @@ def _candidates(name: str, folder: Path, called: str) -> list[Located]:
 def _files(name: str, folder: Path, stem: str) -> list[Located]:
     """Return the file of a name and the numbered files, for each suffix."""
     found = []
-    siblings = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
-    for suffix, form in SUFFIXES.items():
-        pattern = re.compile(re.escape(stem) + NUMBERED + re.escape(suffix))
-        numbered = []
-        for path in siblings:
-            match = pattern.fullmatch(path.name)
-            if match:
-                numbered.append((int(match[1]), int(match[2] or 0), path))
-        if numbered:
-            numbered.sort()
-            _complete(name, numbered)
-            found.append(Located(form, tuple(path for *_, path in numbered)))
-        whole = folder / f"{stem}{suffix}"
-        if whole.is_file():
-            found.append(Located(form, (whole,)))
+    numbered: dict[str, list[Numbered]] = {}
+    pattern = re.compile(re.escape(stem) + NUMBERED)
+    for entry in sorted(os.listdir(folder)):
+        path = folder / entry
+        start, suffix = os.path.splitext(entry)
+        match = pattern.fullmatch(start)
+        if suffix not in SUFFIXES:
+            continue
+        if start == stem:
+            found.append(Located(SUFFIXES[suffix], (path,)))
+        elif match:
+            number, total = match.groups(default=0)
+            part = Numbered(int(number), int(total), path)
+            numbered.setdefault(suffix, []).append(part)
+    for suffix, parts in numbered.items():
+        parts.sort()
+        _complete(name, parts)
+        paths = tuple(part.path for part in parts)
+        found.append(Located(SUFFIXES[suffix], paths))
     return found
 
 
-def _complete(name: str, numbered: list[tuple[int, int, Path]]) -> None:
+class Numbered(NamedTuple):
+    """One of the numbered files of a split; ``total`` 0 where its name does not say of how many."""
+
+    number: int
+    total: int
+    path: Path
+
+
+def _complete(name: str, parts: Sequence[Numbered]) -> None:
     """Check that numbered files say one total, and are all there.
 
     Raises:
         UserError: naming what is missing.
     """
-    totals = {total for _, total, _ in numbered}
-    numbers = [number for number, *_ in numbered]
-    first = numbered[0][2]
-    if len(totals) > 1 or len(set(numbers)) < len(numbers):
+    first = parts[0].path
+    numbers = {part.number for part in parts}
+    totals = {part.total for part in parts}
+    if len(totals) > 1 or len(numbers) < len(parts):
         raise UserError(f"task {name}: {first} and its numbered siblings are of more than one set; keep one")
     total = totals.pop()
-    missing = sorted(set(range(total)) - set(numbers))
+    missing = sorted(set(range(total)) - numbers)
     if missing:
-        raise UserError(f"task {name}: {len(missing)} of the {total} files beside {first} are missing: {missing[:5]}")
+        count = f"{len(missing)} of the {total} files"
+        raise UserError(f"task {name}: {count} beside {first} are missing: {missing[:5]}")
 
 
 def _inside(folder: Path) -> list[Located]:
     """Return what a split's own folder holds."""
     if (folder / SAVED).is_file():
         return [Located("saved", (folder,))]
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found = []
-    for form in dict.fromkeys(SUFFIXES.values()):
-        files = [path for path in shown if SUFFIXES.get(path.suffix) == form and path.is_file()]
-        if files:
-            found.append(Located(form, tuple(sorted(files, key=_natural))))
+    files: dict[Form, list[Path]] = {}
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(shown, key=_natural):
+        if path.suffix in SUFFIXES and path.is_file():
+            files.setdefault(SUFFIXES[path.suffix], []).append(path)
+    for form, paths in files.items():
+        found.append(Located(form, tuple(paths)))
     if any(path.is_dir() for path in shown):
         found.append(Located("images", (folder,)))
     return found
@@ -138,5 +161,7 @@ def _inside(folder: Path) -> list[Located]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Return a key that sorts part-10 after part-2."""
-    pieces = re.split(r"(\d+)", path.name)
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
+    key = []
+    for piece in re.split(r"(\d+)", path.name):
+        key.append((int(piece), "") if piece.isdecimal() else (-1, piece))
+    return key

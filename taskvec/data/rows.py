@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from taskvec.data.labels import SCORE, Classes, LabelRule, read_labels
-from taskvec.data.locate import locate
+from taskvec.data.labels import SCORE, Classes, LabelRule, numbered, read_labels
+from taskvec.data.locate import Located, locate
 from taskvec.data.splits import hold_out
 from taskvec.data.tables import open_table
 from taskvec.data.tasks import Task
@@ -17,65 +18,172 @@ if TYPE_CHECKING:
 
     from taskvec.data.tables.base import Table
 
+Names = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class SplitRows:
-    """A split's table, the numbers of the rows in use [n] ascending, their labels [n], and the task's classes.
+    """A split's table, the numbers of the rows in use [n] ascending, and their labels [n].
 
     ``empty`` are the classes that no row of the split has, before ``keep`` leaves any out.
     """
 
     table: Table
-    held_out: bool
-    classes: Classes
     rows: np.ndarray
     labels: np.ndarray
     empty: tuple[str, ...]
 
 
-def read_split(name: str, task: Task, split: str) -> SplitRows:
-    """Return the rows of a split; of their inputs only the columns' types are looked at.
+class TaskData:
+    """The files of one task, each found and opened once."""
 
-    Raises:
-        UserError: if the data cannot be read, a column is missing or of another type, a label is neither a class nor a
-            score, or the split is empty.
-    """
-    import numpy as np
+    def __init__(self, name: str, task: Task):
+        self.name, self.task = name, task
+        self.owner = f"task {name}"
+        self._located: dict[str, Located] = {}
+        self._tables: dict[str, Table] = {}
 
-    table, held_out = open_split(name, task, split)
-    check_columns(task, table)
-    classes = classes_of(name, task)
-    _check_names(name, task, table)
-    if not len(table):
-        raise UserError(f"task {name}: {table.place} holds no examples")
-    rule = LabelRule(classes, task.no_label, table.typed)
-    labels, present = read_labels(table.column(task.label), rule, f"task {name}", table.place)
-    used = present.copy()
-    if held_out:
-        part = hold_out(len(labels))[split == "val"].numpy()
-        used &= np.isin(np.arange(len(labels)), part)
-    empty = () if task.regression else _empty(classes, labels[used])
-    if task.keep:
-        used &= np.isin(labels, _kept(name, task, classes))
-    rows = np.flatnonzero(used)
-    if not len(rows):
-        raise UserError(f"task {name}: split {split!r} holds no examples ({len(table)} in {table.place})")
-    return SplitRows(table, held_out, classes, rows, labels[rows], empty)
+    def located(self, split: str) -> Located:
+        """Return where a local split is.
 
+        Raises:
+            UserError: if it cannot be found.
+        """
+        if split not in self._located:
+            self._located[split] = locate(self.name, self.task, split)
+        return self._located[split]
 
-def open_split(name: str, task: Task, split: str) -> tuple[Table, bool]:
-    """Return the table of a split, and whether validation is held out of train (for train and val).
+    def table(self, split: str) -> Table:
+        """Return the table of a split; that of train where validation is held out of it.
 
-    Raises:
-        UserError: if it cannot be found or read.
-    """
-    if task.folder is None:
+        Raises:
+            UserError: if it cannot be found or read, or a column is missing or of another type.
+        """
+        if split not in self._tables:
+            table = self._open(split)
+            check_columns(self.task, table)
+            self._tables[split] = table
+        return self._tables[split]
+
+    def _open(self, split: str) -> Table:
+        if self.task.folder is not None:
+            return open_table(self.name, self.task, self.located(split))
         from taskvec.data.hub import open_hub
 
-        return open_hub(name, task, split)
-    located = locate(name, task, split)
-    held_out = split != "test" and locate(name, task, "val").held_out
-    return open_table(name, task, located), held_out
+        return open_hub(self.name, self.task, split)
+
+    @cached_property
+    def held_out(self) -> bool:
+        """Whether validation is held out of train."""
+        if self.task.folder is not None:
+            return self.located("val").held_out
+        from taskvec.data.hub import hub_split
+
+        _, held_out = hub_split(self.name, self.task, "val")
+        return held_out
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The task's classes: those its files name, else ``classes``, else the distinct label words of train, sorted.
+
+        Folders of images name their classes. ``classes`` beside names in the files replaces them in prompts.
+
+        Raises:
+            UserError: if nothing names the classes, or two sources contradict each other.
+        """
+        task = self.task
+        test = self.table("test")
+        if task.regression:
+            return Classes(SCORE, {}, highest=len(task.words) - 1)
+        if not test.labels_are_words:
+            named = test.class_names(task.label)
+            if named:
+                return _of_numbers(self.name, test.place, named, task.classes)
+            if task.classes:
+                return Classes(task.classes, numbered(task.classes))
+        train = self.table("train")
+        words = train.class_names(task.label) if train.labels_are_words else _words(train, task)
+        if not words:
+            remedy = f"give them as 'classes' in task/{self.name}.yaml"
+            raise UserError(f"{self.owner}: {test.place} has no class names; {remedy}")
+        return _of_words(self.name, train.place, words, task.classes)
+
+    def read(self, split: str) -> SplitRows:
+        """Return the rows of a split; of their inputs only the columns' types are looked at.
+
+        Raises:
+            UserError: if the data cannot be read, a label is neither a class nor a score, or the split is empty.
+        """
+        import numpy as np
+
+        table = self.table(split)
+        self._check_names(table)
+        total = len(table)
+        if not total:
+            raise UserError(f"{self.owner}: {table.place} holds no examples")
+        rule = LabelRule(self.classes, self.task.no_label, table.typed)
+        column = table.column(self.task.label)
+        labels, used = read_labels(column, rule, self.owner, table.place)
+        used &= self._own_part(split, total)
+        empty = self._empty(labels[used])
+        if self.task.keep:
+            used &= np.isin(labels, self._kept())
+        rows = np.flatnonzero(used)
+        if not len(rows):
+            raise UserError(f"{self.owner}: split {split!r} holds no examples ({total} in {table.place})")
+        return SplitRows(table, rows, labels[rows], empty)
+
+    def _own_part(self, split: str, total: int) -> np.ndarray:
+        """Return which of a table's rows [N] bool are the split's, after the hold-out."""
+        import numpy as np
+
+        if split == "test" or not self.held_out:
+            return np.ones(total, bool)
+        train, val = hold_out(total)
+        part = np.zeros(total, bool)
+        own = val if split == "val" else train
+        part[own.numpy()] = True
+        return part
+
+    def _empty(self, labels: np.ndarray) -> tuple[str, ...]:
+        """Return the names of classes without a label [n]."""
+        import numpy as np
+
+        if self.task.regression:
+            return ()
+        names = self.classes.names
+        counts = np.bincount(labels, minlength=len(names))
+        return tuple(names[number] for number in np.flatnonzero(counts == 0))
+
+    def _check_names(self, table: Table) -> None:
+        """Check that a split's numbers mean the classes of the test split.
+
+        Raises:
+            UserError: with both lists.
+        """
+        if self.task.regression or table.labels_are_words:
+            return
+        test = self.table("test")
+        names = table.class_names(self.task.label)
+        expected = test.class_names(self.task.label)
+        if names != expected:
+            here = ", ".join(names)
+            there = ", ".join(expected)
+            raise UserError(f"{self.owner}: {table.place} has the classes {here}; {test.place} has {there}")
+
+    def _kept(self) -> list[int]:
+        """Return the numbers of the classes that the task keeps.
+
+        Raises:
+            UserError: if one is unknown.
+        """
+        names = self.classes.names
+        unknown = [word for word in self.task.keep if word not in names]
+        if unknown:
+            known = ", ".join(names)
+            others = ", ".join(unknown)
+            raise UserError(f"{self.owner}: 'keep' names unknown classes {others} (it has {known})")
+        return [names.index(word) for word in self.task.keep]
 
 
 def check_columns(task: Task, table: Table) -> None:
@@ -95,107 +203,61 @@ def check_columns(task: Task, table: Table) -> None:
             raise UserError(f"{table.owner}: {table.place}: column {column!r} holds {kind}, not {task.holds}")
 
 
-def classes_of(name: str, task: Task) -> Classes:
-    """Return a task's classes: those its files name, else ``classes``, else the distinct label words of train, sorted.
-
-    Folders of images name their classes. ``classes`` beside names in the files replaces them in prompts.
+def _of_numbers(name: str, place: str, named: Names, given: Names | None) -> Classes:
+    """Return the classes of labels that are numbers, which a file names; ``given`` names replace them.
 
     Raises:
-        UserError: if nothing names the classes, or two sources contradict each other.
+        UserError: if names repeat, or the given ones do not fit.
     """
-    if task.regression:
-        return Classes(SCORE, {}, highest=len(task.words) - 1)
-    test, _ = open_split(name, task, "test")
-    check_columns(task, test)
-    own = test.class_names(task.label)
-    if own and not test.labels_are_words:
-        return _named(name, test.place, own, task.classes, words=False)
-    if task.classes and not test.labels_are_words:
-        return Classes(task.classes, _numbered(task.classes))
-    train, _ = open_split(name, task, "train")
-    check_columns(task, train)
-    own = train.class_names(task.label) if train.labels_are_words else _words(train, task)
-    if not own:
-        raise UserError(f"task {name}: {test.place} has no class names; give them as 'classes' in task/{name}.yaml")
-    return _named(name, train.place, own, task.classes, words=True)
-
-
-def _named(name: str, place: str, own: tuple[str, ...], given: tuple[str, ...] | None, *, words: bool) -> Classes:
-    """Return the classes of names found in files, under the names that the task gives, if any.
-
-    With ``words`` the labels are the names themselves, so that ``given`` may list them in another order; numbers would
-    come to stand for other classes then.
-
-    Raises:
-        UserError: if names repeat, or those of the task do not fit.
-    """
-    repeated = sorted({word for word in own if own.count(word) > 1})
-    if repeated or "" in own:
-        fault = f"names the class {repeated[0]!r} more than once" if repeated else "has a class without a name"
-        raise UserError(f"task {name}: {place} {fault}")
-    if not given or given == own:
-        return Classes(own, _numbered(own))
-    shared = set(given) & set(own)
-    if len(given) != len(own):
-        raise UserError(f"task {name}: {len(given)} 'classes' in task/{name}.yaml, {len(own)} in {place}")
-    if words and len(shared) == len(own):
-        return Classes(given, _numbered(given))
-    if len(shared) == len(own):
-        order = ", ".join(own)
+    _distinct(name, place, named)
+    if not given:
+        return Classes(named, numbered(named))
+    _as_many(name, place, named, given)
+    if given != named and set(given) == set(named):
+        # each number would come to stand for another class
+        order = ", ".join(named)
         raise UserError(f"task {name}: 'classes' in task/{name}.yaml has another order than {place}: {order}")
-    if words and shared:
-        unknown = ", ".join(sorted(set(own) - shared))
-        raise UserError(f"task {name}: 'classes' in task/{name}.yaml lacks {unknown}, which {place} has")
-    return Classes(given, _numbered(own))
+    return Classes(given, numbered(named))
 
 
-def _numbered(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: number for number, name in enumerate(names)}
+def _of_words(name: str, place: str, words: Names, given: Names | None) -> Classes:
+    """Return the classes of labels that are words; ``given`` lists them in its own order, or renames them in theirs.
+
+    Raises:
+        UserError: if the given names are partly others.
+    """
+    _distinct(name, place, words)
+    if not given:
+        return Classes(words, numbered(words))
+    _as_many(name, place, words, given)
+    unknown = sorted(set(words) - set(given))
+    if not unknown:
+        return Classes(given, numbered(given))
+    if len(unknown) < len(words):
+        lacking = ", ".join(unknown)
+        raise UserError(f"task {name}: 'classes' in task/{name}.yaml lacks {lacking}, which {place} has")
+    return Classes(given, numbered(words))
 
 
-def _words(table: Table, task: Task) -> tuple[str, ...]:
+def _distinct(name: str, place: str, names: Names) -> None:
+    if len(set(names)) < len(names):
+        repeated = next(word for word in names if names.count(word) > 1)
+        raise UserError(f"task {name}: {place} names the class {repeated!r} more than once")
+    if "" in names:
+        raise UserError(f"task {name}: {place} has a class without a name")
+
+
+def _as_many(name: str, place: str, names: Names, given: Names) -> None:
+    if len(given) != len(names):
+        raise UserError(f"task {name}: {len(given)} 'classes' in task/{name}.yaml, {len(names)} in {place}")
+
+
+def _words(table: Table, task: Task) -> Names:
     """Return the distinct words of a label column of text, sorted; () if it holds something else."""
-    from pyarrow import types
+    from taskvec.data.tables.base import is_text
 
-    kind = table.schema.field(task.label).type
-    if not (types.is_string(kind) or types.is_large_string(kind)):
+    if not is_text(table.schema.field(task.label).type):
         return ()
-    words = set(table.column(task.label).unique().to_pylist())
-    return tuple(sorted(words - {None, str(task.no_label)}))
-
-
-def _check_names(name: str, task: Task, table: Table) -> None:
-    """Check that a split has the class names of the test split.
-
-    Raises:
-        UserError: with both lists.
-    """
-    if task.regression or table.labels_are_words:
-        return
-    own = table.class_names(task.label)
-    test, _ = open_split(name, task, "test")
-    expected = test.class_names(task.label)
-    if own != expected:
-        here, there = ", ".join(own), ", ".join(expected)
-        raise UserError(f"task {name}: {table.place} has the classes {here}; {test.place} has {there}")
-
-
-def _empty(classes: Classes, labels: np.ndarray) -> tuple[str, ...]:
-    """Return the names of classes without a row."""
-    import numpy as np
-
-    counts = np.bincount(labels, minlength=len(classes.names))
-    return tuple(name for name, count in zip(classes.names, counts.tolist(), strict=True) if not count)
-
-
-def _kept(name: str, task: Task, classes: Classes) -> list[int]:
-    """Return the numbers of the classes that a task keeps.
-
-    Raises:
-        UserError: if one is unknown.
-    """
-    unknown = [word for word in task.keep if word not in classes.names]
-    if unknown:
-        known = ", ".join(classes.names)
-        raise UserError(f"task {name}: 'keep' names unknown classes {', '.join(unknown)} (it has {known})")
-    return [classes.names.index(word) for word in task.keep]
+    distinct = table.column(task.label).unique()
+    words = set(distinct.to_pylist()) - {None, str(task.no_label)}
+    return tuple(sorted(words))

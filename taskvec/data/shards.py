@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,46 +16,54 @@ INPUTS = "inputs"
 ROWS, BYTES = 4096, 64 << 20  # the most of one shard
 PATIENCE = 1000  # takes for which an unused shard keeps its place on the device
 
+Rows = Iterator[Tensor]
 
-def sharded(
-    rows: Callable[[], Iterator[Tensor]], count: int, shape: Sequence[int], beside: Mapping[str, Tensor]
-) -> Deferred:
+
+def sharded(start: Callable[[], Rows], count: int, shape: Sequence[int], beside: Mapping[str, Tensor]) -> Deferred:
     """Return ``count`` uint8 rows of a shape in shards, each made when it is looked at, and further tensors ``beside``.
 
-    A single shard is called ``inputs``, several ``inputs/00000``, ``inputs/00001``, .... ``rows`` starts the rows from
+    A single shard is called ``inputs``, several ``inputs/00000``, ``inputs/00001``, .... ``start`` starts the rows from
     the first one. Shards asked for in their order, as a writer does, are cut from one such pass, with one shard in
     memory; any other order starts a new pass.
     """
-    size = max(1, min(ROWS, BYTES // math.prod(shape)))
-    announced = {}
-    for number, start in enumerate(range(0, count, size)):
-        length = min(size, count - start)
+    row_bytes = math.prod(shape)
+    size = max(1, min(ROWS, BYTES // row_bytes))
+    announced: dict[str, Tensor] = {}
+    for number, first in enumerate(range(0, count, size)):
         name = INPUTS if count <= size else f"{INPUTS}/{number:05d}"
+        length = min(size, count - first)
         announced[name] = torch.empty(length, *shape, dtype=torch.uint8, device="meta")
-    cutter = _Cutter(rows, announced)
-    everything = announced | {name: tensor.to("meta") for name, tensor in beside.items()}
-    return Deferred(everything, lambda name: beside[name] if name in beside else cutter.make(name))
+    cutter = _Cutter(start, announced)
+
+    def make(name: str) -> Tensor:
+        return beside[name] if name in beside else cutter.make(name)
+
+    others = {name: tensor.to("meta") for name, tensor in beside.items()}
+    return Deferred(announced | others, make)
 
 
 class _Cutter:
     """One pass over rows, cut into shards."""
 
-    def __init__(self, rows: Callable[[], Iterator[Tensor]], announced: Mapping[str, Tensor]):
-        self.start, self.announced = rows, announced
+    def __init__(self, start: Callable[[], Rows], announced: Mapping[str, Tensor]):
+        self.start, self.announced = start, announced
         self.order = list(announced)
-        self.next, self.rows = 0, rows()
+        self.next = 0
+        self.rows = start()
 
     def make(self, name: str) -> Tensor:
         """Return the shard of a name."""
         number = self.order.index(name)
         if number < self.next:
-            self.next, self.rows = 0, self.start()
+            self.next = 0
+            self.rows = self.start()
         while self.next < number:
             self._shard()
         return self._shard()
 
     def _shard(self) -> Tensor:
-        wanted = self.announced[self.order[self.next]]
+        name = self.order[self.next]
+        wanted = self.announced[name]
         shard = torch.empty(wanted.shape, dtype=wanted.dtype)
         for place in range(len(shard)):
             shard[place] = next(self.rows)
@@ -78,37 +87,55 @@ class Shards:
     def __len__(self) -> int:
         return self.count
 
+    def part(self, number: int) -> Tensor:
+        """Return a shard."""
+        return self.parts[number]
+
     def take(self, rows: Tensor, device: str = "cpu", part: Callable[[int], Tensor] | None = None) -> Tensor:
         """Return a copy of rows [n] int64 as one tensor [n, ...] on a device.
 
         ``part`` gives a shard by its number from another place.
         """
+        part = part or self.part
         first = self.parts[0]
         found = torch.empty(len(rows), *first.shape[1:], dtype=first.dtype, device=device)
         # grouped by shard and ascending inside: each shard is looked up once, the file is read forwards
         ascending, places = rows.sort()
         owners = ascending.div(self.size, rounding_mode="floor")
         numbers, counts = owners.unique_consecutive(return_counts=True)
-        start = 0
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            own = slice(start, start + count)
-            source = self.parts[number] if part is None else part(number)
-            inside = ascending[own] - number * self.size
-            found[places[own].to(device)] = source[inside.to(source.device)].to(device)
-            start += count
+        pieces = zip(ascending.split(counts.tolist()), places.split(counts.tolist()), strict=True)
+        for number, (own, place) in zip(numbers.tolist(), pieces, strict=True):
+            source = part(number)
+            inside = own - number * self.size
+            taken = source[inside.to(source.device)]
+            found[place.to(device)] = taken.to(device)
         return found
 
     def lengths(self) -> Tensor | None:
         """Return the number of tokens of each row of token ids [N] int64; None for images."""
         if self.parts[0].ndim != 2:
             return None
-        return torch.cat([(part >= 0).sum(1) for part in self.parts])
+        found = []
+        for part in self.parts:
+            real = part >= 0
+            found.append(real.sum(1))
+        return torch.cat(found)
 
     def to(self, device: str, limit: int | Resident | None = None) -> Shards | OnDevice:
         """Return rows that are taken onto a device; see :meth:`taskvec.data.views.View.to`."""
-        if torch.device(device).type == "cpu" and limit is None:
+        if isinstance(limit, Resident):
+            return OnDevice(self, limit)
+        if torch.device(device).type == "cpu":
             return self  # the system's page cache keeps what is used
-        return OnDevice(self, limit if isinstance(limit, Resident) else Resident(device, limit))
+        return OnDevice(self, Resident(device, limit))
+
+
+class _Entry(NamedTuple):
+    """A shard where it is stored and on the device, and the take in which it was last used."""
+
+    stored: Tensor
+    moved: Tensor
+    used: int
 
 
 class Resident:
@@ -121,35 +148,39 @@ class Resident:
 
     def __init__(self, device: str, limit: int | None = None):
         self.device, self.limit = device, limit
-        self.bytes, self.takes = 0, 0
-        self._shards: OrderedDict[int, tuple[Tensor, Tensor, int]] = OrderedDict()
+        self.bytes = 0
+        self.takes = 0
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
-    def shard(self, part: Tensor) -> Tensor:
+    def shard(self, stored: Tensor) -> Tensor:
         """Return a shard on the device if it has or finds room there, else as it is."""
-        known = self._shards.pop(id(part), None)
-        if known is None:
-            if not self._room(part.nbytes):
-                return part
-            self.bytes += part.nbytes
-            known = (part, part.to(self.device), 0)
-        # the key is an address, so the entry holds the shard itself: no other one can come to lie there
-        self._shards[id(part)] = (*known[:2], self.takes)
-        return known[1]
+        # the key is an address; the entry holds the shard itself, so that no other one can come to lie there
+        key = id(stored)
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            if not self._make_room(stored.nbytes):
+                return stored
+            self.bytes += stored.nbytes
+            entry = _Entry(stored, stored.to(self.device), 0)
+        self._entries[key] = entry._replace(used=self.takes)
+        return entry.moved
 
-    def _room(self, wanted: int) -> bool:
+    def _make_room(self, wanted: int) -> bool:
+        """Drop old shards until ``wanted`` bytes fit; none where that cannot be reached."""
         if self.limit is None:
             return True
-        old = []
         room = self.limit - self.bytes
-        for key, (part, _, used) in self._shards.items():
-            if room >= wanted or self.takes - used <= PATIENCE:
+        old = []
+        for key, entry in self._entries.items():
+            if room >= wanted or self.takes - entry.used <= PATIENCE:
                 break
             old.append(key)
-            room += part.nbytes
+            room += entry.stored.nbytes
         if room < wanted:
             return False
         for key in old:
-            self.bytes -= self._shards.pop(key)[0].nbytes
+            entry = self._entries.pop(key)
+            self.bytes -= entry.stored.nbytes
         return True
 
 
@@ -162,11 +193,15 @@ class OnDevice:
     def __len__(self) -> int:
         return len(self.shards)
 
+    def part(self, number: int) -> Tensor:
+        """Return a shard, on the device where it has room."""
+        stored = self.shards.part(number)
+        return self.resident.shard(stored)
+
     def take(self, rows: Tensor) -> Tensor:
         """Return a copy of rows [n] int64 on the device."""
-        resident = self.resident
-        resident.takes += 1
-        return self.shards.take(rows, resident.device, lambda number: resident.shard(self.shards.parts[number]))
+        self.resident.takes += 1
+        return self.shards.take(rows, self.resident.device, self.part)
 
     def lengths(self) -> Tensor | None:
         """Return the number of tokens of each row, on the CPU."""
@@ -179,9 +214,12 @@ class OnDevice:
 
 def shard_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of a decoded split's shards, in order."""
-    return sorted(name for name in tensors if name == INPUTS or name.startswith(f"{INPUTS}/"))
+    return sorted(name for name in tensors if name.split("/")[0] == INPUTS)
 
 
 def row_count(tensors: Mapping[str, Tensor]) -> int:
     """Return how many rows a decoded split has, without making them."""
-    return sum(like(tensors, name).shape[0] for name in shard_names(tensors))
+    count = 0
+    for name in shard_names(tensors):
+        count += like(tensors, name).shape[0]
+    return count

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskvec.config import Component, Config
 from taskvec.data.cards import read_card
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
-from taskvec.models.base import Prompt
 from taskvec.registry import did_you_mean, register
 
 if TYPE_CHECKING:

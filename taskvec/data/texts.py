@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.data.locate import locate_file
-from taskvec.data.rows import read_split
+from taskvec.data.rows import TaskData
 from taskvec.data.tables import open_table
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from torch import Tensor
 
     from taskvec.data.tables.base import Table
 
     Tokenize = Callable[[Sequence[Sequence[str]]], Tensor]
 
-SPLITS = ("val", "test")  # of a corpus, whose rows alternate
+BATCH = 4096  # rows read at once
+FIRST = {"val": 0, "test": 1}  # row of a corpus's split; every other row from there is its own
 
 
 def tokenise_split(name: str, task: TextTask, split: str, tokenize: Tokenize, *, framed: bool) -> dict[str, Tensor]:
@@ -36,17 +38,27 @@ def tokenise_split(name: str, task: TextTask, split: str, tokenize: Tokenize, *,
 
     from taskvec.data.tables.base import cells
 
-    data = read_split(name, task, split)
+    data = TaskData(name, task).read(split)
     check_texts(data.table, task.columns, split, task.max_text_mb)
-    fixed = re.split(r"{text}|{pair}", task.frame) if framed else [""] * (len(task.columns) + 1)
-    columns = task.columns
-    if framed and task.pair and task.frame.index("{pair}") < task.frame.index("{text}"):
-        columns = columns[::-1]
+    columns, fixed = _frame(task, framed)
     parts = []
-    for batch in data.table.batches(columns, data.rows):
-        examples = [_interleaved(fixed, texts) for _, texts in cells(batch)]
+    for batch in data.table.batches(columns, data.rows, BATCH):
+        examples = []
+        for _, texts in cells(batch):
+            examples.append(_interleaved(fixed, texts))
         parts.append(tokenize(examples))
-    return {"inputs": padded(parts), "labels": torch.from_numpy(data.labels)}
+    return {"inputs": _padded(parts), "labels": torch.from_numpy(data.labels)}
+
+
+def _frame(task: TextTask, framed: bool) -> tuple[tuple[str, ...], list[str]]:
+    """Return a task's columns in the order in which they are read, and the fixed pieces around them."""
+    columns = task.columns
+    if not framed:
+        return columns, [""] * (len(columns) + 1)
+    if task.pair:
+        pair_first = task.frame.index("{pair}") < task.frame.index("{text}")
+        columns = columns[::-1] if pair_first else columns
+    return columns, re.split(r"{text}|{pair}", task.frame)
 
 
 def _interleaved(fixed: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -57,13 +69,17 @@ def _interleaved(fixed: Sequence[str], texts: Sequence[str]) -> list[str]:
     return pieces
 
 
-def padded(parts: Sequence[Tensor]) -> Tensor:
+def _padded(parts: Sequence[Tensor]) -> Tensor:
     """Return token ids [n, L] of different L in one tensor, padded on the right with -1."""
+    import torch
     import torch.nn.functional as F
-    from torch import cat
 
     longest = max(part.shape[1] for part in parts)
-    return cat([F.pad(part, (0, longest - part.shape[1]), value=-1) for part in parts])
+    equal = []
+    for part in parts:
+        missing = longest - part.shape[1]
+        equal.append(F.pad(part, (0, missing), value=-1))
+    return torch.cat(equal)
 
 
 def check_texts(table: Table, columns: Sequence[str], split: str, max_mb: int, *, blank: bool = False) -> None:
@@ -75,19 +91,17 @@ def check_texts(table: Table, columns: Sequence[str], split: str, max_mb: int, *
         UserError: naming the first row without a text, or the limit.
     """
     import numpy as np
-    from pyarrow import compute
 
     size = 0
-    for batch in table.batches(columns, np.arange(len(table))):
+    every_row = np.arange(len(table))
+    for batch in table.batches(columns, every_row, BATCH):
         missing = np.zeros(len(batch.rows), bool)
         empty = np.ones(len(batch.rows), bool)
         for column in batch.columns.columns:
-            texts = column if hasattr(column, "dictionary") else column.dictionary_encode()
-            lengths = compute.binary_length(texts.dictionary).take(texts.indices)
-            trimmed = compute.equal(compute.utf8_trim_whitespace(texts.dictionary), "").take(texts.indices)
-            size += compute.sum(lengths).as_py() or 0
-            missing |= texts.is_null().to_numpy(zero_copy_only=False)
-            empty &= compute.fill_null(trimmed, True).to_numpy(zero_copy_only=False)
+            texts = _Measured.of(column)
+            size += texts.bytes
+            missing |= texts.missing
+            empty &= texts.empty
         if size > max_mb << 20:
             over = f"the texts of {table.place} take more than {max_mb} MB"
             raise UserError(f"{table.owner}: {over}; set max_text_mb if that is meant")
@@ -97,20 +111,43 @@ def check_texts(table: Table, columns: Sequence[str], split: str, max_mb: int, *
             raise UserError(f"{table.owner}: {split} row {row} holds no text ({table.where(row)})")
 
 
+class _Measured(NamedTuple):
+    """What a column of texts takes, and which of its cells [n] are missing or nothing but space."""
+
+    bytes: int
+    missing: np.ndarray
+    empty: np.ndarray
+
+    @classmethod
+    def of(cls, column: pa.Array) -> _Measured:
+        """Measure each distinct text once; the repeated ones are never made."""
+        from pyarrow import compute, types
+
+        texts = column if types.is_dictionary(column.type) else column.dictionary_encode()
+        lengths = compute.binary_length(texts.dictionary)
+        trimmed = compute.utf8_trim_whitespace(texts.dictionary)
+        space = compute.equal(trimmed, "")
+        total = compute.sum(lengths.take(texts.indices)).as_py()
+        empty = compute.fill_null(space.take(texts.indices), True)
+        missing = texts.is_null()
+        return cls(total or 0, missing.to_numpy(zero_copy_only=False), empty.to_numpy(zero_copy_only=False))
+
+
 def corpus_table(name: str, corpus: Corpus) -> Table:
     """Return the table of a corpus.
 
     Raises:
         UserError: if it cannot be found or read, or has no column of text of that name.
     """
-    from pyarrow import types
+    from taskvec.data.tables.base import is_text
 
-    table = open_table(name, corpus, locate_file(name, corpus.folder, corpus.file))
-    present = ", ".join(table.schema.names)
+    located = locate_file(name, corpus.folder, corpus.file)
+    table = open_table(name, corpus, located)
     if corpus.text not in table.schema.names:
+        present = ", ".join(table.schema.names)
         raise UserError(f"task {name}: {table.place} has no column {corpus.text!r} (it has {present})")
     kind = table.schema.field(corpus.text).type
-    if not (types.is_string(kind) or types.is_large_string(kind)):
+    if not is_text(kind):
         raise UserError(f"task {name}: {table.place}: column {corpus.text!r} holds {kind}, not text")
     return table
 
@@ -125,18 +162,21 @@ def tokenise_corpus(name: str, corpus: Corpus, split: str, tokenize: Tokenize) -
 
     table = corpus_table(name, corpus)
     check_texts(table, (corpus.text,), split, corpus.max_text_mb, blank=True)
-    rows = np.arange(SPLITS.index(split), len(table), 2)
-    parts = [tokenize([("", text, "") for text in texts]) for texts in _documents(table, corpus.text, rows)]
+    rows = np.arange(FIRST[split], len(table), 2)
+    parts = []
+    for texts in _documents(table, corpus.text, rows):
+        examples = [("", text, "") for text in texts]
+        parts.append(tokenize(examples))
     if not parts:
         raise UserError(f"task {name}: split {split!r} holds no text ({len(table)} rows in {table.place})")
-    return {"inputs": padded(parts)}
+    return {"inputs": _padded(parts)}
 
 
 def _documents(table: Table, column: str, rows: np.ndarray) -> Iterator[list[str]]:
     """Yield the texts of each batch that are not empty."""
     from taskvec.data.tables.base import cells
 
-    for batch in table.batches([column], rows):
+    for batch in table.batches([column], rows, BATCH):
         texts = [text for _, (text,) in cells(batch) if text]
         if texts:
             yield texts

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.merge.base import Convention, Piece, Weighted
+from taskvec.merge.base import Convention, Weighted
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -18,7 +19,7 @@ class TaskArithmetic(Weighted):
 
     kind: Literal["task_arithmetic"] = "task_arithmetic"
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    conventions = (
         Convention("the paper, FusionBench, mergekit (task_arithmetic)", "", "FusionBench: alpha 0.3"),
         Convention("peft (cat, svd)", "", "its weights are merge.weights; sums of products B A, alpha 1"),
     )
@@ -28,5 +29,5 @@ class TaskArithmetic(Weighted):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         weights = self.weights_for(len(piece.deltas))
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         return weighted_sum(parts, [weights[position] for position, _ in piece.present])

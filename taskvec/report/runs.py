@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import ConfigDict, ValidationError
-
-from taskvec.config import Config
 from taskvec.errors import UserError
-from taskvec.graph.encoding import read_bytes, read_json
-from taskvec.graph.result import Result, first_problem, read_result
+from taskvec.graph.encoding import read_bytes
+from taskvec.graph.result import Result, read_result
+from taskvec.graph.status import exists, folders, read_status
 from taskvec.text import printable
 
 log = logging.getLogger(__name__)
 
-RESULT, STATUS, CONFIG = "result.json", "status.json", "config.yaml"
+RESULT, CONFIG = "result.json", "config.yaml"
 SHOWN = 5  # problems that are told one by one
 SHARED = ", "  # between the experiments that share a run
 DONE, STALE, OLDER, UNCHECKED = "done", "stale", "older", "unchecked"
 
 Standing = Callable[[Path], str]
-
-
-class Status(Config):
-    """What the reports read of a run's ``status.json``."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
-
-    state: str
-    experiments: tuple[str, ...] = ()
-    config_sha256: str | None = None
-    result_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +105,7 @@ def read_run(path: Path) -> list[Run]:
         UserError: if the result or the status beside it cannot be read, or is not as it was written.
     """
     folder = path.parent
-    if not _exists(path):
+    if not exists(path):
         return []
     status = read_status(folder)
     if status is None:
@@ -137,56 +122,20 @@ def read_run(path: Path) -> list[Run]:
     return [Run(renamed, folder=folder)]
 
 
-def read_status(folder: Path) -> Status | None:
-    """Return the status of a run, None if the folder holds none.
-
-    Raises:
-        UserError: if it cannot be read or does not fit its schema.
-    """
-    path = folder / STATUS
-    if not _exists(path):
-        return None
-    data = read_json(path)
-    try:
-        return Status.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{path}: not a status: {first_problem(error)}") from error
-
-
 def _results_in(place: Path) -> Iterator[Path]:
     """Yield the result files of a place.
 
     Raises:
         UserError: if there is no such place, or it cannot be read.
     """
-    if not _exists(place):
+    if not exists(place):
         raise UserError(f"{place}: no such run, outputs folder or result.json")
     if not place.is_dir():
         yield place
-    elif _exists(place / RESULT):
+    elif exists(place / RESULT):
         yield place / RESULT
     else:
-        yield from (folder / RESULT for folder in _folders(place / "runs"))
-
-
-def _folders(place: Path) -> list[Path]:
-    try:
-        return sorted(place / name for name in os.listdir(place))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:  # another user's folder is not an empty one
-        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise UserError(f"{path}: cannot be read: {reason}") from error
-    return True
+        yield from (folder / RESULT for folder in folders(place / "runs"))
 
 
 def _check(path: Path, expected: str | None) -> None:

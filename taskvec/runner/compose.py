@@ -20,7 +20,7 @@ from taskvec.data.tasks import load_tasks
 from taskvec.errors import UserError
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain
-from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, search_path_overrides
+from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs
 from taskvec.runner.launch.processes import SweepConfig
 
 GROUPS = (*registry.GROUPS, "source")
@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     """
     with hydra_context():
         try:
-            words = [*map(grouped, overrides), *search_path_overrides()]
+            words = [*map(grouped, overrides)]
             node = hydra_compose("config", overrides=words, return_hydra_config=True)
         except Exception as error:
             raise UserError(explain.composition(error, overrides, known_keys, options, presets)) from error
@@ -75,7 +75,7 @@ def known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
     groups = [grouped(word) for word in overrides if word.split("=", 1)[0].lstrip("+~") in chosen]
     own = parent.startswith("hydra")
     with hydra_context():
-        node = hydra_compose("config", overrides=[*groups, *search_path_overrides()], return_hydra_config=own)
+        node = hydra_compose("config", overrides=groups, return_hydra_config=own)
     selected = OmegaConf.select(node, parent) if parent else node
     keys = [key for key in selected if key not in ("kind", "_target_")] if isinstance(selected, DictConfig) else []
     return keys if parent else [*keys, "experiment", "source"]
@@ -97,10 +97,7 @@ def resolve(composed: Composed) -> RunConfig:
         raise UserError(f"{path}: must be a finite number")
     for key in NOT_OF_A_RUN:
         del data[key]
-    data["choices"] = {}
-    for group, choice in composed.choices.items():
-        if "/" not in group:
-            data["choices"][group.removeprefix("backbone@")] = choice if isinstance(choice, str) else None
+    data["choices"] = chosen(composed)
     data["method"] = composed.choices.get("method") or "custom"
     data["experiment"] = composed.choices.get("experiment")
     try:
@@ -112,6 +109,24 @@ def resolve(composed: Composed) -> RunConfig:
         if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
             raise
         raise UserError(f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}") from error
+
+
+def chosen(composed: Composed) -> dict[str, str | None]:
+    """Return the option of each group; transforms, of which there may be several, have none.
+
+    Raises:
+        UserError: if another group is given several options, whose settings Hydra mixes.
+    """
+    found = {}
+    for group, choice in composed.choices.items():
+        if "/" not in group:
+            found[group.removeprefix("backbone@")] = choice
+    for group in GROUPS:
+        several = group in composed.node and group not in found  # Hydra has no choice where there are several
+        if several and group != "transform":
+            where = explain.place(group, composed.overrides, sources(composed))
+            raise UserError(f"{group} ({where}): takes one option")
+    return found
 
 
 def sweep_config(composed: Composed) -> SweepConfig:

@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from taskvec import registry
 from taskvec.config import Config, Seeded
@@ -45,6 +48,7 @@ def register_all() -> None:
     Raises:
         UserError: if an included path is missing or a file of it fails to import.
     """
+    Plugins.instance().register(UserFolders)
     registry.load_builtin()
     for path in included():
         _load_included(path)
@@ -102,10 +106,13 @@ def options(group: str) -> list[str]:
     return sorted(names)
 
 
-def search_path_overrides() -> list[str]:
-    """Return the override that adds the user's folders to Hydra's search path."""
-    folders = [f"'file://{_groups_of(path)}'" for path in search_dirs()[:-1]]
-    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+class UserFolders(SearchPathPlugin):
+    """Puts the user's folders before ours, so that a preset of the user's wins over one of ours of the same name."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Insert the folders, the first one first."""
+        for folder in search_dirs()[:-1]:
+            search_path.prepend("taskvec-user", f"file://{_groups_of(folder)}", anchor="main")
 
 
 @cache

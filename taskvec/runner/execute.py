@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.config import immaterial_keys
-from taskvec.errors import UserError, describe
+from taskvec.errors import UserError, describe, details, expected
 from taskvec.graph.artefact import read_json
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import Result, Stage
@@ -21,12 +20,16 @@ from taskvec.protocols.base import Answer
 from taskvec.protocols.rows import Report
 from taskvec.runner.folder import RunFolder, environment, run_id
 from taskvec.runner.progress import Progress
-from taskvec.runner.validate import preflight
+from taskvec.runner.validate import preflight, room
 
 if TYPE_CHECKING:
     from taskvec.graph.workspace import Workspace
 
 log = logging.getLogger(__name__)
+DETAILS = logging.getLogger("taskvec.details")  # for log files alone
+DETAILS.propagate = False
+LOG = "log.txt"
+INTERRUPTED = "interrupted; the same command resumes it"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
         preflight(config, plan)
         result = folder.result(plan.fingerprint)
         if result is None:
+            room(config, plan)  # a finished run is repeated from a folder that nobody can write to
             with folder.working():
                 result = folder.result(plan.fingerprint)  # another process may have computed it meanwhile
                 if result is None:
@@ -63,7 +67,8 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
             raise
         return _refused(folder, config, overrides, str(error))
     log.info("%s: already done, nothing to compute", folder.name)
-    folder.asked_by(config)
+    with contextlib.suppress(UserError):
+        folder.asked_by(config)
     if config.tracker.kind not in ("none", folder.status_on_disk().get("mirrored_to")):
         _mirror(folder, config, plan, result)
     return Outcome(folder.name, "skipped", result)
@@ -94,38 +99,58 @@ def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]
 
 
 def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
-    folder.start(config, overrides)
-    with _logged(folder):
-        try:
-            tracker = config.tracker.open(config, folder.name)
-            with tracker, Progress(tracker) as progress:
-                result = _answer(config, plan, progress)
-                folder.finish(result, mirrored_to=config.tracker.kind)
-                tracker.finish(result)
-        except KeyboardInterrupt:
-            folder.fail("interrupted; the same command resumes it")
-            raise
-        except Exception as error:
-            reason = describe(error)
-            folder.fail(reason)
-            log.error("%s: failed: %s", folder.name, reason)
-            log.debug("details", exc_info=True)
-            if os.environ.get("TASKVEC_TRACEBACK"):
-                raise
-            return Outcome(folder.name, "failed", reason=reason)
+    try:
+        folder.set_aside()
+        folder.start(config, overrides, [node.fingerprint for node in plan.nodes])
+        with _logged(folder):
+            return _recorded(folder, config, plan)
+    except KeyboardInterrupt:
+        folder.fail(INTERRUPTED, "interrupted")
+        raise
+
+
+def _recorded(folder: RunFolder, config: RunConfig, plan: Plan) -> Outcome:
+    """Compute a run's result and record it, or why there is none."""
+    try:
+        tracker = config.tracker.open(config, folder.name)
+        with tracker, Progress(tracker) as progress:
+            result = _answer(config, plan, progress)
+            folder.finish(result, mirrored_to=config.tracker.kind)
+            tracker.finish(result)
+    except Exception as error:
+        reason = describe(error)
+        if not expected(error):
+            DETAILS.error("%s", details(error))
+            reason += f"; the traceback is in {folder.path}/{LOG}"
+        folder.fail(reason)
+        log.error("%s: failed: %s", folder.name, reason)
+        return Outcome(folder.name, "failed", reason=reason)
     return Outcome(folder.name, "done", result)
 
 
 @contextlib.contextmanager
 def _logged(folder: RunFolder) -> Iterator[None]:
-    handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
+    """Write the log to the run's folder too, details included, for the time of a block.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = folder.path / LOG
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.getLogger("taskvec").addHandler(handler)
+    loggers = (logging.getLogger("taskvec"), DETAILS)
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger("taskvec").removeHandler(handler)
-        handler.close()
+        for logger in loggers:
+            logger.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk; the reason is in the status
+            handler.close()
 
 
 def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
@@ -135,6 +160,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     store = Store(config.root / "store")
     work = Workspace(store, config.compute, progress.observe, progress.done)
     work.plan(plan.nodes)
+    work.prepare(plan.cells.values())
     answers: dict[str, Answer] = {name: node.value(work) for name, node in plan.cells.items()}
     _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)

@@ -8,11 +8,12 @@ import hydra as hydra_package
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from taskvec.errors import UserError
 from taskvec.runner import compose, explain
-from taskvec.runner.configs import options, presets, search_path_overrides
+from taskvec.runner.configs import options, presets
 
 
 def unions(overrides: Sequence[str]) -> list[list[str]]:
@@ -28,7 +29,7 @@ def unions(overrides: Sequence[str]) -> list[list[str]]:
     if not named:
         return [list(overrides)]
     sweeps = []
-    for experiment in named[-1].partition("=")[2].split(","):
+    for experiment in experiments(named[-1]):
         words = [f"experiment={experiment}", *rest]
         composed = compose.compose([words[0]])
         parts = OmegaConf.to_container(composed.node.parts)
@@ -38,6 +39,23 @@ def unions(overrides: Sequence[str]) -> list[list[str]]:
             # without the parts, so that each job's command runs it alone
             sweeps.append([words[0], "parts=[]", *_part(part, rest, experiment), *rest])
     return sweeps
+
+
+def experiments(word: str) -> list[str]:
+    """Return the experiments that ``experiment=...`` names: one, several with commas between, or ``glob(...)``.
+
+    Raises:
+        UserError: if it cannot be parsed.
+    """
+    with compose.hydra_context():
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            (parsed,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
+        except HydraException as error:
+            raise UserError(explain.unparsed(word, str(error))) from error
+        if not parsed.is_sweep_override():
+            return [word.partition("=")[2]]
+        return [str(name) for name in parsed.sweep_string_iterator()]
 
 
 def _part(part: object, given: Sequence[str], experiment: str) -> list[str]:
@@ -66,8 +84,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            words = [*experiment, *search_path_overrides()]
-            params = hydra_package.compose("config", words, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            params = (
+                hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            )
             given = {override.split("=", 1)[0] for override in overrides}
             words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
@@ -40,13 +43,46 @@ def composition(
         where = naming[0] if naming and where == "default" else where
         return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
     if isinstance(error, OverrideParseException):
-        word = getattr(error, "override", "")
-        return f"{word!r} (command line): not of the form key=value: {str(error).splitlines()[0]}"
+        return unparsed(getattr(error, "override", None) or "", str(error))
+    if str(error).startswith("Ambiguous value"):
+        word = next((word for word in overrides if str(error).split("'")[1].startswith(word.lstrip("+"))), "")
+        key, _, value = (word or str(error).split("'")[1]).partition("=")
+        one = shlex.quote(f"{key}={quote(value)}")
+        return f"{key} (command line): {value!r} is a list of values: -m runs a sweep over them, {one} is one value"
     if full_key:
         parent, _, key = full_key.rpartition(".")
         hint = did_you_mean(key, known_keys(parent, overrides))
         return f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}"
     return " ".join(str(error).split())
+
+
+def unparsed(word: str, reason: str) -> str:
+    """Return why Hydra cannot read an override, with the quoted form of it that Hydra takes as it was meant."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word!r} (command line): not of the form key=value"
+    for quoted in (f"{key}={quote(value)}", f"{key}={value}"):
+        if literal(quoted) == value:
+            return f"{key} (command line): {value!r} needs quotes of its own: {shlex.quote(quoted)}"
+    return f"{word!r} (command line): cannot be read: {reason.splitlines()[0]}"
+
+
+def quote(value: str) -> str:
+    """Return a text as Hydra's grammar quotes it, so that nothing in it means more than itself."""
+    mark = "'" if '"' in value and "'" not in value else '"'
+    # only the backslashes before a quotation mark, and those at the end, escape
+    doubled = re.sub(rf"(\\*)({mark}|$)", lambda found: found[1] * 2 + (f"\\{mark}" if found[2] else ""), value)
+    return mark + doubled.replace("${", "\\${") + mark
+
+
+def literal(override: str) -> str | None:
+    """Return the text that an override sets, None if Hydra cannot read it or it is no text."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException:
+        return None
+    text = value.text if isinstance(value, QuotedString) else value
+    return text.replace("\\${", "${") if isinstance(text, str) else None
 
 
 class InvalidError(ValueError):

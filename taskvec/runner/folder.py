@@ -5,32 +5,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from taskvec import registry
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.graph.artefact import fingerprint, read_json
-from taskvec.graph.locking import held
+from taskvec.graph.locking import held, is_held
 from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
 from taskvec.graph.run import RunConfig
+from taskvec.graph.status import STATUS, State, exists, folders, read_status
 
-State = Literal["done", "running", "failed", "stale", "missing"]
+log = logging.getLogger(__name__)
+LABEL = 40  # characters of a label in a run's name; the hash tells runs apart
+KILLED = "the process was killed; the same command resumes it"
 
 
 def run_id(config: RunConfig) -> str:
     """Return a run's name: readable labels and a hash of every setting that can change its result."""
     chosen = config.choices
     labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
-    named = [str(label).replace("/", ".") for label in labels if label]
+    named = [word(str(label)) for label in labels if label]
     return "-".join([*named, fingerprint(config.settings())[:8]])
+
+
+def word(label: str) -> str:
+    """Return a label as a part of a file's name: letters, digits, ``_ . + -``, the slash of a subfolder as a dot."""
+    plain = re.sub(r"[^\w.+-]+", "_", label.replace("/", "."))
+    return plain.strip("._-")[:LABEL] or "_"
 
 
 class RunFolder:
@@ -50,29 +60,30 @@ class RunFolder:
         return self.path.name
 
     def status(self) -> dict[str, Any]:
-        """Return the last recorded status; a run whose process is gone has failed."""
-        status = self.status_on_disk()
-        if status.get("state") == "running" and not self.locked():
-            status = self.status_on_disk()  # it may have ended between the two looks
-            if status.get("state") == "running":
-                status |= {"state": "failed", "reason": "the process was killed; the same command resumes it"}
+        """Return the last recorded status; a run whose process is gone was interrupted."""
+        try:
+            status = self._recorded()
+            if status.get("state") == "running" and not self.locked():
+                status = self._recorded()  # it may have ended between the two looks
+                if status.get("state") == "running":
+                    status |= {"state": "interrupted", "reason": KILLED}
+        except UserError as error:
+            return {"state": "unreadable", "reason": str(error)}
         return status
 
     def status_on_disk(self) -> dict[str, Any]:
-        """Return the status as it was last written."""
-        status = read_json(self.path / "status.json")
-        return status if isinstance(status, dict) else {}
+        """Return the status as it was last written, nothing if it cannot be read."""
+        with contextlib.suppress(UserError):
+            return self._recorded()
+        return {}
+
+    def _recorded(self) -> dict[str, Any]:
+        status = read_status(self.path)
+        return {} if status is None else status.model_dump(mode="json")
 
     def locked(self) -> bool:
         """Return whether a living process works on the run."""
-        lock = FileLock(self.path / "run.lock")
-        try:
-            with lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:
-            return False
+        return is_held(self.path / "run.lock")
 
     def result(self, expected: str | None = None) -> Result | None:
         """Return the intact result, of the expected fingerprint where one is given; otherwise None."""
@@ -94,8 +105,8 @@ class RunFolder:
         """Hold the run's lock; other processes that start the same run wait here."""
         return held(self.path / "run.lock", f"works on {self.name}")
 
-    def start(self, config: RunConfig, overrides: tuple[str, ...]) -> None:
-        """Record the run as running, with its resolved config and command.
+    def start(self, config: RunConfig, overrides: tuple[str, ...], artefacts: Iterable[str] = ()) -> None:
+        """Record the run as running, with its resolved config, its command and the artefacts that it will stand on.
 
         Raises:
             UserError: if it cannot be written, or would overwrite the result of a newer program.
@@ -113,8 +124,29 @@ class RunFolder:
             command=command(overrides),
             started=time.time(),
             experiments=self._experiments(config),
+            artefacts=sorted({*artefacts, *self._left_behind()}),
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
+
+    def set_aside(self) -> None:
+        """Keep the result that a new one is about to replace, and say so: its code, data or weights are others.
+
+        Two projects with one outputs folder can ask for a run of one name.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        earlier = self.result()
+        if earlier is None:
+            return
+        kept = self.path / f"result-{earlier.fingerprint[:8]}.json"
+        write_atomically(kept, earlier.to_json())
+        log.warning("%s: code, data or weights are not those of the earlier result, kept as %s", self.name, kept.name)
+
+    def _left_behind(self) -> list[str]:
+        """Return the artefacts of earlier attempts, which no result lists."""
+        earlier = self.status_on_disk()
+        return [] if earlier.get("state") == "done" else earlier.get("artefacts", [])
 
     def finish(self, result: Result, mirrored_to: str) -> None:
         """Record the result, then the run as done, and which tracker mirrors it."""
@@ -135,15 +167,15 @@ class RunFolder:
     def _experiments(self, config: RunConfig) -> list[str]:
         return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
 
-    def fail(self, reason: str) -> None:
-        """Record the run as failed; where even that cannot be written, the killed-process rule still says so."""
+    def fail(self, reason: str, state: State = "failed") -> None:
+        """Record that the run ended unwell; where even that cannot be written, the killed-process rule still says so."""
         with contextlib.suppress(OSError, UserError):
-            self._set("failed", reason=reason)
+            self._set(state, reason=reason)
 
     def _set(self, state: State, **more: Any) -> None:
         status = self.status_on_disk() if state != "running" else {}
         status |= {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time()} | more
-        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+        write_atomically(self.path / STATUS, json.dumps(status, indent=1) + "\n")
 
 
 def command(overrides: tuple[str, ...]) -> str:
@@ -154,8 +186,19 @@ def command(overrides: tuple[str, ...]) -> str:
 
 
 def run_folders(root: Path) -> list[RunFolder]:
-    """Return the folders of all runs below an outputs folder."""
-    return [RunFolder(path.parent) for path in sorted((root / "runs").glob("*/status.json"))]
+    """Return the folders of all runs below an outputs folder, those that cannot be looked into among them.
+
+    Raises:
+        UserError: if the folder cannot be read.
+    """
+    return [RunFolder(path) for path in folders(root / "runs") if _is_run(path)]
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return exists(path / STATUS)
+    except UserError:
+        return True
 
 
 def write_atomically(path: Path, text: str) -> None:

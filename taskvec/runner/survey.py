@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import yaml
-
-from taskvec.errors import UserError
+from taskvec.errors import UserError, describe
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose
-from taskvec.runner.folder import RunFolder, State
+from taskvec.graph.status import State
+from taskvec.runner import compose, explain
+from taskvec.runner.folder import RunFolder
+from taskvec.runner.yaml_files import read_yaml
+
+LENGTH = 200  # of what is said about a file
 
 
 def config_of(folder: RunFolder) -> RunConfig:
@@ -18,14 +20,14 @@ def config_of(folder: RunFolder) -> RunConfig:
         UserError: if it is missing or no longer fits this program.
     """
     path = folder.path / "config.yaml"
+    data = read_yaml(path)
     try:
-        return compose.from_data(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UserError:
-        raise
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a config of this program: {' '.join(str(error).split())[:160]}") from error
+        return compose.from_data(data)
+    except (explain.InvalidError, UserError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{path}: not a config of this program: {message[:LENGTH]}") from error
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a config of this program: {describe(error)[:LENGTH]}") from error
 
 
 def state_of(folder: RunFolder) -> tuple[State, str | None]:
@@ -37,10 +39,14 @@ def state_of(folder: RunFolder) -> tuple[State, str | None]:
     result = folder.result()
     if result is None:
         return "stale", "result.json or config.yaml is not as it was written"
+    if result.migrated_from is not None:
+        return "older", f"written in schema {result.migrated_from}; the same command computes it again"
     try:
-        expected = Plan(config_of(folder)).fingerprint
+        found = Plan(config_of(folder)).fingerprint
     except UserError as error:
         return "stale", str(error)
-    if expected != result.fingerprint:
+    except Exception as error:  # one run that cannot be looked at hides no other
+        return "stale", f"cannot be checked: {describe(error)}"
+    if found != result.fingerprint:
         return "stale", "code, data or weights below it changed; the same command computes it again"
     return "done", None

@@ -12,15 +12,17 @@ import hydra as hydra_package
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from taskvec.errors import UserError
+from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose
+from taskvec.runner import compose, explain
 from taskvec.runner.compose import Composed, grouped
-from taskvec.runner.configs import conf_dir, search_path_overrides
+from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
 from taskvec.runner.expand import expand, unions
 from taskvec.runner.folder import RunFolder, run_id
-from taskvec.runner.launch.processes import IN_SWEEP, SweepConfig, run_processes
+from taskvec.runner.launch.processes import OF_ONE_RUN, SweepConfig, run_processes
+from taskvec.runner.signals import IN_SWEEP
+from taskvec.text import printable, printable_lines
 
 log = logging.getLogger(__name__)
 PLUGINS = ("hydra/launcher=", "hydra/sweeper=")
@@ -43,7 +45,8 @@ def one(overrides: Sequence[str]) -> int:
     if not in_sweep:
         from taskvec.report.table import run_table
 
-        print(f"{run_table(outcome.result)}\n\n{RunFolder.of(config).path}/result.json")
+        text = f"{run_table(outcome.result)}\n\n{RunFolder.of(config).path}/result.json"
+        print(printable_lines(text))
     return 0
 
 
@@ -56,6 +59,9 @@ def many(overrides: Sequence[str]) -> int:
     Raises:
         UserError: if any job's config is wrong; then none is started.
     """
+    for name in OF_ONE_RUN:
+        os.environ.pop(name, None)
+    overrides = [at_home(word) for word in overrides]
     sweeps = unions(overrides)
     jobs = distinct([job for words in sweeps for job in expand(words)])
     local = compose.sweep_config(compose.compose([word for word in overrides if word.startswith("sweep.")]))
@@ -72,6 +78,14 @@ def many(overrides: Sequence[str]) -> int:
     return summary([config for config, _ in jobs.values()]) or status
 
 
+def at_home(word: str) -> str:
+    """Return ``outputs=~/...`` with the home folder in place of the tilde, which Hydra's launchers would not see."""
+    text = explain.literal(word) if word.startswith("outputs=") else None
+    if text is None or not text.startswith("~"):
+        return word
+    return f"outputs={explain.quote(os.path.expanduser(text))}"
+
+
 def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequence[str]]]:
     """Return each different job once, by the name of its run: typed, and as overrides."""
     found = {}
@@ -83,27 +97,26 @@ def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequen
 
 def summary(jobs: Sequence[RunConfig]) -> int:
     """Print one line per job with its state and validation number, and return 1 if any is not done."""
-    failed = 0
     print(f"\n{len(jobs)} jobs:")
+    left = 0
     for folder in {f.name: f for f in map(RunFolder.of, jobs)}.values():
         status = folder.status()
-        state, reason = status.get("state", "missing"), status.get("reason")
-        failed += state != "done"
+        state = status.get("state", "missing")
+        left += state != "done"
         result = folder.result() if state == "done" else None
-        number = ""
+        said = status.get("reason") or ""
         if result is not None:
-            criterion = result.criterion
-            number = f"  {criterion.name} {criterion.value:.4f}"
-        print(f"  {state:<8}{folder.name}{number}{f'  {reason}' if reason else ''}")
-    if failed:
-        print(f"{failed} failed; `taskvec retry` runs them again", file=sys.stderr)
-    return 1 if failed else 0
+            said = f"{result.criterion.name} {result.criterion.value:.4f}"
+        print(printable(f"  {state:<12}{folder.name}  {said}".rstrip()))
+    if left:
+        print(f"{left} failed; `taskvec retry` runs them again", file=sys.stderr)
+    return 1 if left else 0
 
 
 def hydra(arguments: Sequence[str]) -> int:
     """Hand the command line to Hydra itself: other launchers and sweepers, ``--cfg``, completion queries."""
     decorated = hydra_package.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
-    with _argv([*arguments, *search_path_overrides()]):
+    with _argv(arguments):
         try:
             decorated()
         except SystemExit as end:
@@ -117,7 +130,11 @@ def job(node: DictConfig) -> float:
     choices = dict(HydraConfig.get().runtime.choices)
     plain = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
     compose.register_all()  # in another process nobody has yet
-    outcome = execute(compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False)
+    try:
+        outcome = execute(compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False)
+    except Exception as error:  # Hydra would print a traceback of its own
+        log.error("%s: %s", " ".join(overrides), describe(error))
+        return float("nan")
     return outcome.result.criterion.value if outcome.result else float("nan")
 
 

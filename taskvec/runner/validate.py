@@ -18,7 +18,7 @@ CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
 
 
 def preflight(config: RunConfig, plan: Plan) -> None:
-    """Check components against each other, weights' headers, every data file, the output folder and the disk.
+    """Check components against each other, weights' headers and every data file.
 
     Raises:
         UserError: naming the first thing that is wrong and its remedy.
@@ -34,6 +34,14 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     capable(config, plan)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
     label_words(config, plan)
+
+
+def room(config: RunConfig, plan: Plan) -> None:
+    """Check the output folder and the disk.
+
+    Raises:
+        UserError: naming the remedy.
+    """
     writable(config.root)
     enough_disk(config, plan)
 

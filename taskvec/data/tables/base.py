@@ -14,7 +14,7 @@ from pyarrow import types
 
 from taskvec.errors import UserError
 
-BATCH = 256  # rows of one batch
+BATCH = 256  # rows of one batch of images; texts are read in larger ones
 MAX_ROWS = 50_000_000  # of a split
 
 
@@ -67,8 +67,8 @@ class Table(ABC):
         """
 
     @abstractmethod
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
-        """Yield columns of the wanted ``rows`` [n], ascending, at most :data:`BATCH` rows at a time.
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+        """Yield columns of the wanted ``rows`` [n], ascending, at most ``size`` rows at a time.
 
         Raises:
             UserError: if they cannot be read.
@@ -130,6 +130,11 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
     return schema
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type holds text."""
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
 def coded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column as a dictionary over all its chunks."""
     if not types.is_dictionary(column.type):
@@ -143,10 +148,7 @@ def cells(batch: Batch) -> Iterator[tuple[int, list[Any]]]:
         yield row, [column[place].as_py() for column in batch.columns.columns]
 
 
-def parts(rows: np.ndarray, start: int, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, wanted rows among them) of each batch of ``count`` rows from ``start`` that holds any."""
-    for first in range(start, start + count, BATCH):
-        last = min(first + BATCH, start + count)
-        low, high = np.searchsorted(rows, (first, last))
-        if high > low:
-            yield first, rows[low:high]
+def among(rows: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Return those of ascending ``rows`` that lie among ``count`` rows from ``start``."""
+    low, high = np.searchsorted(rows, (start, start + count))
+    return rows[low:high]

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from taskvec.data.tables.base import Batch, Table, parts
+from taskvec.data.tables.base import BATCH, Batch, Table
 from taskvec.errors import UserError
 
 SUFFIXES = {
@@ -38,10 +38,13 @@ class FolderTable(Table):
             UserError: for an image outside the classes' folders, a class without images, or another file.
         """
         root = self.files[0]
-        loose = [path for path in root.iterdir() if path.is_file() and not _hidden(path.name)]
-        if loose:
-            raise UserError(f"{self.owner}: {loose[0]} is in no folder of a class")
-        names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name)))
+        names = []
+        for path in sorted(root.iterdir()):
+            if _hidden(path.name):
+                continue
+            if not path.is_dir():
+                raise UserError(f"{self.owner}: {path} is in no folder of a class")
+            names.append(path.name)
         paths: list[str] = []
         classes: list[int] = []
         for number, name in enumerate(names):
@@ -50,15 +53,15 @@ class FolderTable(Table):
                 raise UserError(f"{self.owner}: {root / name} holds no image")
             paths += own
             classes += [number] * len(own)
-        return names, pa.array(paths, pa.string()), pa.array(classes, pa.int32())
+        return tuple(names), pa.array(paths, pa.string()), pa.array(classes, pa.int32())
 
     def _images(self, folder: Path) -> Iterator[str]:
         for place, inside, files in os.walk(folder):
             inside[:] = [name for name in inside if not _hidden(name)]
             for name in files:
+                path = Path(place, name)
                 if _hidden(name):
                     continue
-                path = Path(place, name)
                 if path.suffix.lower() not in SUFFIXES:
                     raise UserError(f"{self.owner}: {path} is no image (by its suffix); take it out")
                 yield path.relative_to(self.files[0]).as_posix()
@@ -85,13 +88,18 @@ class FolderTable(Table):
         names, paths, classes = self._listed
         if name == self.image:
             return pa.chunked_array([paths])
-        return pa.chunked_array([pa.DictionaryArray.from_arrays(classes, pa.array(names, pa.string()))])
+        words = pa.array(names, pa.string())
+        labels = pa.DictionaryArray.from_arrays(classes, words)
+        return pa.chunked_array([labels])
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
         """Yield the wanted rows."""
-        found = {name: self.column(name).chunk(0) for name in columns}
-        for _, own in parts(rows, 0, len(self)):
-            taken = [found[name].take(pa.array(own)) for name in columns]
+        whole = {name: self.column(name).chunk(0) for name in columns}
+        for start in range(0, len(rows), size):
+            own = rows[start : start + size]
+            taken = []
+            for name in columns:
+                taken.append(whole[name].take(pa.array(own)))
             yield Batch(own, pa.RecordBatch.from_arrays(taken, list(columns)))
 
     def where(self, row: int) -> str:

@@ -9,9 +9,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-from pyarrow import types
 
-from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, coded, feature_names, first_line, plain_schema
+from taskvec.data.tables.base import (
+    BATCH,
+    MAX_ROWS,
+    Batch,
+    Table,
+    among,
+    coded,
+    feature_names,
+    first_line,
+    is_text,
+    plain_schema,
+)
 from taskvec.errors import UserError
 
 ERRORS = (pa.ArrowException, OSError)
@@ -25,15 +35,19 @@ class ParquetTable(Table):
 
     def __init__(self, owner: str, files: Sequence[Path]):
         super().__init__(owner, files)
-        first = self._stored[0]
-        for path, stored in zip(self.files[1:], self._stored[1:], strict=True):
-            if not stored.equals(first):
-                raise UserError(f"{owner}: the columns of {path} are not those of {self.files[0]}")
-            for column in stored.names:
-                if feature_names(stored.metadata, column) != feature_names(first.metadata, column):
-                    raise UserError(f"{owner}: {path} has other class names of {column!r} than {self.files[0]}")
+        for path, stored in zip(self.files, self._stored, strict=True):
+            self._same_as_first(path, stored)
         if len(self) > MAX_ROWS:
             raise UserError(f"{owner}: {self.place} holds {len(self):,} rows, more than {MAX_ROWS:,}")
+
+    def _same_as_first(self, path: Path, stored: pa.Schema) -> None:
+        first = self._stored[0]
+        if not stored.equals(first):
+            raise UserError(f"{self.owner}: the columns of {path} are not those of {self.files[0]}")
+        for column in stored.names:
+            own = feature_names(stored.metadata, column)
+            if own != feature_names(first.metadata, column):
+                raise UserError(f"{self.owner}: {path} has other class names of {column!r} than {self.files[0]}")
 
     @cached_property
     def _stored(self) -> list[pa.Schema]:
@@ -65,47 +79,37 @@ class ParquetTable(Table):
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a whole column."""
         found = []
-        for path in self.files:
+        for path, metadata in zip(self.files, self._metadata, strict=True):
             try:
-                file = self._open(path, [name])
-                found += [batch.column(0) for batch in file.iter_batches(65536, columns=[name])]
+                file = self._open(path, metadata, [name])
+                for batch in file.iter_batches(65536, columns=[name], use_threads=False):
+                    found.append(batch.column(0))
             except ERRORS as error:
                 raise self.damaged(error, path) from error
-        texts = types.is_string(self.schema.field(name).type) or types.is_large_string(self.schema.field(name).type)
-        column = pa.chunked_array(found, None if found else self.schema.field(name).type)
-        return coded(column) if texts else column
+        kind = self.schema.field(name).type
+        column = pa.chunked_array(found, None if found else kind)
+        return coded(column) if is_text(kind) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
         """Yield columns of the wanted rows; row groups without any are passed over."""
         first = 0
         for path, metadata in zip(self.files, self._metadata, strict=True):
+            own = among(rows, first, metadata.num_rows)
             try:
-                yield from self._of_file(path, metadata, columns, rows, first)
+                file = self._open(path, metadata, columns)
+                for batch in _wanted(file, columns, own - first, size):
+                    yield Batch(batch.rows + first, batch.columns)
             except ERRORS as error:
                 raise self.damaged(error, path) from error
             first += metadata.num_rows
 
-    def _of_file(
-        self, path: Path, metadata: parquet.FileMetaData, columns: Sequence[str], rows: np.ndarray, first: int
-    ) -> Iterator[Batch]:
-        file = self._open(path, columns)
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
-            if np.searchsorted(rows, first) < np.searchsorted(rows, first + count):
-                start = first
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(columns)):
-                    low, high = np.searchsorted(rows, (start, start + len(batch)))
-                    own = rows[low:high]
-                    if len(own):
-                        yield Batch(own, batch.select(columns).take(pa.array(own - start)))
-                    start += len(batch)
-            first += count
-
-    def _open(self, path: Path, columns: Sequence[str]) -> parquet.ParquetFile:
+    def _open(self, path: Path, metadata: parquet.FileMetaData, columns: Sequence[str]) -> parquet.ParquetFile:
         inside = tuple(f"{column}." for column in columns)
         coded_leaves = [leaf for leaf in self._leaves if leaf in columns or leaf.startswith(inside)]
         # one page at a time instead of a whole row group's compressed bytes
-        return parquet.ParquetFile(path, read_dictionary=coded_leaves, buffer_size=1 << 20, pre_buffer=False)
+        return parquet.ParquetFile(
+            path, metadata=metadata, read_dictionary=coded_leaves, buffer_size=1 << 20, pre_buffer=False
+        )
 
     @cached_property
     def _leaves(self) -> list[str]:
@@ -124,10 +128,35 @@ class ParquetTable(Table):
 
     def embedded(self, column: str) -> bool:
         """Return whether the files' statistics say that no image lacks its bytes."""
+        names = (column, f"{column}.bytes")
         for metadata in self._metadata:
             for group in range(metadata.num_row_groups):
-                chunks = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
-                own = [chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes")]
-                if not own or not own[0].is_stats_set or own[0].statistics.null_count != 0:
+                chunk = _chunk(metadata.row_group(group), names)
+                if chunk is None or not chunk.is_stats_set or chunk.statistics.null_count != 0:
                     return False
         return True
+
+
+def _chunk(group: parquet.RowGroupMetaData, names: Sequence[str]) -> parquet.ColumnChunkMetaData | None:
+    """Return the first column of a row group that has one of some names."""
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema in names:
+            return chunk
+    return None
+
+
+def _wanted(file: parquet.ParquetFile, columns: Sequence[str], rows: np.ndarray, size: int) -> Iterator[Batch]:
+    """Yield columns of the wanted rows of one file."""
+    start = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if not len(among(rows, start, count)):
+            start += count
+            continue
+        for batch in file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
+            own = among(rows, start, len(batch))
+            if len(own):
+                inside = pa.array(own - start)
+                yield Batch(own, batch.select(columns).take(inside))
+            start += len(batch)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TextIO
 import numpy as np
 import pyarrow as pa
 
-from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, coded, first_line
+from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, among, coded, first_line, is_text
 from taskvec.errors import UserError
 
 Record = Mapping[str, Any]
@@ -61,15 +61,14 @@ class PlainTable(Table):
         while batch := list(islice(records, 65536)):
             found.append(self._array([record.get(name) for record in batch], kind))
         column = pa.chunked_array(found, kind)
-        return coded(column) if pa.types.is_string(kind) else column
+        return coded(column) if is_text(kind) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
         """Yield columns of the wanted rows."""
         start = 0
         records = self._records()
-        while batch := list(islice(records, BATCH)):
-            low, high = np.searchsorted(rows, (start, start + len(batch)))
-            own = rows[low:high]
+        while batch := list(islice(records, size)):
+            own = among(rows, start, len(batch))
             if len(own):
                 wanted = [batch[row - start] for row in own.tolist()]
                 yield Batch(own, self._batch(wanted, columns))

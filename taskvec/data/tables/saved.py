@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from taskvec.data.tables.base import Batch, Table, coded, first_line, parts, plain_schema
+from taskvec.data.tables.base import BATCH, Batch, Table, coded, first_line, is_text, plain_schema
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ class DatasetTable(Table):
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a whole column."""
         column = self._read(lambda: self.dataset.select_columns([name])[:])[name]
-        text = types.is_string(column.type) or types.is_large_string(column.type)
-        return coded(column) if text else column
+        return coded(column) if is_text(column.type) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
         """Yield the wanted rows; no others are read."""
         narrowed = self.dataset.select_columns(list(columns))
-        for _, own in parts(rows, 0, len(self)):
+        for start in range(0, len(rows), size):
+            own = rows[start : start + size]
             table = self._read(lambda own=own: narrowed[own.tolist()])
             (batch,) = table.select(list(columns)).combine_chunks().to_batches()
             yield Batch(own, batch)

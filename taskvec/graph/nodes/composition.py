@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given, observer
+from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
 from taskvec.merge.base import Merge
@@ -84,7 +84,8 @@ class CompositionNode(Node):
 
         signed, base = self.signed(work), self.base.value(work).parameters
         if self.merge is not None:
-            return self.merge.compose(base, signed, self.given(work))
+            with untouched(self.merge, f"merge={self.merge.kind}", work, self.base):
+                return self.merge.compose(base, signed, self.given(work))
         if self.separate:
             return Summed(base, {vector.tasks[0]: vector.delta for vector in signed})
         return Scaled(base, sum((vector.delta for vector in signed), TaskVector({})))

@@ -89,7 +89,7 @@ class Atlas(Merge):
     conventions: ClassVar[tuple[Convention, ...]] = (
         Convention("the authors' code", "merge.faithful=true", "vectors, products and sums in float16"),
         Convention("the authors' research branch, --attn", "merge.qkv=split"),
-        Convention("aTLAS x K, released code", "merge.parts=K merge.matrices=true merge.share_parts=true"),
+        Convention("aTLAS x K, released code", "merge.parts=5 merge.matrices=true merge.share_parts=true", "K = 5"),
     )
 
     @model_validator(mode="after")

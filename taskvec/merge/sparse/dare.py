@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Convention, Piece
+from taskvec.merge.base import Convention
+from taskvec.merge.piece import Piece
 from taskvec.merge.sparse.sparsified import Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -32,8 +33,8 @@ class Dare(Sparsified):
     density: float = Field(0.5, gt=0, le=1)
     rescale: Literal["none", "density", "l1"] = "density"
 
-    draws: ClassVar[bool] = True
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    draws = True
+    conventions = (
         Convention("the paper with task arithmetic, FusionBench", "", "FusionBench's DareSimpleAverage: alpha 1/T"),
         Convention("the paper with TIES, MergeLM's mask merging", "merge.consensus=elect"),
         Convention("mergekit (dare_linear)", "merge.rescale=l1", "rescale: false is merge.rescale=none"),
@@ -46,8 +47,8 @@ class Dare(Sparsified):
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return the entries that the mask keeps, divided by the density if so asked."""
-        from taskvec.vectors.noise import Stream
         from taskvec.merge.scheme.sparsify import dropped
+        from taskvec.vectors.noise import Stream
 
         stream = Stream(surveyed.seed, piece.name, position)
         kept = dropped(delta, self.density, stream, piece.start)

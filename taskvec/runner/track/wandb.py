@@ -75,7 +75,7 @@ class WandbTracker(Tracker):
             mode = ("online" if keyed else "offline") if standing.mode == "online" else standing.mode  # of WANDB_MODE
         elif mode == "online" and not keyed:
             raise ValueError("no API key is configured (`wandb login`)")  # wandb would ask for one in a terminal
-        own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # an agent of W&B sets it
+        own = inherited_id() or secrets.token_hex(4)
         keys = uniform_keys(config, run_id)
         tags = (*(keys[key] for key in ("method", "backbone", "suite", "protocol")), *self.tags)
         try:
@@ -89,6 +89,16 @@ class WandbTracker(Tracker):
             for left in (config.root / "wandb").glob(f"run-*-{own}"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
+
+
+def inherited_id() -> str | None:
+    """Return the run that an agent of W&B chose for this process, once: a second run of the process is another one.
+
+    A shell that exports ``WANDB_RUN_ID`` or ``WANDB_RESUME`` for something else would make all its runs one.
+    """
+    own = os.environ.pop("WANDB_RUN_ID", None)
+    os.environ.pop("WANDB_RESUME", None)
+    return own if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:

@@ -9,17 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 import world
+from asked import Given, tuned
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.models.base import Model
-from taskvec.protocols import measures
+from taskvec.needs import Signed
 from taskvec.protocols.disentanglement import Disentanglement, in_the_box
-from taskvec.protocols.measures import Subject, off_diagonal_mean
+from taskvec.protocols.questions import disentanglement, looking
+from taskvec.protocols.questions.disentanglement import (
+    DisentanglementMaps,
+    DisentanglementMatrix,
+    off_diagonal_mean,
+)
+from taskvec.protocols.questions.drift import Drift
+from taskvec.protocols.questions.kernel_regime import KernelRegime
+from taskvec.protocols.questions.orthogonality import Orthogonality
 from taskvec.training import regularisers
 from taskvec.vectors import TaskVector
+from taskvec.vectors.composition import Scaled
 
 SEEDS = pytest.mark.parametrize("seed", [5, 77])
 MODES = pytest.mark.parametrize("tangent", [False, True], ids=["standard", "tangent"])
@@ -66,10 +76,32 @@ def vectors(seed: int, model: Model, count: int, size: float = 0.7, names: str =
     }
 
 
-def subject(seed: int, *, tangent: bool, sizes: tuple[int, ...] = (9, 6), tied: bool = False, **settings) -> Subject:
+class Subject(Given):
+    """A model, vectors by task and the test examples that a question is given; what the references look at too."""
+
+    def __init__(self, model: Model, vectors: dict[str, TaskVector], views: dict[str, View], tangent: bool):
+        super().__init__(model, {(task, "test"): view for task, view in views.items()})
+        self.vectors, self.tangent, self.of_task = vectors, tangent, views
+
+    def values(self, question) -> dict:
+        """Return what a question finds out."""
+        composition = Scaled(self.model.parameters, TaskVector({}))
+        composition.forward = "tangent" if self.tangent else "standard"
+        signed = [Signed(tuned(task), 1.0, vector) for task, vector in self.vectors.items()]
+        answer, tensors = question.answer(self, composition, signed)
+        assert tensors == {}
+        assert {(need.use, need.labels) for need in self.asked} <= {("report", True)}
+        return answer.values
+
+
+def subject(seed: int, *, tangent: bool, sizes: tuple[int, ...] = (9, 6), tied: bool = False) -> Subject:
     model = Tower(seed, tied=tied)
-    own = views(seed, *sizes, tied=tied)
-    return Subject(model, vectors(seed, model, len(sizes)), own, settings, tangent)
+    return Subject(model, vectors(seed, model, len(sizes)), views(seed, *sizes, tied=tied), tangent)
+
+
+def maps(*pairs: str, grid: tuple[float, ...]) -> DisentanglementMaps:
+    """The question about pairs of tasks, each written as two letters."""
+    return DisentanglementMaps(grid=grid, pairs=tuple((first, second) for first, second in pairs))
 
 
 # --- references: one image and one point at a time, the Jacobian in full ----------------------------------------------
@@ -100,7 +132,7 @@ def features_at(subject: Subject, image: Tensor, point: dict[str, float]) -> tup
 
 def label(subject: Subject, task: str, found: tuple[Tensor, dict[str, Tensor]]) -> int:
     features, weights = found
-    return int(subject.model.logits(features[None], subject.views[task].head, weights)[0].argmax())
+    return int(subject.model.logits(features[None], subject.of_task[task].head, weights)[0].argmax())
 
 
 def divergence(p: list[float], q: list[float]) -> float:
@@ -111,7 +143,7 @@ def xi(subject: Subject, pair: tuple[str, str], a: float, b: float) -> tuple[flo
     """Return both forms of the error by the spec's formula."""
     totals = [0.0, 0.0]
     for task, alone in zip(pair, ({pair[0]: a}, {pair[1]: b}), strict=True):
-        images = subject.views[task].take(slice(None))
+        images = subject.of_task[task].take(slice(None))
         for image in images:
             one, both = (features_at(subject, image, point) for point in (alone, {pair[0]: a, pair[1]: b}))
             totals[0] += (label(subject, task, one) != label(subject, task, both)) / len(images)
@@ -127,12 +159,11 @@ GRID = (-1.5, 0.0, 0.4, 1.0)
 @MODES
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied head"])
 def test_maps_equal_brute_force(seed: int, tangent: bool, tied: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "ROWS", 12)
-    pairs = [["a", "b"], ["c", "a"]]
-    looked = subject(seed, tangent=tangent, sizes=(6, 5, 3), tied=tied, grid=GRID, pairs=pairs)
-    found = measures.disentanglement(looked)
+    monkeypatch.setattr(looking, "ROWS", 12)
+    looked = subject(seed, tangent=tangent, sizes=(6, 5, 3), tied=tied)
+    found = looked.values(maps("ab", "ca", grid=GRID))
     assert list(found) == ["a+b", "c+a"]
-    for pair, at in zip(pairs, found.values(), strict=True):
+    for pair, at in zip(("ab", "ca"), found.values(), strict=True):
         assert at["grid"] == list(GRID)
         for (i, a), (j, b) in product(enumerate(GRID), enumerate(GRID)):
             labels, features = xi(looked, tuple(pair), a, b)
@@ -143,10 +174,9 @@ def test_maps_equal_brute_force(seed: int, tangent: bool, tied: bool, monkeypatc
 @SEEDS
 @MODES
 def test_map_properties(seed: int, tangent: bool):
-    settings = {"grid": GRID, "pairs": [["a", "b"], ["b", "a"]]}
-    looked = subject(seed, tangent=tangent, sizes=(30, 20), **settings)
-    found = {pair: {f: torch.tensor(at[f]) for f in ("labels", "features")} for pair, at in
-             measures.disentanglement(looked).items()}  # fmt: skip
+    looked = subject(seed, tangent=tangent, sizes=(30, 20))
+    both_ways = looked.values(maps("ab", "ba", grid=GRID))
+    found = {pair: {form: torch.tensor(at[form]) for form in ("labels", "features")} for pair, at in both_ways.items()}
     zero = GRID.index(0.0)
     for form in ("labels", "features"):
         values = found["a+b"][form]
@@ -155,13 +185,12 @@ def test_map_properties(seed: int, tangent: bool):
         assert values.max() > 0.1, "the vectors are large enough to matter"
         torch.testing.assert_close(found["b+a"][form], values.mT)
     # at (a, 0) only the second task's images can tell: the map of the first task's images alone is zero there
-    halves = measures.disentanglement(Subject(looked.model, looked.vectors, looked.views, settings, tangent))
     for i, a in enumerate(GRID):
         wrong = 0
-        for image in looked.views["b"].take(slice(None)):
+        for image in looked.of_task["b"].take(slice(None)):
             start, moved = (features_at(looked, image, point) for point in ({}, {"a": a}))
             wrong += label(looked, "b", start) != label(looked, "b", moved)
-        assert halves["a+b"]["labels"][i][zero] == pytest.approx(wrong / 20)
+        assert both_ways["a+b"]["labels"][i][zero] == pytest.approx(wrong / 20)
 
 
 class Experts(Model):
@@ -188,13 +217,13 @@ def test_experts_on_disjoint_inputs_are_disentangled(tangent: bool):
         inputs[:, keep] = torch.randn(11, 4, dtype=torch.float64)
         own[task] = world.view(inputs, torch.zeros(11, dtype=torch.long), torch.randn(3, 5, dtype=torch.float64))
     moved = {t: TaskVector({f"{t}.weight": 3 * torch.randn(5, 4, dtype=torch.float64)}) for t in "ab"}
-    settings = {"grid": (-2, 0, 0.5, 2), "pairs": [["a", "b"]], "alpha": 1.0}
-    looked = Subject(model, moved, own, settings, tangent)
-    found = measures.disentanglement(looked)["a+b"]
+    looked = Subject(model, moved, own, tangent)
+    found = looked.values(maps("ab", grid=(-2, 0, 0.5, 2)))["a+b"]
     assert not torch.tensor(found["labels"]).any()
     torch.testing.assert_close(torch.tensor(found["features"]), torch.zeros(4, 4))
-    assert measures.disentanglement_matrix(looked)["matrix"] == [[0, 0], [0, 0]]
-    assert measures.drift(looked)["matrix"][0][1] == measures.drift(looked)["matrix"][1][0] == 0
+    assert looked.values(DisentanglementMatrix())["matrix"] == [[0, 0], [0, 0]]
+    drift = looked.values(Drift())["matrix"]
+    assert drift[0][1] == drift[1][0] == 0
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -204,10 +233,8 @@ def test_divergence_ignores_a_shift_and_survives_large_features(large: bool):
     own = views(1, 6, 6)
     shift = TaskVector({"3.bias": torch.full((5,), 40.0, dtype=torch.float64)})
     other = vectors(2, model, 2, size=400.0 if large else 0.5)["b"]
-    settings = {"grid": (0, 1, 2), "pairs": [["a", "b"]]}
-    found = torch.tensor(
-        measures.disentanglement(Subject(model, {"a": shift, "b": other}, own, settings, True))["a+b"]["features"]
-    )
+    looked = Subject(model, {"a": shift, "b": other}, own, True)
+    found = torch.tensor(looked.values(maps("ab", grid=(0, 1, 2)))["a+b"]["features"])
     assert found.isfinite().all()
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
     assert (found[:, 0] < 1e-12).all() and (found[:, 1:] > 1e-3).all()
@@ -216,13 +243,13 @@ def test_divergence_ignores_a_shift_and_survives_large_features(large: bool):
 @SEEDS
 @MODES
 def test_matrix_equals_brute_force(seed: int, tangent: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "ROWS", 9)
-    looked = subject(seed, tangent=tangent, sizes=(7, 5, 8), alpha=0.8)
-    found = measures.disentanglement_matrix(looked)
+    monkeypatch.setattr(looking, "ROWS", 9)
+    looked = subject(seed, tangent=tangent, sizes=(7, 5, 8))
+    found = looked.values(DisentanglementMatrix(alpha=0.8))
     assert found["rows"] == found["columns"] == list(TASKS) and found["alpha"] == 0.8
     total = 0.0
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images = looked.views[task].take(slice(None))
+        images = looked.of_task[task].take(slice(None))
         own = [label(looked, task, features_at(looked, image, {task: 0.8})) for image in images]
         both = [label(looked, task, features_at(looked, image, {task: 0.8, other: 0.8})) for image in images]
         expected = 0 if s == t else sum(x != y for x, y in zip(own, both, strict=True)) / len(images)
@@ -260,11 +287,11 @@ def test_printed_matrices_have_their_printed_means(mean: float):
 
 @SEEDS
 def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "ROWS", 12)
+    monkeypatch.setattr(looking, "ROWS", 12)
     looked = subject(seed, tangent=True, sizes=(6, 3, 5))
-    found = measures.drift(looked)
+    found = looked.values(Drift())
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images, tau = looked.views[task].take(slice(None)), looked.vectors[other]
+        images, tau = looked.of_task[task].take(slice(None)), looked.vectors[other]
         flat = torch.cat([tau[n].flatten() for n in looked.model.parameters])
         slopes = [jacobian(looked.model, image) for image in images]
         rows = [torch.cat([slope[n].flatten(1) for n in looked.model.parameters], 1) for slope in slopes]
@@ -286,35 +313,33 @@ def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch:
 def test_a_model_linear_in_what_moved_is_in_the_kernel_regime(seed: int):
     looked = subject(seed, tangent=False, sizes=(40, 30))
     last = vectors(seed + 1, looked.model, 2, names="3.")
-    linear = measures.kernel_regime(Subject(looked.model, last, looked.views, {}, False))
+    linear = Subject(looked.model, last, looked.of_task, False).values(KernelRegime())
     for at in linear.values():
         assert at["relative_feature_error"] < 1e-14 and at["post_hoc"] == at["non_linear"]
-    curved = measures.kernel_regime(looked)
+    curved = looked.values(KernelRegime())
     for task, at in curved.items():
         f, g, start = [], [], []
-        for image in looked.views[task].take(slice(None)):
+        for image in looked.of_task[task].take(slice(None)):
             f.append(features_at(looked, image, {task: 1.0})[0])
-            bent = Subject(looked.model, looked.vectors, looked.views, {}, True)
-            g.append(features_at(bent, image, {task: 1.0})[0])
+            linearised = Subject(looked.model, looked.vectors, looked.of_task, True)
+            g.append(features_at(linearised, image, {task: 1.0})[0])
             start.append(features_at(looked, image, {})[0])
         f, g, start = map(torch.stack, (f, g, start))
         assert at["relative_feature_error"] == pytest.approx(((f - g).norm() / (f - start).norm()).item(), rel=1e-10)
-        view = looked.views[task]
+        view = looked.of_task[task]
         for name, features in (("non_linear", f), ("post_hoc", g)):
             right = (looked.model.logits(features, view.head).argmax(1) == view.labels()).double().mean()
             assert at[name] == pytest.approx(right.item())
     still = {task: 0 * vector for task, vector in looked.vectors.items()}
-    assert (
-        measures.kernel_regime(Subject(looked.model, still, looked.views, {}, False))["a"]["relative_feature_error"]
-        == 0
-    )
+    unmoved = Subject(looked.model, still, looked.of_task, False).values(KernelRegime())
+    assert unmoved["a"]["relative_feature_error"] == 0
 
 
 @SEEDS
 def test_orthogonality_is_the_matrix_of_cosines(seed: int):
     looked = subject(seed, tangent=False, sizes=(1, 1, 1))
     looked.vectors["b"]._deltas.pop("1.bias")  # absent is zero
-    found = measures.orthogonality(looked)
+    found = looked.values(Orthogonality())
     flat = {t: torch.cat([v.get(n, torch.zeros(p.shape)).flatten() for n, p in looked.model.parameters.items()])
             for t, v in looked.vectors.items()}  # fmt: skip
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
@@ -323,11 +348,12 @@ def test_orthogonality_is_the_matrix_of_cosines(seed: int):
     assert found["norms"] == pytest.approx([flat[t].norm().item() for t in TASKS])
 
 
-def test_tangent_measures_cost_one_pass_whatever_pairs_and_grid(monkeypatch: pytest.MonkeyPatch):
+def test_linearised_maps_cost_one_pass_whatever_pairs_and_grid(monkeypatch: pytest.MonkeyPatch):
     images = []
-    monkeypatch.setattr(measures, "ROWS", 12)
-    for pairs, grid in (([["a", "b"]], (0, 1)), ([list(p) for p in combinations(TASKS, 2)], tuple(range(9)))):
-        looked = subject(1, tangent=True, sizes=(9, 6, 5), grid=grid, pairs=pairs)
+    monkeypatch.setattr(looking, "ROWS", 12)
+    every = ["".join(pair) for pair in combinations(TASKS, 2)]
+    for question in (maps("ab", grid=(0, 1)), maps(*every, grid=tuple(range(9)))):
+        looked = subject(1, tangent=True, sizes=(9, 6, 5))
         seen = []
         original = type(looked.model).features
 
@@ -336,7 +362,7 @@ def test_tangent_measures_cost_one_pass_whatever_pairs_and_grid(monkeypatch: pyt
             return original(self, parameters, inputs, head)
 
         monkeypatch.setattr(type(looked.model), "features", counted)
-        measures.disentanglement(looked)
+        looked.values(question)
         monkeypatch.setattr(type(looked.model), "features", original)
         images.append(sum(seen))
     assert images == [9 + 6, 9 + 6 + 5], "the model is entered once per image"
@@ -360,12 +386,12 @@ def test_the_search_box_is_the_unit_square():
 
 @SEEDS
 def test_grids_by_products_and_point_by_point_agree(seed: int, monkeypatch: pytest.MonkeyPatch):
-    looked = subject(seed, tangent=True, sizes=(12, 9, 7), grid=GRID, pairs=[["a", "b"], ["c", "b"]])
-    by_products = measures.disentanglement(looked)
-    monkeypatch.setattr(measures, "EXPONENTS", -1.0)
-    directly = measures.disentanglement(looked)
-    monkeypatch.setattr(measures, "_along_lines", measures._point_by_point)
-    by_points = measures.disentanglement(looked)
+    looked, question = subject(seed, tangent=True, sizes=(12, 9, 7)), maps("ab", "cb", grid=GRID)
+    by_products = looked.values(question)
+    monkeypatch.setattr(disentanglement, "EXPONENTS", -1.0)
+    directly = looked.values(question)
+    monkeypatch.setattr(DisentanglementMaps, "_along_lines", DisentanglementMaps._point_by_point)
+    by_points = looked.values(question)
     for pair, at in by_products.items():
         for other in (directly[pair], by_points[pair]):
             assert at["labels"] == other["labels"]

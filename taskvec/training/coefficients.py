@@ -160,6 +160,6 @@ def inner_products(gradient: Tensor, deltas: Sequence[Tensor], layout: Layout) -
 
 
 def _pieces(flat: Tensor) -> list[slice]:
-    """Return the pieces of a flat tensor that all vectors pass over one after the other: on a CPU as its cache holds."""
+    """Return the pieces of a flat tensor that all vectors pass over in turn: on a CPU as large as its cache holds."""
     size = ENTRIES if flat.device.type == "cpu" else max(1, len(flat))
     return [slice(start, start + size) for start in range(0, len(flat), size)]

@@ -24,9 +24,11 @@ def slopes(gradient: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor
             continue
         slope = gradient[name]
         for row, vector in enumerate(vectors):
-            if name in vector:
-                products = inner_products(slope, [vector[name]], layout)
-                found[row, layout.columns] += products[0].cpu()
+            if name not in vector:
+                continue
+            delta = vector[name]
+            products = inner_products(slope, [delta], layout)
+            found[row, layout.columns] += products[0].cpu()
     return found
 
 

@@ -7,17 +7,17 @@ gradient, whatever the number of vectors, and vectors may lie in files that are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from taskvec.training.blocks import Blocks, Layout, Whole
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, Tensors
 
 ENTRIES = 2**17  # of a piece that stays in the processor's cache while all vectors are added to it
 
-Vectors = Sequence[Mapping[str, Tensor]]
+Vectors = Sequence[Tensors]
 LEAF = "coefficients"
 
 
@@ -28,9 +28,7 @@ class Coefficients:
     ``half`` rounds as the released code of aTLAS does: see :func:`half_sum`.
     """
 
-    def __init__(
-        self, base: Mapping[str, Tensor], vectors: Vectors, blocks: Blocks, start: float = 0.0, *, half: bool = False
-    ):
+    def __init__(self, base: Tensors, vectors: Vectors, blocks: Blocks, start: float = 0.0, *, half: bool = False):
         self.base, self.vectors, self.blocks, self.half = base, list(vectors), blocks, half
         self.names = [name for name in blocks.names if any(name in vector for vector in vectors)]
         first = next(iter(base.values()))

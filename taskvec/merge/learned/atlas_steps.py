@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from taskvec.training.blocks import Blocks, blocks, divided, joined
 from taskvec.training.coefficients import Coefficients
 from taskvec.training.factor_coefficients import FactorCoefficients
 from taskvec.training.loop import Group
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.merge.learned.atlas import Atlas
@@ -28,7 +29,7 @@ FUSED = (".q", ".k", ".v")  # ends of the roles that the authors' models pack in
 Leaves = Coefficients | FactorCoefficients
 
 
-def learn(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Learned:
+def learn(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given) -> Learned:
     """Return the composition that is learned on ``given.learning``."""
     seed = merge.seed_of(given)
     trained, labels, report = parameterised(merge, base, vectors, given)
@@ -54,7 +55,7 @@ def learn(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], g
 
 
 def parameterised(
-    merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given
+    merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given
 ) -> tuple[Leaves, Sequence[str], dict[str, Any]]:
     """Return the coefficients as leaves, the labels of their rows, and what to report of the choice of vectors."""
     seed = merge.seed_of(given)
@@ -69,7 +70,7 @@ def parameterised(
     return trained, found.labels, dict(found.report)
 
 
-def blocks_of(merge: Atlas, base: Mapping[str, Tensor], layers: Sequence[LinearLayer], seed: int) -> Blocks:
+def blocks_of(merge: Atlas, base: Tensors, layers: Sequence[LinearLayer], seed: int) -> Blocks:
     """Return the blocks of a merge's settings."""
     shapes = {name: tensor.shape for name, tensor in base.items()}
     found = blocks(merge.by, shapes, matrices=merge.matrices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ from taskvec.merge.learned import choosing
 from taskvec.merge.learned.bases import RandomBasis
 from taskvec.needs import Examples, Given, Signed, label_of
 from taskvec.training.blocks import Blocks
+from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.merge.learned.atlas import Atlas
 
 ROWS = 500  # of a batch of features
 
-Deltas = Sequence[Mapping[str, Tensor]]
+Deltas = Sequence[Tensors]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Chosen:
         return Chosen(deltas, labels, {"chosen": labels})
 
 
-def chosen(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
+def chosen(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
     """Return the vectors within a merge's budget."""
     offered = _offered(merge, base, vectors, given)
     if merge.budget is None or merge.budget >= len(offered.deltas):
@@ -53,7 +54,7 @@ def chosen(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], 
     return _mixed(offered, slopes, merge.budget, cut)
 
 
-def _offered(merge: Atlas, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Chosen:
+def _offered(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given) -> Chosen:
     """Return the run's vectors, or random ones."""
     if merge.random_bases is None:
         labels = [label_of(signed.expression) for signed in vectors]

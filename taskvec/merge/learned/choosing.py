@@ -14,9 +14,10 @@ from torch import Tensor
 
 from taskvec.training.blocks import Blocks
 from taskvec.training.coefficients import inner_products
+from taskvec.vectors import Tensors
 
 
-def slopes(gradient: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]], blocks: Blocks) -> Tensor:
+def slopes(gradient: Tensors, vectors: Sequence[Tensors], blocks: Blocks) -> Tensor:
     """Return dL/d lambda [n, m] at zero, given dL/d theta_0 by name; parameters without a gradient count as zero."""
     found = torch.zeros(len(vectors), blocks.count, dtype=torch.float64)
     for name, layout in blocks.layouts.items():
@@ -64,7 +65,7 @@ def block_ranks(found: Tensor, budget: int) -> Tensor:
 class Mixed(Mapping):
     """A vector whose every block is that of some vector: ``source`` [m] int64 says whose."""
 
-    def __init__(self, vectors: Sequence[Mapping[str, Tensor]], blocks: Blocks, source: Tensor):
+    def __init__(self, vectors: Sequence[Tensors], blocks: Blocks, source: Tensor):
         self.vectors = vectors
         self.source: dict[str, int] = {}
         for name, layout in blocks.layouts.items():

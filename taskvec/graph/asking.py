@@ -85,9 +85,7 @@ class Chain:
         """Return the side of the vectors that a transform makes."""
         return "target" if name == self.moving else self.side_before(name)
 
-    def tuned(
-        self, tasks: Sequence[str], side: Side, *, ascend: bool = False, without: tuple[str, ...] = ()
-    ) -> Tuned:
+    def tuned(self, tasks: Sequence[str], side: Side, *, ascend: bool = False, without: tuple[str, ...] = ()) -> Tuned:
         """Return the vector tuned on the training split of some tasks."""
         on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
         return Tuned(on, side, ascend, without=without)

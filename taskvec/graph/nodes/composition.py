@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.errors import UserError
@@ -31,11 +31,11 @@ class CompositionNode(Node):
     merge: Merge | None
     separate: bool
     mode: ForwardMode
-    needed: Mapping[Need, Node]
-    objective: Any
-    select: Any
-    precision: str | None
-    expressions: tuple[Vector, ...] = aside()
+    needed: Mapping[Need, Node] = field(default_factory=dict)
+    objective: Any = None
+    select: Any = None
+    precision: str | None = None
+    expressions: tuple[Vector, ...] = aside(default=())
     learning: Learning | None = aside(default=None)
     scope: Scope | None = aside(default=None)
 

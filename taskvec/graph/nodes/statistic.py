@@ -72,9 +72,7 @@ class StatisticNode(Node):
         labels = view.labels() if any(statistic.labels for statistic in statistics) else None
         if self.other is None:
             batches, head = Batches(view), view.head
-            return collect(
-                model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe
-            )
+            return collect(model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe)
         source, source_view = self.other.value(work), self.other_rows.value(work)
         sides, heads = (source, model), (source_view.head, view.head)
         batches = Batches(source_view, view)

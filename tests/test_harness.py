@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from taskvec.errors import UserError
 from taskvec.models.causal import Causal
+from taskvec.protocols.harness import files as harness_files
 from taskvec.protocols.harness import protocol as harness
 from taskvec.protocols.harness import tasks as harness_tasks
 from taskvec.protocols.harness.units import is_accuracy, measure
@@ -191,7 +192,7 @@ def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, 
     ):
         with pytest.raises(UserError, match=message):
             run(*overrides)
-    monkeypatch.setattr(harness_tasks, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness_files, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'taskvec\[llm\]'"):
         run("protocol.tasks=[tiny_choice]")
     assert not list(tmp_path.glob("outputs/store/*/*/SHA256SUMS"))

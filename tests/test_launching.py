@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import UserError
-from taskvec.runner import compose, expand, explain
+from taskvec.runner import compose, expand, quoting
 from taskvec.runner.folder import word
 from taskvec.runner.launch import processes
 from taskvec.runner.launch.devices import chosen
@@ -204,12 +204,12 @@ def test_what_hydra_cannot_read_is_shown_as_it_can(mine):
             compose.compose([f"finetune.select={value}"])
         except UserError as error:
             words = shlex.split(re.search(r"(?:own: |them, )(.*?)(?: is one value)?$", str(error), re.S)[1])
-            assert explain.literal(words[0]) == value, error
+            assert quoting.literal(words[0]) == value, error
             shown += 1
     assert shown > 10
 
 
 def test_a_tilde_in_outputs_is_the_home_folder_for_every_launcher(monkeypatch):
     monkeypatch.setenv("HOME", "/home/o'neil")
-    assert explain.literal(at_home("outputs='~/out'")) == "/home/o'neil/out"
+    assert quoting.literal(at_home("outputs='~/out'")) == "/home/o'neil/out"
     assert at_home("outputs=here") == "outputs=here"

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from taskvec.errors import UserError
-from taskvec.runner import compose, explain
+from taskvec.runner import compose, explain, quoting
 from taskvec.runner.configs import options, presets
 
 
@@ -52,7 +52,7 @@ def experiments(word: str) -> list[str]:
         try:
             (parsed,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
         except HydraException as error:
-            raise UserError(explain.unparsed(word, str(error))) from error
+            raise UserError(quoting.unparsed(word, str(error))) from error
         if not parsed.is_sweep_override():
             return [word.partition("=")[2]]
         return [str(name) for name in parsed.sweep_string_iterator()]

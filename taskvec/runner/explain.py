@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from taskvec.config import Config
 from taskvec.registry import did_you_mean
+from taskvec.runner.quoting import AMBIGUOUS, ambiguous, unparsed
 
 
 def composition(
@@ -26,63 +24,38 @@ def composition(
     presets: Callable[[Sequence[str]], list[Path]],
 ) -> str:
     """Return Hydra's composition error as one line that names key, place and nearest match."""
-    cause = error.__cause__
-    full_key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
-    missing = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
-    if isinstance(error, MissingConfigException) and missing:
-        group, _, option = missing[1].rpartition("/")
-        while group and not options(group) and "/" in group:
-            group, _, head = group.rpartition("/")
-            option = f"{head}/{option}"
-        files = presets(overrides)
-        chosen = re.compile(rf"\b{re.escape(group)}\s*:.*\b{re.escape(option)}\b")
-        naming = [
-            f"{file.parent.name}/{file.name}" for file in files if chosen.search(file.read_text(encoding="utf-8"))
-        ]
-        where = place(group, overrides, [])
-        where = naming[0] if naming and where == "default" else where
-        return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
+    message = str(error)
+    if isinstance(error, MissingConfigException):
+        missing = re.search(r"Could not (?:find|load) '([^']+)'", message)
+        if missing:
+            return unknown_option(missing[1], overrides, options, presets(overrides))
     if isinstance(error, OverrideParseException):
-        return unparsed(getattr(error, "override", None) or "", str(error))
-    if str(error).startswith("Ambiguous value"):
-        word = next((word for word in overrides if str(error).split("'")[1].startswith(word.lstrip("+"))), "")
-        key, _, value = (word or str(error).split("'")[1]).partition("=")
-        one = shlex.quote(f"{key}={quote(value)}")
-        return f"{key} (command line): {value!r} is a list of values: -m runs a sweep over them, {one} is one value"
-    if full_key:
-        parent, _, key = full_key.rpartition(".")
-        hint = did_you_mean(key, known_keys(parent, overrides))
-        return f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}"
-    return " ".join(str(error).split())
+        return unparsed(getattr(error, "override", None) or "", message)
+    if message.startswith(AMBIGUOUS):
+        return ambiguous(message, overrides)
+    full_key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    if not full_key:
+        return " ".join(message.split())
+    parent, _, key = full_key.rpartition(".")
+    hint = did_you_mean(key, known_keys(parent, overrides))
+    return f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}"
 
 
-def unparsed(word: str, reason: str) -> str:
-    """Return why Hydra cannot read an override, with the quoted form of it that Hydra takes as it was meant."""
-    key, equals, value = word.partition("=")
-    if not equals:
-        return f"{word!r} (command line): not of the form key=value"
-    for quoted in (f"{key}={quote(value)}", f"{key}={value}"):
-        if literal(quoted) == value:
-            return f"{key} (command line): {value} needs quotes of its own: {shlex.quote(quoted)}"
-    return f"{word!r} (command line): cannot be read: {reason.splitlines()[0]}"
-
-
-def quote(value: str) -> str:
-    """Return a text as Hydra's grammar quotes it, so that nothing in it means more than itself."""
-    mark = "'" if '"' in value and "'" not in value else '"'
-    # only the backslashes before a quotation mark, and those at the end, escape
-    doubled = re.sub(rf"(\\*)({mark}|$)", lambda found: found[1] * 2 + (f"\\{mark}" if found[2] else ""), value)
-    return mark + doubled.replace("${", "\\${") + mark
-
-
-def literal(override: str) -> str | None:
-    """Return the text that an override sets, None if Hydra cannot read it or it is no text."""
-    try:
-        value = OverridesParser.create().parse_override(override).value()
-    except HydraException:
-        return None
-    text = value.text if isinstance(value, QuotedString) else value
-    return text.replace("\\${", "${") if isinstance(text, str) else None
+def unknown_option(
+    path: str, overrides: Sequence[str], options: Callable[[str], list[str]], files: Sequence[Path]
+) -> str:
+    """Return that a group has no such option, who asked for it, and the nearest one."""
+    group, _, option = path.rpartition("/")
+    while group and not options(group) and "/" in group:  # an option in a folder: ``paper/two`` of ``suite``
+        group, _, head = group.rpartition("/")
+        option = f"{head}/{option}"
+    where = place(group, overrides, [])
+    if where == "default":
+        chosen = re.compile(rf"\b{re.escape(group)}\s*:.*\b{re.escape(option)}\b")
+        naming = [file for file in files if chosen.search(file.read_text(encoding="utf-8"))]
+        if naming:
+            where = f"{naming[0].parent.name}/{naming[0].name}"
+    return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
 
 
 class InvalidError(ValueError):
@@ -95,19 +68,25 @@ class InvalidError(ValueError):
     def explain(self, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
         """Return the first complaint as one line that names the key and the file that set it."""
         detail = self.error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in (*([self.prefix] if self.prefix else []), *detail["loc"]))
+        parts = [str(part) for part in detail["loc"]]
+        path = ".".join([self.prefix, *parts] if self.prefix else parts)
         where = place(path, overrides, sources)
-        more = f" (and {self.error.error_count() - 1} more)" if self.error.error_count() > 1 else ""
+        count = self.error.error_count()
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        return f"{path} ({where}): {self._complaint(detail)}{more}"
+
+    def _complaint(self, detail: Mapping[str, Any]) -> str:
+        given = detail["input"]
         if detail["type"] == "extra_forbidden":
             known = [name for name in self.schema.model_fields if name not in ("kind", "choices")]
-            return f"{path} ({where}): unknown key{did_you_mean(str(detail['loc'][-1]), known)}{more}"
+            return f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}"
         if detail["type"] == "literal_error":
             allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
-            hint = did_you_mean(str(detail["input"]), allowed)
-            return f"{path} ({where}): unknown value {detail['input']!r}{hint}{more}"
+            return f"unknown value {given!r}{did_you_mean(str(given), allowed)}"
         message = detail["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(detail["input"], Mapping) else f", got {detail['input']!r}"  # a group has many values
-        return f"{path} ({where}): {message}{got}{more}"
+        if isinstance(given, Mapping):  # a group, which has many values
+            return message
+        return f"{message}, got {given!r}"
 
 
 def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, explain
+from taskvec.runner import compose, quoting
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -80,10 +80,10 @@ def many(overrides: Sequence[str]) -> int:
 
 def at_home(word: str) -> str:
     """Return ``outputs=~/...`` with the home folder in place of the tilde, which Hydra's launchers would not see."""
-    text = explain.literal(word) if word.startswith("outputs=") else None
+    text = quoting.literal(word) if word.startswith("outputs=") else None
     if text is None or not text.startswith("~"):
         return word
-    return f"outputs={explain.quote(os.path.expanduser(text))}"
+    return f"outputs={quoting.quote(os.path.expanduser(text))}"
 
 
 def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequence[str]]]:

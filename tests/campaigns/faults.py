@@ -127,7 +127,9 @@ def signals(campaign: Campaign, count: int) -> None:
         for child, name in zip(children, names, strict=True):
             what = f"{name} to a {shape}"
             ended = disturb(campaign, child, name, seconds / len(names))
-            campaign.check(ended.returncode in expected(name), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}")
+            campaign.check(
+                ended.returncode in expected(name), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}"
+            )
             campaign.said(ended, what)
             campaign.counts[what] += 1
             count -= 1
@@ -149,7 +151,9 @@ def damages(content: bytes) -> dict[str, bytes | None]:
 def damage(campaign: Campaign, limit: int) -> None:
     """Damage every file below a finished outputs folder, one at a time, and run the same command again."""
     whole = campaign.finish(WORDS, campaign.fresh(), "before damage")
-    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and ".lock" not in path.name]
+    files = [
+        path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and ".lock" not in path.name
+    ]
     cases = [(file, kind) for file in files for kind in ("cut", "flipped", "deleted")]
     for file, kind in campaign.drawn.sample(cases, min(limit, len(cases))):
         what = f"{kind} {'/'.join(part for part in file.parts if len(part) < 32)}"
@@ -182,7 +186,9 @@ def full(campaign: Campaign, limit: int) -> None:
         campaign.said(ended, what)
         told = [line for line in ended.stderr.splitlines() if "No space left" in line]
         campaign.check(ended.returncode in (0, 1, 2), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}")
-        campaign.check(ended.returncode == 0 or len(told) == 1, what, f"says it {len(told)} times: {ended.stderr[-300:]}")
+        campaign.check(
+            ended.returncode == 0 or len(told) == 1, what, f"says it {len(told)} times: {ended.stderr[-300:]}"
+        )
         campaign.finish(WORDS, outputs, what)
         campaign.whole(outputs, what)
         campaign.counts["disk full from a write on"] += 1
@@ -213,8 +219,15 @@ def small(campaign: Campaign, limit: int) -> None:
 
 def report(campaign: Campaign, command: str, seconds: float) -> str:
     """Return the campaign as Markdown."""
-    lines = ["# Fault campaign", "", f"`{command}`, {platform.system()}, Python {platform.python_version()}, {seconds:.0f} s.", ""]
-    lines += ["Every disturbed command must end with its signal's status or one line, leave no process, and give the result"]
+    lines = [
+        "# Fault campaign",
+        "",
+        f"`{command}`, {platform.system()}, Python {platform.python_version()}, {seconds:.0f} s.",
+        "",
+    ]
+    lines += [
+        "Every disturbed command must end with its signal's status or one line, leave no process, and give the result"
+    ]
     lines += ["of an undisturbed run when it is repeated.", "", "| fault | times |", "|---|---|"]
     lines += [f"| {what} | {count} |" for what, count in sorted(campaign.counts.items())]
     lines += ["", f"Problems: {len(campaign.problems)}.", ""]
@@ -245,7 +258,9 @@ def main() -> int:
             if count:
                 part(campaign, count)
                 print(f"{part.__name__}: {len(campaign.problems)} problems", file=sys.stderr, flush=True)
-    arguments = " ".join(f"--{name} {getattr(options, name)}" for name in ("signals", "damage", "full", "small", "seed"))
+    arguments = " ".join(
+        f"--{name} {getattr(options, name)}" for name in ("signals", "damage", "full", "small", "seed")
+    )
     text = report(campaign, f"python tests/campaigns/faults.py {arguments}", time.perf_counter() - started)
     if options.report:
         options.report.write_text(text)

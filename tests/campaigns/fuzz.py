@@ -1,6 +1,6 @@
 """Random edits of the files that others write: each is taken, or refused in one line, and none runs code.
 
-    python tests/campaigns/fuzz.py --count 2000 --report tests/campaigns/fuzz.md
+python tests/campaigns/fuzz.py --count 2000 --report tests/campaigns/fuzz.md
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ VALUES: tuple[Any, ...] = (
     [[[[[[[[[[]]]]]]]]]], "nan", ".inf", "é", "\ud800", {"": 1}, ["a"] * 500, "null", "no", "pkg://mini8", "a\nb",
 )  # fmt: skip
 TEXTS = (
-    "[" * 3000, "{a: " * 500, "&a [*a, *a]", "a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]\n", "\t", "\x00", "- a\nb: c", "'",
-    f"!!python/object/apply:eval [\"{CALL}\"]", "%YAML 9.9\n---\n", "<<: *x", "? [a]\n: b\n", '{"a": NaN}', '"\\ud800"',
+    "[" * 3000, "{a: " * 500, "&a [*a, *a]", "a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]\n", "\t", "\x00",
+    "- a\nb: c", "'", f"!!python/object/apply:eval [\"{CALL}\"]", "%YAML 9.9\n---\n", "<<: *x", "? [a]\n: b\n", '{"a": NaN}', '"\\ud800"',
 )  # fmt: skip
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202e]")
 MEMORY = 600 * 2**20  # that a whole campaign may add to the peak
@@ -170,7 +170,9 @@ class Fuzz:
             outcome = "wrong"
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(last.filename).name}:{last.lineno}"
-            self.problems.append(f"{name}: {type(error).__name__} {str(error)[:160]!r} at {place} for {content[:300]!r}")
+            self.problems.append(
+                f"{name}: {type(error).__name__} {str(error)[:160]!r} at {place} for {content[:300]!r}"
+            )
         finally:
             path.write_bytes(before)
         if list(self.folder.rglob(CANARY)):

@@ -52,14 +52,17 @@ class StatisticNode(Node):
 
     def compute(self, work: Work) -> Content:
         """Collect it, with all missing statistics that need the same pass, or make it from others."""
+        owner = f"statistic {self.what.kind}"
         if self.what.derived:
-            given = Given(work, self.scope, self.needed, self.base, self.base, f"statistic {self.what.kind}")
-            with untouched(self.what, given.owner, work, self.base):
-                return self._packed(self.what.made(self.asked, given))
+            given = Given(work, self.scope, self.needed, self.base, self.base, owner)
+            with untouched(self.what, owner, work, self.base):
+                made = self.what.made(self.asked, given)
+            return self._packed(made)
         together = [self, *work.companions(self)]
-        users = next((node.what for node in together if node.what.code), None)
-        with untouched(users, f"statistic {self.what.kind}", work, self.base):
-            values = self._collect(work, [node.what for node in together])
+        whats = [node.what for node in together]
+        users = [what for what in whats if what.code]
+        with untouched(users[0] if users else None, owner, work, self.base):
+            values = self._collect(work, whats)
         for node, value in zip(together[1:], values[1:], strict=True):
             work.offer(node, node._packed(value))
         return self._packed(values[0])
@@ -67,9 +70,14 @@ class StatisticNode(Node):
     def _collect(self, work: Work, statistics: list[Statistic]) -> list[Any]:
         from taskvec.statistics.collect import Batches, collect
 
-        model, view, observe = self.base.value(work), self.rows.value(work), observer(work, self)
-        parameters = None if self.at is None else self.at.value(work).to(work.device).apply_to(model.parameters)
-        labels = view.labels() if any(statistic.labels for statistic in statistics) else None
+        model, view = self.base.value(work), self.rows.value(work)
+        observe = observer(work, self)
+        parameters = labels = None
+        if self.at is not None:
+            vector = self.at.value(work).to(work.device)
+            parameters = vector.apply_to(model.parameters)
+        if any(statistic.labels for statistic in statistics):
+            labels = view.labels()
         if self.other is None:
             batches, head = Batches(view), view.head
             return collect(model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import UserError
-from taskvec.protocols.harness.tasks import own_tasks
+from taskvec.protocols.harness.files import own_tasks
 
 KEY = "protocol.allow_code=true"
 

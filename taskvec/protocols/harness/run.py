@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import UserError, describe
 from taskvec.protocols.harness.consent import guarded
-from taskvec.protocols.harness.tasks import INSTALL
+from taskvec.protocols.harness.files import INSTALL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

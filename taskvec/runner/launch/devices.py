@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from taskvec.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+NAMED = ("GPU-", "MIG-")
 
 
 def inherited() -> tuple[str, ...] | None:
@@ -39,15 +40,27 @@ def _among(granted: Sequence[str], name: str) -> str:
     if name in granted:
         return name
     if name.isdecimal():
-        if all(device.isdecimal() for device in granted) or int(name) >= len(granted):
-            raise _missing(granted, name)
-        return granted[int(name)]
-    prefixed = [device for device in granted if device.startswith(name) or name.startswith(device)]
-    if name.startswith(("GPU-", "MIG-")) and len(prefixed) == 1:
-        return prefixed[0]
-    raise _missing(granted, name)
+        return _at(granted, name)
+    if name.startswith(NAMED):
+        prefixed = [device for device in granted if device.startswith(name)]
+        if len(prefixed) == 1:
+            return prefixed[0]
+    raise UserError(_missing(granted, name))
 
 
-def _missing(granted: Sequence[str], name: str) -> UserError:
+def _at(granted: Sequence[str], name: str) -> str:
+    """Return the device at a position; where devices are called by numbers, a number is a name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    position = int(name)
+    numbered = all(device.isdecimal() for device in granted)
+    if numbered or position >= len(granted):
+        raise UserError(_missing(granted, name))
+    return granted[position]
+
+
+def _missing(granted: Sequence[str], name: str) -> str:
     listed = ", ".join(granted) or "none"
-    return UserError(f"sweep.devices: {name} is not among the devices of {VISIBLE} ({listed}), which this command got")
+    return f"sweep.devices: {name} is not among the devices of {VISIBLE} ({listed}), which this command got"

@@ -23,15 +23,15 @@ from matrix_choices import STAGES, Assembly
 
 CELLS = 40
 CHAINS = (  # finetune / forward / transform / merge / protocol / family
-    "full/as tuned/pave, theseus/task_arithmetic/addition/clip",
-    "full/as tuned/pave, theseus on merged/ties/addition/causal",
+    "full/as tuned/pave+theseus/task_arithmetic/addition/clip",
+    "full/as tuned/pave+theseus on merged/ties/addition/causal",
     "full/as tuned/theseus on merged/tsv/negation/clip",
     "full/as tuned/pave/atlas/addition/encoder",
-    "full/as tuned/pave, theseus/atlas/few_shot/clip",
-    "full, LoRA/as tuned/theseus, pave/dare/addition/text_to_text",
-    "full, LoRA/as tuned/pave/atlas/addition/clip",
+    "full/as tuned/pave+theseus/atlas/few_shot/clip",
+    "full (LoRA)/as tuned/theseus+pave/dare/addition/text_to_text",
+    "full (LoRA)/as tuned/pave/atlas/addition/clip",
     "kfac/as tuned/none/atlas/addition/clip",
-    "kfac/standard/pave, theseus/knots/addition/clip",
+    "kfac/standard/pave+theseus/knots/addition/clip",
     "full/as tuned/none/atlas/out_of_distribution/clip",
 )
 REFUSALS = {

@@ -113,7 +113,7 @@ def choices() -> dict[str, list[Choice]]:
 def _finetunes() -> Iterator[Choice]:
     for entry in registry.entries("finetune"):
         yield Choice(entry.name, (f"finetune={entry.name}",))
-    yield Choice("full, LoRA", ("finetune=full", "finetune.select=lora", "finetune.rank=2"))
+    yield Choice("full (LoRA)", ("finetune=full", "finetune.select=lora", "finetune.rank=2"))
 
 
 def _transforms() -> Iterator[Choice]:
@@ -124,9 +124,9 @@ def _transforms() -> Iterator[Choice]:
     for name in names:
         yield Choice(f"{name} on merged", (f"transform={name}", f"transform.{name}.on=merged"))
     chain = "transform=[pave,theseus]"
-    yield Choice("pave, theseus", (chain,))
-    yield Choice("theseus, pave", ("transform=[theseus,pave]",))
-    yield Choice("pave, theseus on merged", (chain, "transform.theseus.on=merged"))
+    yield Choice("pave+theseus", (chain,))
+    yield Choice("theseus+pave", ("transform=[theseus,pave]",))
+    yield Choice("pave+theseus on merged", (chain, "transform.theseus.on=merged"))
 
 
 def _merges() -> Iterator[Choice]:
@@ -136,7 +136,7 @@ def _merges() -> Iterator[Choice]:
             words += ["merge.schedule.epochs=null", "merge.schedule.steps=2", "merge.schedule.batch_size=8"]
         yield Choice(entry.name, tuple(words))
     for entry in registry.entries("adapter"):
-        yield Choice(f"none, {entry.name}", ("merge=none", f"merge.adapter={entry.name}"))
+        yield Choice(f"none ({entry.name})", ("merge=none", f"merge.adapter={entry.name}"))
 
 
 def _protocols() -> Iterator[Choice]:
@@ -216,7 +216,10 @@ class Assembly:
             config.protocol.check(config.suite)
             capable(config, plan)
             plan.cells  # noqa: B018 (plans)
-        except (UserError, ValidationError) as error:
+        except ValidationError as error:
+            found = error.errors()[0]
+            return f"finetune.{found['loc'][0]}: {found['msg']}"
+        except UserError as error:
             return " ".join(str(error).split())
         return None
 
@@ -225,8 +228,10 @@ CONTEXTS = (  # what stands beside a pair whose usual company is refused
     {},
     {"merge": "atlas"},
     {"family": "causal"},
+    {"forward": "standard"},
     {"merge": "atlas", "family": "causal"},
-    {"merge": "none, linear_probe"},
+    {"forward": "standard", "family": "causal"},
+    {"merge": "atlas", "forward": "standard"},
 )
 
 
@@ -248,14 +253,27 @@ class Tables:
         return self._known[key]
 
     def _refused(self, chosen: Mapping[str, Choice]) -> str | None:
-        first = None
+        """Return the reason in the first company that each of the choices alone would do with, else the first."""
+        first = told = None
         for context in CONTEXTS:
             beside = {stage: self.assembly.choice(stage, name) for stage, name in context.items()}
             reason = self.assembly.reason(self.assembly.combination(**(beside | chosen)))
             if reason is None:
                 return None
             first = first or reason
-        return first
+            if told is None and self._alone(beside, chosen):
+                told = reason
+        return told or first
+
+    def _alone(self, beside: Mapping[str, Choice], chosen: Mapping[str, Choice]) -> bool:
+        """Return whether each choice by itself runs in a company."""
+        for stage, choice in chosen.items():
+            key = tuple((name, one.name) for name, one in (beside | {stage: choice}).items())
+            if key not in self._known:
+                self._known[key] = self.assembly.reason(self.assembly.combination(**(beside | {stage: choice})))
+            if self._known[key] is not None:
+                return False
+        return True
 
     def covering(self) -> list[Combination]:
         """Return combinations that hold every pair that is not refused at least once, in a fixed order."""

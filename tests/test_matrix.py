@@ -21,23 +21,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "campaigns"))
 import matrix
 from matrix_choices import STAGES, Assembly
 
-CELLS = 40
+CELLS = 34
 CHAINS = (  # finetune / forward / transform / merge / protocol / family
-    "full/as tuned/pave, theseus/task_arithmetic/addition/clip",
-    "full/as tuned/pave, theseus on merged/ties/addition/causal",
+    "full/as tuned/pave+theseus/task_arithmetic/addition/clip",
+    "full/as tuned/pave+theseus on merged/ties/addition/causal",
     "full/as tuned/theseus on merged/tsv/negation/clip",
     "full/as tuned/pave/atlas/addition/encoder",
-    "full/as tuned/pave, theseus/atlas/few_shot/clip",
-    "full, LoRA/as tuned/theseus, pave/dare/addition/text_to_text",
-    "full, LoRA/as tuned/pave/atlas/addition/clip",
+    "full/as tuned/pave+theseus/atlas/few_shot/clip",
+    "full (LoRA)/as tuned/theseus+pave/dare/addition/text_to_text",
+    "full (LoRA)/as tuned/pave/atlas/addition/clip",
     "kfac/as tuned/none/atlas/addition/clip",
-    "kfac/standard/pave, theseus/knots/addition/clip",
+    "kfac/standard/pave+theseus/knots/addition/clip",
     "full/as tuned/none/atlas/out_of_distribution/clip",
 )
 REFUSALS = {
     "full/as tuned/none/slerp/negation/clip": "takes 2 task vectors, not 1",
     "full/as tuned/theseus on merged/atlas/addition/clip": "learns its model for the questions",
     "full/as tuned/theseus on merged/emr/addition/clip": "makes a model for each task",
+    "full/as tuned/theseus on merged/ties/disentanglement/encoder": "asks about the vectors themselves",
     "full/as tuned/theseus on merged/cart/addition/clip": "does not make one vector under a coefficient",
 }
 REFUSED, RECORDED, OPTIONS = matrix.read()

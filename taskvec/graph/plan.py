@@ -58,8 +58,19 @@ class Plan:
 
     @cached_property
     def asked(self) -> list[Cell]:
-        """The cells the protocol asks for."""
-        return self.config.protocol.cells(Asking(self.config, self.chain))
+        """The cells the protocol asks for.
+
+        Raises:
+            UserError: if a transform stands after a merge, and no cell merges.
+        """
+        protocol, late = self.config.protocol, self.chain.late
+        cells = protocol.cells(Asking(self.config, self.chain))
+        if late and not any(cell.composed.merge for cell in cells):
+            raise UserError(
+                f"transform.{late[0]}.on=merged: protocol={protocol.kind} asks about the vectors themselves and merges "
+                f"none; use transform.{late[0]}.on=vectors"
+            )
+        return cells
 
     @cached_property
     def cells(self) -> dict[str, AnswerNode]:

@@ -27,10 +27,10 @@ PAGE = HERE.parent.parent / "docs" / "matrix.md"
 INTRODUCTION = """# Which combinations run
 
 Made from the registries by `make matrix-plan`; do not edit. A run chooses a fine-tuning method, a forward mode, a list
-of transforms, a merge, a protocol and, with its backbone, a family. Every two choices go together unless a table below
-says why not: such a run exits with 2 and that reason before any work. The reasons are what a run says, with NAME for
-the choice and TASK for a task. `X on merged` is `transform=X transform.X.on=merged`. `make matrix` runs a set of
-combinations that holds every allowed pair of choices.
+of transforms, a merge, a protocol and, with its backbone, a family. Two choices go together, in the right company,
+unless a table below says why not: such a run exits with 2 and that reason before any work. The reasons are what a run
+says, with NAME for the choice and TASK for a task. `X on merged` is `transform=X transform.X.on=merged`. `make matrix`
+runs a set of combinations that holds every allowed pair of choices, on suites of two tasks.
 """
 Refused = Mapping[tuple[str, str, str, str], str]  # (stage, choice, stage, choice) -> reason
 
@@ -49,14 +49,14 @@ def plan(assembly: Assembly) -> tuple[dict[tuple[str, str, str, str], str], list
 
 def generic(reason: str, names: Iterable[str]) -> str:
     """Return a reason without the names of the choices and of the tiny worlds."""
-    words = {word for name in names for word in re.split(r", | on merged|\s", name) if word}
+    words = {word for name in names for word in re.split(r"[+()\s]| on merged", name) if word}
     usual = {word for word in USUAL.values() if word not in ("none", "full")}
-    for word in sorted((words | usual) - {"none", "full", "tangent", "standard", "LoRA", "as", "tuned", "causal"}):
+    for word in sorted(
+        (words | usual) - {"none", "full", "tangent", "standard", "LoRA", "as", "tuned", "causal", "on", "merged"}
+    ):
         reason = re.sub(rf"(?<=[=.]){re.escape(word)}(?![\w])", "NAME", reason)
     reason = re.sub(r"\btiny\w*", "NAME", reason)
-    return re.sub(
-        r"\b(stripes|corners|colours|control|fine_or_not|liked|praise|held)\b(?=[/,;.]| to use)", "TASK", reason
-    )
+    return re.sub(r"\b(stripes|corners|colours|fine_or_not|held(?=/))\b", "TASK", reason)
 
 
 def page(refused: Refused, options: Mapping[str, Sequence[str]]) -> str:

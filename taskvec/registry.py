@@ -33,7 +33,7 @@ PACKAGES = {
 PARTS = ("statistic", "question", "objective", "adapter")  # of components; no config group of their own
 GROUPS = tuple(group for group in PACKAGES if group not in PARTS)
 PACKAGE = Path(__file__).resolve().parent
-MANY = 40
+MANY = 30
 STAGES = ("finetune", "transform", "merge", "protocol")
 
 T = TypeVar("T", bound=type[Component])

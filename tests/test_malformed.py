@@ -169,7 +169,7 @@ CASES = [
     Case("kind of another type", "unknown merge", ["merge.kind=5"]),
     Case("unknown verb", "did you mean 'status'", ["statsu"]),
     Case("unknown flag", "unknown option '--dry'", ["--dry"]),
-    Case("unparsable override", "finetune.lr=[1", ["finetune.lr=[1"]),
+    Case("unparsable override", "needs quotes of its own", ["finetune.lr=[1"]),
     Case("several values without -m", "seed", ["seed=0,1"]),
     Case("word for a number", "finetune.lr (command line)", ["finetune.lr=fast"]),
     Case("fraction for an integer", "seed (command line)", ["seed=1.5"]),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from memory import Memory
 
 from taskvec.training.batches import Batch
-from taskvec.training.loop import FORGET, Group, Moment, train
+from taskvec.training.callbacks import FORGET, Moment
+from taskvec.training.loop import Group, train
 from taskvec.training.objectives import pseudo
 from taskvec.training.objectives.negation import Negation
 from taskvec.training.objectives.reliable import Noted, Recover

@@ -206,7 +206,9 @@ def test_a_sweep_is_ranked_by_validation_where_normalised_test_disagrees(outputs
     other = outputs.with_name("ranked")
     words = ["finetune.lr=3e-3,1e-6", "protocol.grid=[0,0.3,0.6,1]", f"outputs={other}"]
     assert main(["-m", *world.FAST, *words]) == 0
-    results = {json.loads(path.read_text())["config"]["finetune"]["lr"]: path for path in other.glob("runs/*/result.json")}
+    results = {
+        json.loads(path.read_text())["config"]["finetune"]["lr"]: path for path in other.glob("runs/*/result.json")
+    }
     strong, weak = read_result(results[3e-3]), read_result(results[1e-6])
     merged = {"strong": _row(strong, "merged"), "weak": _row(weak, "merged")}
     assert merged["weak"].mean("normalised") > 0.95

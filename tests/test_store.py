@@ -256,8 +256,8 @@ def test_a_setting_touches_what_depends_on_it(overrides, touched, config):
 
 @pytest.mark.parametrize(
     "override",
-    ["tracker=none", "outputs=/tmp/elsewhere", "compute.device=cpu", "compute.device=cuda:1", "finetune.checkpoint_every=7",
-     "backbone.recipe.steps=9"],
+    ["tracker=none", "outputs=/tmp/elsewhere", "compute.device=cpu", "compute.device=cuda:1",
+     "finetune.checkpoint_every=7", "backbone.recipe.steps=9"],
 )  # fmt: skip
 def test_a_setting_that_changes_no_result_touches_nothing(override, config):
     before, after = config(), config(override)

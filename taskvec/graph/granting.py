@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from taskvec.config import Component
 from taskvec.errors import UserError
 from taskvec.needs import Examples, ForwardMode, Grant, Needs, Statistics
+from taskvec.protocols.base import Composed, Learning
+from taskvec.registry import lookup
 
 
 def granted(need: Examples, grants: Sequence[Grant], owner: str) -> None:
@@ -50,3 +54,25 @@ def same_mode(mode: ForwardMode, component: Component, owner: str) -> None:
     if mode not in component.forward_modes:
         takes = " and ".join(sorted(component.forward_modes))
         raise UserError(f"{owner}={component.kind} takes {takes} vectors, and these are {mode}")
+
+
+def learning_of(composed: Composed, merge: Any, protocol: Any) -> Learning:
+    """Return what a learned merge learns on, by its own objective or else the protocol's, labels only if read.
+
+    Raises:
+        UserError: if there is nothing to learn on, or the objective wants labels that are not granted.
+    """
+    owner, learning = f"merge={merge.kind}", composed.learning
+    if learning is None:
+        raise UserError(f"{owner} is learned, and protocol={protocol.kind} gives it nothing to learn on")
+    if not merge.selects:
+        learning = learning.unselected
+    objective = merge.objective or lookup("objective", learning.objective).schema()
+    labelled = all(examples.labels for examples in learning.examples)
+    if objective.labels and not labelled:
+        raise UserError(
+            f"{owner}: objective {objective.kind} learns from labels, and protocol={protocol.kind} grants it examples "
+            "without; set merge.objective to one that needs none"
+        )
+    examples = tuple(replace(need, labels=objective.labels) for need in learning.examples)
+    return replace(learning, objective=objective, examples=examples)

@@ -26,23 +26,38 @@ def held(path: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: if the file cannot be created.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(path):
         lock = taken(path)
         if lock is None:
             log.info("waiting for another process that %s", purpose)
             lock = taken(path, wait=True)
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written: {error.strerror}; set outputs=FOLDER") from error
     with released(lock):
         yield
 
 
 @contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Make the folder of a lock file, and say in one line what keeps it from being written.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written: {error.strerror}; set outputs=FOLDER") from error
+
+
+@contextmanager
 def at_once(path: Path) -> Iterator[bool]:
-    """Hold the lock file ``path`` if that is possible without waiting, and say whether it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = taken(path)
+    """Hold the lock file ``path`` if that is possible without waiting, and say whether it is.
+
+    Raises:
+        UserError: if the file cannot be created.
+    """
+    with _writable(path):
+        lock = taken(path)
     with released(lock):
         yield lock is not None
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Node, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
-from taskvec.graph.granting import granted, kept_back, same_mode
+from taskvec.graph.granting import granted, kept_back, learning_of, same_mode
 from taskvec.graph.nodes.answer import AnswerNode
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.composition import CompositionNode, MergedVector
@@ -41,8 +41,7 @@ from taskvec.needs import (
     all_tasks_of,
     tasks_of,
 )
-from taskvec.protocols.base import Cell, Composed, Learning
-from taskvec.registry import lookup
+from taskvec.protocols.base import Cell, Composed
 
 T = TypeVar("T", bound=Node)
 
@@ -261,7 +260,7 @@ class Plan:
         """The vectors of a plain sum under the run's merge, with what the merge asks for."""
         merge, side = self.config.merge, self.chain.side_of_merge
         owner = f"merge={merge.kind}"
-        learning = self._learning(composed, merge, owner) if merge.learned else None
+        learning = learning_of(composed, merge, self.config.protocol) if merge.learned else None
         examples = learning.examples if learning else ()
         vectors = {tasks_of(vector)[0]: vector for vector in plain.expressions}
         scope = self.scope(all_tasks_of(plain.expressions), side, learning=examples, vectors=vectors)
@@ -279,27 +278,6 @@ class Plan:
             learning=learning,
             scope=scope,
         )
-
-    def _learning(self, composed: Composed, merge: Any, owner: str) -> Learning:
-        """Return what a learned merge learns on, by its own objective or else the protocol's, labels only if read.
-
-        Raises:
-            UserError: if there is nothing to learn on, or the objective wants labels that are not granted.
-        """
-        learning, protocol = composed.learning, self.config.protocol.kind
-        if learning is None:
-            raise UserError(f"{owner} is learned, and protocol={protocol} gives it nothing to learn on")
-        if not merge.selects:
-            learning = learning.unselected
-        objective = merge.objective or lookup("objective", learning.objective).schema()
-        labelled = all(examples.labels for examples in learning.examples)
-        if objective.labels and not labelled:
-            raise UserError(
-                f"{owner}: objective {objective.kind} learns from labels, and protocol={protocol} grants it examples "
-                "without; set merge.objective to one that needs none"
-            )
-        examples = tuple(replace(need, labels=objective.labels) for need in learning.examples)
-        return replace(learning, objective=objective, examples=examples)
 
     def answer(self, cell: Cell) -> AnswerNode:
         """A cell's answer."""

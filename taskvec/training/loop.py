@@ -6,15 +6,16 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taskvec.errors import NotFinite
 from taskvec.needs import Checkpointed, Observe
+from taskvec.training.callbacks import FORGET, Callback, Moment, State
 from taskvec.training.finite import broken
-from taskvec.training.objectives.base import MicroBatch, State, Steps
+from taskvec.training.objectives.base import MicroBatch, Steps
 from taskvec.training.schedule import Schedule
 from taskvec.training.sharpness import SharpnessAware
 from taskvec.vectors import Tensors
@@ -38,43 +39,6 @@ class Group:
     leaves: Tensors
     factor: float = 1.0
     weight_decay: float | None = None
-
-
-class Moment(NamedTuple):
-    """Where training is after a step: steps done, of how many, how many make an epoch, and the step's loss (0-d).
-
-    ``moved`` is the loss when the optimiser asked last, which is another one if it asks at moved weights (SAM).
-    """
-
-    done: int
-    total: int
-    per_epoch: int
-    loss: Tensor
-    moved: Tensor | None = None
-
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether an epoch, or the training, ends here."""
-        return self.done % self.per_epoch == 0 or self.done == self.total
-
-
-END, FORGET = "end", "forget"  # what a callback may say: end the training; forget the optimiser's state
-
-
-class Callback(Protocol):
-    """Something that looks at the leaves after every step, and may change them or say :data:`END` or :data:`FORGET`.
-
-    What it remembers is its state, of tensors and JSON values, which the checkpoint keeps.
-    """
-
-    def __call__(self, moment: Moment) -> str | bool | None:
-        """Look at training after a step; True ends it as :data:`END` does."""
-
-    def state(self) -> State:
-        """Return what the callback remembers."""
-
-    def load(self, state: State) -> None:
-        """Take up a remembered state."""
 
 
 def train(

@@ -22,18 +22,18 @@ from collections.abc import Callable
 from itertools import combinations
 
 import torch
+from taskvec.merge.composition import Scaled
+from taskvec.protocols.measures import Subject, disentanglement, disentanglement_matrix
+from taskvec.protocols.predict import predict
+from taskvec.runner.workspace import keep_freed_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec.data.views import View
-from taskvec.merge.composition import Scaled
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import vision_config
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.protocols.disentanglement import GRID
-from taskvec.protocols.measures import Subject, disentanglement, disentanglement_matrix
-from taskvec.protocols.predict import predict
-from taskvec.runner.workspace import keep_freed_memory
 from taskvec.training.linearise import jvp_features
 from taskvec.vectors import TaskVector
 

@@ -36,7 +36,8 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 TEXTS = (
     "[" * 3000, "{a: " * 500, "&a [*a, *a]", "a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]\n", "\t", "\x00",
-    "- a\nb: c", "'", f"!!python/object/apply:eval [\"{CALL}\"]", "%YAML 9.9\n---\n", "<<: *x", "? [a]\n: b\n", '{"a": NaN}', '"\\ud800"',
+    "- a\nb: c", "'", f"!!python/object/apply:eval [\"{CALL}\"]", "%YAML 9.9\n---\n", "<<: *x",
+    "? [a]\n: b\n", '{"a": NaN}', '"\\ud800"',
 )  # fmt: skip
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202e]")
 MEMORY = 600 * 2**20  # that a whole campaign may add to the peak

@@ -12,7 +12,8 @@ from torch import Tensor
 from taskvec.errors import UserError
 from taskvec.merge.learned.steps import Joint, Together, Total
 from taskvec.needs import Examples, Given
-from taskvec.training.loop import END, Callback, Group, Moment, Penalty, train
+from taskvec.training.callbacks import END, Callback, Moment
+from taskvec.training.loop import Group, Penalty, train
 from taskvec.training.objectives.base import LogitsOf, State
 from taskvec.training.schedule import Schedule
 from taskvec.vectors import TaskVector, Tensors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskvec.needs import View
-from taskvec.training.loop import Moment
+from taskvec.training.callbacks import Moment
 from taskvec.training.objectives.base import LogitsOf, MicroBatch, Objective, State, Steps
 from taskvec.training.schedule import Schedule
 from taskvec.vectors import Tensors

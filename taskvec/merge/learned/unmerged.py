@@ -39,7 +39,7 @@ class _WithoutVectors(Merge):
         return Learned.unpack(base, tensors, meta)
 
 
-@register("merge", "none")
+@register("merge", "none", paper="a control; spec aTLAS 6.5")
 class Unmerged(_WithoutVectors):
     """theta_0, under ``adapter``: the adapter alone, as a peer of merges (without one, the pre-trained model).
 

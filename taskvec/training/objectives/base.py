@@ -11,14 +11,14 @@ from pydantic import BeforeValidator, SerializeAsAny
 from taskvec import registry
 from taskvec.config import Component
 from taskvec.needs import View
+from taskvec.training.callbacks import State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.training.loop import Callback
+    from taskvec.training.callbacks import Callback
     from taskvec.training.schedule import Schedule
 
-State: TypeAlias = Mapping[str, Any]  # tensors and JSON values, nested in mappings
 LogitsOf: TypeAlias = Callable[[str, "Tensor"], "Tensor"]  # (task, inputs [N, ...]) -> logits [N, C]
 
 
@@ -77,7 +77,7 @@ class Objective(Component):
         return {}
 
     def callbacks(self, leaves: Mapping[str, Tensor]) -> Sequence[Callback]:
-        """Return what looks at the trained leaves after every step (see :class:`taskvec.training.loop.Callback`)."""
+        """Return what looks at the leaves after every step (:class:`taskvec.training.callbacks.Callback`)."""
         return ()
 
     def notes(self, state: State) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from taskvec.training.batches import Batch
+from taskvec.training.callbacks import FORGET, Moment
 from taskvec.training.linearise import exact
-from taskvec.training.loop import FORGET, Moment
 from taskvec.training.objectives.base import LogitsOf, State, Steps
 
 

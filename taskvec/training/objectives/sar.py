@@ -14,7 +14,7 @@ from taskvec.training.objectives.base import LogitsOf, Objective, State, Steps
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.training.loop import Callback
+    from taskvec.training.callbacks import Callback
     from taskvec.training.objectives.reliable import Noted
     from taskvec.training.schedule import Schedule
 

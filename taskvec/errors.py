@@ -3,13 +3,23 @@
 import errno
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+LINE = 1_000
+NAME = 200  # characters of a file's name in a message
 SPACE = "free space or set outputs=FOLDER on another disk; the same command resumes"
 
 
 class UserError(ValueError):
-    """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2."""
+    """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2.
+
+    A message that quotes input of any size is cut to :data:`LINE` characters.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(message if len(message) <= LINE else f"{message[:LINE]} ...")
 
 
 class NotFinite(FloatingPointError):
@@ -26,6 +36,20 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(number)
         self.number = number
+
+
+@contextmanager
+def as_bad_input() -> Iterator[None]:
+    """Tell a file that the system does not let us look at (its name is too long, it is a loop) as bad input.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")[:NAME]
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def expected(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ appear under the result's ``data_seen``, but do not change the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -113,6 +113,14 @@ def tasks_of(vector: Vector) -> tuple[str, ...]:
         found = [task for _, part in vector.parts for task in tasks_of(part)]
         return tuple(dict.fromkeys(found))
     return tasks_of(vector.like if isinstance(vector, Drawn) else vector.of)
+
+
+def all_tasks_of(vectors: Iterable[Vector]) -> tuple[str, ...]:
+    """Return the tasks that several vectors were made for, each once, in order."""
+    found: dict[str, None] = {}
+    for vector in vectors:
+        found.update(dict.fromkeys(tasks_of(vector)))
+    return tuple(found)
 
 
 def label_of(vector: Vector) -> str:

@@ -26,7 +26,6 @@ PACKAGES = {
     "merge": "taskvec.merge",
     "protocol": "taskvec.protocols",
     "tracker": "taskvec.runner.track",
-    "statistic": "taskvec.statistics",
     "question": "taskvec.protocols",
     "objective": "taskvec.training",
     "adapter": "taskvec.merge.adapters",

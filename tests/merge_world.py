@@ -1,4 +1,4 @@
-"""What the tests of merges share: small random weights and vectors of every awkward shape, and what a merge is given."""
+"""What the tests of merges share: small random weights and vectors of awkward shapes, and what a merge is given."""
 
 from __future__ import annotations
 
@@ -110,4 +110,6 @@ def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], tolerance: fl
     assert set(left) == set(right)
     for name in left:
         size = float(right[name].abs().max()) if right[name].numel() else 0.0
-        torch.testing.assert_close(left[name], right[name], rtol=0, atol=tolerance * max(size, 1e-30), check_dtype=False)
+        torch.testing.assert_close(
+            left[name], right[name], rtol=0, atol=tolerance * max(size, 1e-30), check_dtype=False
+        )

@@ -119,6 +119,6 @@ def test_no_merge_with_an_adapter_takes_no_vectors_and_labels_are_wanted():
 def test_norms_are_trained_alone():
     model = Tower(3)
     own = given(model, [], {"t9": view(3)})
-    found = Norms(spare=1, schedule=QUICK).compose(model.parameters, [], own)
+    found = Norms(spare=1, schedule={**QUICK, "batch_size": 40}).compose(model.parameters, [], own)
     assert set(found.direction()) == {"norm.weight", "norm.bias"}
     assert found.report["curve"][-1]["loss"] < found.report["curve"][0]["loss"]

@@ -389,3 +389,21 @@ def test_pictures_are_vectors_by_parameters_and_roles_by_depth():
     heat = found.report["figures"]["coefficients"]
     assert (len(heat["rows"]), len(heat["columns"])) == (3, len(own.model.parameters))
     assert found.report["figures"]["by_depth"]["rows"] == ["attn.q", "attn.k", "attn.v", "attn.out"]
+
+
+def test_a_search_without_gradients_lowers_the_loss_by_seed():
+    pytest.importorskip("nevergrad")
+    merge = Atlas(by="vector", search={"budget": 20}, schedule=QUICK)
+    found, _ = learned(merge)
+    losses = [point["loss"] for point in found.report["curve"]]
+    assert len(losses) == 20
+    assert min(losses) < losses[0]
+    assert found.coefficients.abs().max() <= 1.5
+    assert learned(merge)[0].coefficients.equal(found.coefficients)
+
+
+def test_a_search_without_its_library_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("taskvec.merge.learned.search.LIBRARY", "no_such_library")
+    own = given(Tower(1), vectors(Tower(1), 1), {"t9": view(1)})
+    with pytest.raises(UserError, match=r"taskvec\[search\]"):
+        Atlas(search={}).needs(own.scope)

@@ -30,6 +30,7 @@ from taskvec.models.clip.config import (
     trained_with_quick_gelu,
     vision_config,
 )
+from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.vit import VisionTransformer, from_open_clip, to_open_clip
 from taskvec.models.clip.zero_shot import classify, load_open_clip, zero_shot_head
 
@@ -322,6 +323,12 @@ class TestConfig:
                 if "timm_model_name" not in description["vision_cfg"] and not name.startswith("RN"):
                     assert trained_with_quick_gelu(name, tag) == differs, (name, tag)
         assert trained_with_quick_gelu("ViT-B/32", "OpenAI")
+
+    def test_repository_of_every_tag_is_open_clips(self):
+        for name, tag in open_clip.list_pretrained():
+            place = open_clip.get_pretrained_cfg(name, tag)["hf_hub"]
+            assert tag_repository(name, tag) == ("/".join(place.split("/")[:2]) or None), (name, tag)
+        assert tag_repository("ViT-B/32", "no-such-tag") is None
 
     @pytest.mark.parametrize(
         ("settings", "words"),

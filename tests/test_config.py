@@ -62,8 +62,10 @@ ERRORS = {  # arguments: words that the line must contain
     "protocol=negation suite.control=null": ["no control task", "suite.control=NAME"],
     "protocol.grid=[]": ["protocol.grid", "command line", "at least 1 item"],
     "protocol.grid=[0,x]": ["protocol.grid", "command line", "number", "'x'"],
+    "protocol=analysis protocol.questions=[drif]": ["protocol.questions", "'drif'", "did you mean 'drift'?"],
+    "protocol=analysis protocol.questions=[scores]": ["protocol.questions", "scores takes settings (targets)"],
     "protocol.subset_size=9": ["protocol.subset_size", "9", "8 tasks"],
-    "merge=[task_arithmetic,ties]": ["merge", "task_arithmetic"],
+    "merge=[task_arithmetic,ties]": ["merge", "command line", "takes one option"],
     "transform=[nothing]": ["transform", "unknown option 'nothing'"],
     "backbone=clip_vit_b32 backbone.architecture=ViT-B-33": ["backbone.architecture", "ViT-B-33"],
     "backbone=clip_vit_b32 backbone.checkpoint=/nowhere.safetensors": ["backbone", "/nowhere.safetensors"],
@@ -259,7 +261,7 @@ def test_every_component_says_what_it_is_and_where_it_comes_from(entry):
     assert len(first) > 10 and first.endswith((".", ","))
     assert entry.schema.model_fields["kind"].default == entry.name
     if entry.group in registry.STAGES:
-        assert any(source in entry.paper for source in ("arXiv", "openreview", "zenodo"))
+        assert any(source in entry.paper for source in ("arXiv", "OpenReview", "zenodo", "spec"))
     assert entry.schema.version >= 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -310,3 +311,26 @@ class TestIdentity:
         (repository / "refs" / "main").write_text(40 * "a")  # moved on again after the plan was made
         loaded = backbone.load("cpu").parameters["model.norm.weight"]
         assert loaded[0] == 1 + ord("b")
+
+
+class TestFinite:
+    """Weights that are not finite are refused by name, whoever loads them."""
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", ["visual.class_embedding", "token_embedding.weight", "logit_scale"])
+    def test_clip(self, clip, name, value):
+        state = load_file(clip / WEIGHTS)
+        state[name].view(-1)[-1] = value
+        save_file(state, clip / WEIGHTS)
+        backbone = Clip(architecture=str(clip), mean=(0.5,) * 3, std=(0.5,) * 3)
+        seen = name.startswith("visual.")
+        said = refused(lambda: backbone.load("cpu") if seen else backbone.heads({"task": PROMPT}))
+        assert f"{name.removeprefix('visual.')} is not finite" in said
+
+    @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+    def test_language_models(self, llama, value):
+        state = load_file(llama / "model.safetensors")
+        name = random.choice(sorted(state))
+        state[name].view(-1)[0] = value
+        save_file(state, llama / "model.safetensors", {"format": "pt"})
+        assert f"{name} is not finite" in refused(lambda: Causal(model=str(llama)).load("cpu"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +17,11 @@ from safetensors.torch import load_file
 
 from taskvec.errors import UserError
 from taskvec.models.causal import Causal
-from taskvec.protocols import harness_tasks
+from taskvec.protocols.harness import protocol as harness
+from taskvec.protocols.harness import tasks as harness_tasks
+from taskvec.protocols.harness.units import is_accuracy, measure
 from taskvec.registry import lookup
+from taskvec.report.table import run_table
 from taskvec.runner import compose
 from taskvec.runner.execute import execute
 
@@ -144,15 +149,17 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
     model, tokens = backbone.load("cpu"), backbone.text_tokenizer
     files = list((tmp_path / "outputs" / "store" / "vector").glob("*/tensors.safetensors"))
     vectors = [load_file(path) for path in files]
-    assert len(vectors) == 2 and rows["zero_shot"].accuracy["tiny_write"] == 1.0
+    assert len(vectors) == 2 and rows["zero_shot"].values("accuracy")["tiny_write"] == 1.0
     merged = {n: w + sum(v[n] for v in vectors) for n, w in model.parameters.items()}
     for label, weights in (("zero_shot", model.parameters), ("merged_1.0", merged)):
-        assert rows[label].accuracy["tiny_choice"] == pytest.approx(sum(score(model, tokens, weights)) / len(TEXTS))
+        assert rows[label].values("accuracy")["tiny_choice"] == pytest.approx(
+            sum(score(model, tokens, weights)) / len(TEXTS)
+        )
         assert first.result.maps[label]["tiny_choice"]["main"] == "acc,none"
         assert first.result.maps[label]["tiny_choice"]["examples"] == {"tiny_choice": len(TEXTS)}
-    records = [json.loads(path.read_text()) for path in (tmp_path / "outputs/store/cell").glob("*/artefact.json")]
-    name = next(r["label"] for r in records if r["label"].startswith("cell merged/1.0/tiny_choice"))
-    folder = next(p for p in (tmp_path / "outputs/store/cell").iterdir() if name in (p / "artefact.json").read_text())
+    records = [json.loads(path.read_text()) for path in (tmp_path / "outputs/store/answer").glob("*/artefact.json")]
+    name = next(r["label"] for r in records if r["label"].startswith("answer merged/1.0/tiny_choice"))
+    folder = next(p for p in (tmp_path / "outputs/store/answer").iterdir() if name in (p / "artefact.json").read_text())
     stored = load_file(folder / "tensors.safetensors")["example/tiny_choice/acc,none"]
     assert stored.bool().tolist() == score(model, tokens, merged)
     assert run(*words).state == "skipped"
@@ -179,7 +186,7 @@ def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, 
         (["protocol.tasks=[tiny_choice]", "protocol.grid=[0,1]"], "protocol.grid.*protocol.alphas"),
         (["protocol.tasks=[tiny_choice]", "protocol.metrics={tiny_write: x}"], "tiny_write not in protocol.tasks"),
         (["protocol.tasks=[tiny_choice]", "finetune=tangent"], "takes standard vectors"),
-        (["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"], "no causal language model"),
+        (["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"], "does not give; take a causal language model"),
         (["protocol.tasks=[tiny_choice]", "protocol.include_path=/nowhere"], "no folder /nowhere"),
     ):
         with pytest.raises(UserError, match=message):
@@ -200,3 +207,108 @@ def test_every_preset_names_tasks_that_the_harness_has():
         assert all((task.code is None) == allowed for task in protocol.found.values()), preset
         if allowed:
             protocol.check(None)
+
+
+# Foreign code, and metrics that are no accuracies.
+
+ESCAPES = (
+    "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ text.__class__.__base__.__subclasses__() }}",
+)
+OWN_CODE = {
+    "module": ({"process_docs": "!function own.work"}, "runs Python of its own"),
+    "standard": ({"process_docs": "!function os.system"}, "runs Python of its own"),
+    "script": ({"metric_list": [{"metric": "FOLDER/score.py"}]}, "is a script"),
+    "hub": ({"metric_list": [{"metric": "exact_match", "hf_evaluate": True}]}, "is a script"),
+    "library": ({"use_prompt": "promptsource:x"}, "prompt library"),
+}
+SCRIPT = "open('CANARY', 'w').close()\ndef work(docs):\n    return docs\n"
+
+
+def own_task(world: Path, folder: Path, name: str, **changes) -> Path:
+    """Write a task of the user's with changes, a module and a script beside it that leave a trace when they run."""
+    folder.mkdir()
+    text = SCRIPT.replace("CANARY", str(folder / "canary"))
+    for file in ("own.py", "score.py"):
+        (folder / file).write_text(text)
+    data = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": f"{world}/lm/test.parquet"}}}
+    content = yaml.safe_dump(CHOICE | data | {"test_split": "test", "task": name} | changes)
+    content = content.replace("FOLDER", str(folder)).replace("CANARY", str(folder / "canary"))
+    (folder / f"{name}.yaml").write_text(re.sub(r"'(!function [^']*)'", r"\1", content))
+    return folder
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_a_template_that_leaves_its_sandbox_ends_the_run_and_runs_nothing(template, run, world, tmp_path):
+    folder = own_task(world, tmp_path / "tasks", "sly", doc_to_text=template)
+    ended = run(f"protocol.include_path={folder}", "protocol.tasks=[sly]", "protocol.allow_code=true")
+    assert ended.state == "failed" and "a template reaches for" in ended.reason
+    assert not (folder / "canary").exists()
+
+
+@pytest.mark.parametrize("kind", OWN_CODE)
+def test_code_of_a_task_wants_consent_and_runs_nowhere_without_it(kind, run, world, tmp_path, monkeypatch):
+    changes, message = OWN_CODE[kind]
+    folder = own_task(world, tmp_path / "tasks", "sly", **changes)
+    words = [f"protocol.include_path={folder}", "protocol.tasks=[sly]"]
+    with pytest.raises(UserError, match=f"sly .*{message}.*protocol.allow_code=true"):
+        run(*words)
+    # where the search through the files is fooled, the harness itself is guarded
+    found = harness_tasks.find("sly", str(folder))
+    monkeypatch.setattr(harness, "find", lambda *_: replace(found, code=None))
+    ended = run(*words)
+    assert ended.state == "failed" and "protocol.allow_code=true" in ended.reason, ended
+    assert not (folder / "canary").exists()
+
+
+def test_a_module_that_another_file_overrides_is_imported_and_wants_consent(world, tmp_path):
+    folder = own_task(world, tmp_path / "tasks", "below", process_docs="!function own.work")
+    (folder / "above.yaml").write_text("task: above\ninclude: below.yaml\nprocess_docs: null\n")
+    assert "own.work" in harness_tasks.find("above", str(folder)).code
+
+
+def test_with_consent_code_runs_and_what_lies_beside_it_is_part_of_the_identity(run, world, tmp_path):
+    folder = own_task(world, tmp_path / "tasks", "open", process_docs="!function own.work")
+    words = [f"protocol.include_path={folder}", "protocol.tasks=[open]", "protocol.allow_code=true"]
+    ended = run(*words)
+    assert ended.state == "done" and (folder / "canary").exists()
+    assert ended.result.config["protocol"]["allow_code"] is True
+    before = harness_tasks.find("open", str(folder)).digest()
+    (folder / "lib").mkdir()
+    (folder / "lib" / "helper.py").write_text("x = 1\n")
+    assert harness_tasks.find("open", str(folder)).digest() != before
+
+
+def test_metrics_keep_unit_and_direction_and_no_accuracy_averages_them(run, world, tmp_path):
+    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    folder = own_task(world, tmp_path / "tasks", "pages", **rolling, metric_list=[{"metric": "word_perplexity"}])
+    (folder / "quiz.yaml").write_text((world / "lm" / "tiny_choice.yaml").read_text().replace("tiny_choice", "quiz"))
+    result = run(f"protocol.include_path={folder}", "protocol.tasks=[pages,quiz]").result
+    for row in result.rows:
+        accuracy, perplexity = row.metrics["accuracy"], row.metrics["word_perplexity"]
+        assert (accuracy.unit, accuracy.better, set(accuracy.values)) == ("fraction", "higher", {"quiz"})
+        assert (perplexity.unit, perplexity.better, set(perplexity.values)) == ("perplexity", "lower", {"pages"})
+        assert accuracy.mean == accuracy.values["quiz"] <= 1 < perplexity.mean
+    assert result.criterion.name == "merged/accuracy"
+    shown = run_table(result)
+    assert f"{result.rows[0].mean('word_perplexity'):.2f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "higher", "expected"),
+    [
+        ("acc,none", True, ("fraction", "higher")),
+        ("exact_match,flexible-extract", True, ("fraction", "higher")),
+        ("pass@1,create_test", True, ("fraction", "higher")),
+        ("prompt_level_strict_acc", True, ("fraction", "higher")),
+        ("byte_perplexity", None, ("perplexity", "lower")),
+        ("bits_per_byte,none", False, ("bits", "lower")),
+        ("bleu", True, ("number", "higher")),
+        ("ter", False, ("number", "lower")),
+        ("judge", None, ("number", "neither")),
+    ],
+)
+def test_units_of_the_harness(name, higher, expected):
+    assert measure(name, higher) == expected
+    assert is_accuracy(measure(name, higher)) == (expected == ("fraction", "higher"))

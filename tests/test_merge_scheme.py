@@ -1,4 +1,4 @@
-"""Sparsify and combine: selection, noise, and TIES, DARE, breadcrumbs and DELLA against their formulas on flat copies."""
+"""Sparsify and combine: selection, noise; TIES, DARE, breadcrumbs and DELLA against their formulas on flat copies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from merge_world import SHAPES, close, draw, flat, given_for, merged, signed, un
 
 from taskvec.merge import pieces
 from taskvec.merge.base import names_of
-from taskvec.vectors.noise import Stream, random_bits, uniform
 from taskvec.merge.scheme.select import Wanted, select, select_together
 from taskvec.merge.sparse.breadcrumbs import Breadcrumbs
 from taskvec.merge.sparse.dare import Dare
 from taskvec.merge.sparse.della import Della
 from taskvec.merge.sparse.ties import Ties
 from taskvec.merge.task_arithmetic import TaskArithmetic
+from taskvec.vectors.noise import Stream, random_bits, uniform
 
 
 @pytest.fixture(params=[3, 71])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from merge_world import close, draw, given_for, merged, signed
 
+from taskvec.merge.sparse.ties import Ties
 from taskvec.merge.spectral.cart import Cart
 from taskvec.merge.spectral.interference import quadratic
 from taskvec.merge.spectral.iso_c import IsoC
@@ -60,7 +61,7 @@ def test_gram_svd_and_polar_equal_lapack(deltas):
         left, values, right = leading_svd(matrix)
         torch.testing.assert_close(values, torch.linalg.svdvals(matrix), rtol=1e-10, atol=0)
         torch.testing.assert_close((left * values) @ right, matrix, rtol=0, atol=1e-10)
-        torch.testing.assert_close(polar(matrix), plain_polar(matrix), rtol=0, atol=1e-9)
+        torch.testing.assert_close(polar(matrix, 1e-6).factor, plain_polar(matrix), rtol=0, atol=1e-9)
         top = leading_svd(matrix, 5)
         reference = svd(matrix)
         expected = (reference[0][:, :5] * reference[1][:5]) @ reference[2][:5]
@@ -79,7 +80,7 @@ def test_small_singular_values_are_exact_or_left_out(seed, smallest):
     single = leading_svd(matrix.float())  # what float32 cannot tell from zero counts as zero
     assert len(single.values) == int((values > 1.2e-6).sum())
     assert leading_svd(torch.zeros(3, 4)).values.numel() == 0
-    assert (polar(torch.zeros(3, 4).double()) == 0).all()
+    assert (polar(torch.zeros(3, 4).double(), 1e-6).factor == 0).all()
 
 
 # TSV
@@ -114,7 +115,10 @@ def test_other_tensors_and_excluded_matrices(base, deltas):
     assert set(merged(Tsv(others="none"), base, deltas)) == set(MATRICES)
     found = merged(Tsv(others="sum", exclude=("wide*",)), base, deltas)
     total = merged(TaskArithmetic(), base, deltas)
-    close({name: found[name] for name in ("b", "conv", "wide.weight")}, {n: total[n] for n in ("b", "conv", "wide.weight")})
+    close(
+        {name: found[name] for name in ("b", "conv", "wide.weight")},
+        {n: total[n] for n in ("b", "conv", "wide.weight")},
+    )
 
 
 # Iso
@@ -198,9 +202,7 @@ def test_wudi_closed_form_is_stationary_and_keeps_what_does_not_interfere(base, 
         problem = quadratic([delta[name] for delta in deltas])
         residual = found[name] @ problem.curvature - problem.target
         assert residual.norm() < 1e-6 * problem.target.norm()
-        loss = sum(
-            ((found[name] - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas
-        )
+        loss = sum(((found[name] - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas)
         x = found[name].clone().requires_grad_()
         total = sum(((x - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas)
         (slope,) = torch.autograd.grad(total, x)
@@ -278,3 +280,37 @@ def test_knots_of_factors_equals_knots_of_products(base, seed):
     kept = [old._replace(vector=vector) for old, vector in zip(products, vectors, strict=True)]
     found = Knots().compose(base, kept, given_for(kept)).direction()
     close(dict(found), dict(Knots().compose(base, products, given_for(products)).direction()), 1e-6)
+
+
+# Factors
+
+
+def test_factors_are_merged_with_roots_of_weights_as_peft_does(base, seed):
+    names = ("square.weight", "wide.weight")
+    factors = []
+    for number in range(3):
+        own = {}
+        for name in names:
+            rows, columns = SHAPES[name]
+            drawn = draw(seed + number, {"up": (rows, 4), "down": (4, columns)})
+            own[name] = LowRank(drawn["up"], drawn["down"], 0.5)
+        factors.append(own)
+    vectors = signed([{}] * 3, [1.0, 1.0, -1.0])
+    vectors = [old._replace(vector=TaskVector({}, factors=own)) for old, own in zip(vectors, factors, strict=True)]
+    weights = (1.0, 2.0, 0.5)
+    found = TaskArithmetic(of="factors", weights=weights).compose(base, vectors, given_for(vectors)).direction()
+    for name in names:
+        scales = [(0.5 * weight) ** 0.5 for weight in weights]
+        parts = [own[name] for own in factors]
+        up = scales[0] * parts[0].up + scales[1] * parts[1].up - scales[2] * parts[2].up
+        down = sum(scale * part.down for scale, part in zip(scales, parts, strict=True))
+        torch.testing.assert_close(found[name], up @ down, rtol=0, atol=1e-10)
+    one = Ties(of="factors", density=1.0).compose(base, vectors[:1], given_for(vectors[:1])).direction()
+    close(dict(one), {name: factors[0][name].delta() for name in names}, 1e-12)
+    dense = signed([{"square.weight": draw(1, SHAPES)["square.weight"]}])
+    with pytest.raises(ValueError, match="t0 holds square.weight as a whole"):
+        TaskArithmetic(of="factors").compose(base, dense, given_for(dense))
+    smaller = {"square.weight": LowRank(torch.ones(20, 2).double(), torch.ones(2, 20).double())}
+    uneven = [vectors[0], vectors[1]._replace(vector=TaskVector({}, factors=smaller))]
+    with pytest.raises(ValueError, match="the ranks of square.weight/up differ"):
+        TaskArithmetic(of="factors").compose(base, uneven, given_for(uneven))

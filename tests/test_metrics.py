@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import torch
 import world
+from asked import Given
 
+from taskvec import registry
 from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.errors import NoFeasibleCoefficientError, UserError
 from taskvec.protocols.analysis import Analysis
 from taskvec.protocols.disentanglement import Disentanglement
-from taskvec.protocols.evaluate import answer
 from taskvec.protocols.metrics import score
-from taskvec.protocols.predict import decide
-from taskvec.protocols.question import Cell
-from taskvec.protocols.selection import highest_normalised
-from taskvec.report.intervals import Judged, paired_difference
+from taskvec.protocols.questions.scores import Scores
+from taskvec.protocols.rows import Metric, Row
+from taskvec.protocols.selection import Rule, highest_normalised
+from taskvec.report.intervals import paired_difference
+from taskvec.report.outcomes import Judged, Means
 from taskvec.report.table import run_table
-from taskvec.training.fit import cross_entropy
+from taskvec.training.objectives.cross_entropy import CrossEntropy
+from taskvec.training.walk import decide
+from taskvec.vectors.composition import Composition
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0, 1])
 FOUND = np.array([1, 1, 0, 0, 0, 1, 0, 1, 0, 0])  # 3 true positives, 1 false, 2 missed, 4 true negatives
@@ -78,11 +82,11 @@ def test_a_score_is_the_one_output_or_the_mean_under_the_words_softmax():
 
 def test_a_regression_is_learned_by_squared_error_or_as_the_nearest_word():
     scores, targets = torch.tensor([[0.5], [2.0]]), torch.tensor([1.0, 3.5])
-    batch = SimpleNamespace(rows={"t": slice(0, 2)}, inputs=torch.zeros(2), labels={"t": targets})
-    assert cross_entropy(lambda *_: scores, batch).item() == pytest.approx((0.25 + 2.25) / 2)
+    batch = SimpleNamespace(rows={"t": slice(0, 2)}, inputs=torch.zeros(2), labels={"t": targets}, size=2)
+    assert CrossEntropy().loss(lambda *_: scores, batch, {}).item() == pytest.approx((0.25 + 2.25) / 2)
     logits = torch.randn(2, 6)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 4]))
-    assert cross_entropy(lambda *_: logits, batch).item() == pytest.approx(expected.item())
+    assert CrossEntropy().loss(lambda *_: logits, batch, {}).item() == pytest.approx(expected.item())
 
 
 class Echo:
@@ -97,10 +101,8 @@ class Echo:
         return features
 
 
-class Line:
+class Line(Composition):
     """theta(alpha) = alpha."""
-
-    per_task = False
 
     def parameters(self, alpha, task=None):
         return {"w": torch.tensor([alpha])}
@@ -113,9 +115,11 @@ def test_an_answer_holds_each_tasks_metric_and_what_it_was_computed_from():
         "judged": world.view(logits, torch.tensor(LABELS), None),
         "scored": world.view(torch.arange(10.0)[:, None], torch.arange(10.0) * 2 + 1, None),
     }
-    cell = Cell("c", (), tuple(views), grid=(-1.0, 1.0), rule="highest_accuracy", fixed=(1.0,))
-    metrics = {"judged": "matthews", "scored": "pearson_spearman"}
-    found, tensors = answer(cell, Echo(), Line(), lambda _: views, {}, metrics=metrics)
+    metrics = (("judged", "matthews"), ("scored", "pearson_spearman"))
+    rule = Rule(kind="highest_accuracy")
+    question = Scores(targets=tuple(views), grid=(-1.0, 1.0), rule=rule, fixed=(1.0,), metrics=metrics)
+    given = Given(Echo(), {(task, split): view for task, view in views.items() for split in ("val", "test")})
+    found, tensors = question.answer(given, Line(), ())
     expected = {"plain": 0.7, "judged": score("matthews", LABELS, FOUND), "scored": 1.0}
     assert found.report[1.0] == pytest.approx(expected)
     assert found.selection[-1.0]["judged"] == pytest.approx(-expected["judged"])
@@ -137,31 +141,29 @@ def test_intervals_resample_the_metric():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
     models = [np.where(rng.random(300) < rate, labels, 1 - labels) for rate in (0.9, 0.7)]
-    first, second = ({"t": Judged("matthews", labels, found)} for found in models)
+    first, second = ({"t": Judged("data", "matthews", labels, found)} for found in models)
     found = paired_difference([first], [second], resamples=60)
     exact = score("matthews", labels, models[0]) - score("matthews", labels, models[1])
     assert found.mean == pytest.approx(exact)
     assert found.low < exact < found.high and found.high - found.low < 0.5
     assert paired_difference([first], [first], resamples=5) == (0, 0, 0)
-    masks = [{"t": Judged("accuracy", labels, model), "u": model == labels} for model in models]
+    masks = [{"t": Judged("data", "accuracy", labels, model), "u": Means("data", model == labels)} for model in models]
     both = paired_difference(masks[:1], masks[1:], resamples=60)
     assert both.mean == pytest.approx((models[0] == labels).mean() - (models[1] == labels).mean())
 
 
 def test_a_table_names_the_metrics_that_are_not_accuracy():
-    suite = {"definitions": {"cola": {"metric": "matthews"}, "rte": {"metric": "accuracy"}}}
-    row = SimpleNamespace(
-        row="merged", alpha=0.5, accuracy={"cola": 0.4, "rte": 0.6}, mean=0.5,
-        normalised_mean=None, control=None, perplexity=None,
-    )  # fmt: skip
-    head = run_table(SimpleNamespace(rows=[row], config={"suite": suite})).splitlines()[0]
+    accuracy = Metric(values={"cola": 0.4, "rte": 0.6}, mean=0.5, by_task={"cola": "matthews"})
+    result = SimpleNamespace(rows=[Row(row="merged", alpha=0.5, metrics={"accuracy": accuracy})], config={})
+    head = run_table(result).splitlines()[0]
     assert "cola (matthews)" in head and "rte" in head and "rte (" not in head
 
 
-def test_measures_of_predicted_classes_refuse_scores():
+def test_questions_about_predicted_classes_refuse_scores():
+    registry.load_builtin()
     scored = TextTask(path="p", metric="pearson", words=("low", "high"))
     suite = TextSuite(tasks=("a", "b"), definitions={"a": scored, "b": TextTask(path="p")})
-    for protocol in (Disentanglement(), Analysis(measures=("kernel_regime",))):
+    for protocol in (Disentanglement(), Analysis(questions=("kernel_regime",))):
         with pytest.raises(UserError, match="compares predicted classes; leave a out of suite.tasks"):
             protocol.check(suite)
     Analysis().check(suite)

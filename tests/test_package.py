@@ -42,21 +42,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from taskvec.merge.composition import Merge, Scaled
+from taskvec.merge.base import TensorWise
 from taskvec.registry import register
 
 
 @register("merge", "sign_sum", paper="a user's own")
-class SignSum(Merge):
+class SignSum(TensorWise):
     """theta_0 + alpha * step * sign(sum of tau)."""
 
     kind: Literal["sign_sum"] = "sign_sum"
     step: float = Field(1e-3, gt=0)
 
-    def compose(self, base, vectors):
-        """Return the composition of the signs."""
-        total = sum(vectors.values())
-        return Scaled(base, type(total)({n: self.step * d.sign() for n, d in total.items()}))
+    def merge(self, piece, given, surveyed):
+        """Return the signs of the sum of the deltas of one parameter, or of a piece of it."""
+        total = sum(delta for _, delta in piece.present)
+        return self.step * total.sign()
 '''
 
 
@@ -85,7 +85,7 @@ def test_one_user_file_adds_a_method(tiny: Path, outputs: Path, user_folder: Pat
     lines = [line for line in shown.stdout.splitlines() if "| merged " in line]
     assert len(lines) == 2 and lines[0] != lines[1]
 
-    text = (user_folder / "sign_sum.py").read_text().replace("self.step * d", "2 * self.step * d")
+    text = (user_folder / "sign_sum.py").read_text().replace("self.step * total", "2 * self.step * total")
     (user_folder / "sign_sum.py").write_text(text)
     status = command(user_folder, "status", "--outputs", str(outputs), "--json", environment=both)
     states = sorted(entry["state"] for entry in json.loads(status.stdout).values())
@@ -101,7 +101,7 @@ def test_a_user_transform_runs_before_the_merge(tiny: Path, outputs: Path, tmp_p
         "class Halve(Transform):\n"
         '    """tau / 2."""\n\n'
         '    kind: Literal["halve"] = "halve"\n\n'
-        "    def transform(self, vector, model):\n"
+        "    def apply(self, vector, of, fit, given):\n"
         "        return vector / 2\n"
     )
     both = {"TASKVEC_INCLUDE": str(tiny)}

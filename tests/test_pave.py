@@ -10,7 +10,7 @@ import torch
 
 from taskvec.errors import UserError
 from taskvec.transform.subspace.faithful import damped, purified
-from taskvec.transform.subspace.projection import prune, removed
+from taskvec.transform.subspace.projection import prune, without
 from taskvec.transform.subspace.ranks import allocate, greedy, rounded_rank
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
@@ -30,7 +30,11 @@ def explicit(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> torch.Ten
 
 
 def kept(weight: torch.Tensor, moment: torch.Tensor, rank: int, **options: object) -> torch.Tensor:
-    return weight - removed(weight, prune(weight, moment, rank, **options).directions)
+    return without(weight, weight, prune(weight, moment, rank, **options).directions)
+
+
+def removed(weight: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    return weight - without(weight, weight, directions)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,10 +42,10 @@ def kept(weight: torch.Tensor, moment: torch.Tensor, rank: int, **options: objec
 def test_projection_is_the_truncated_product_times_the_inverse(shape, rank):
     weight, moment = layer(*shape)
     found = kept(weight, moment, rank)
-    torch.testing.assert_close(found, explicit(weight, moment, rank), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found, explicit(weight, moment, rank), rtol=0, atol=1e-6)
     damped_moment = moment + 0.3 * torch.eye(shape[1], dtype=torch.float64)
     torch.testing.assert_close(
-        kept(weight, moment, rank, damping=0.3), explicit(weight, damped_moment, rank), rtol=0, atol=1e-7
+        kept(weight, moment, rank, damping=0.3), explicit(weight, damped_moment, rank), rtol=0, atol=1e-6
     )
 
 
@@ -50,14 +54,14 @@ def test_ratio_one_scale_plain_covariance_and_repetition(shape):
     weight, moment = layer(*shape)
     full = min(shape)
     assert torch.equal(kept(weight, moment, full), weight)
-    torch.testing.assert_close(kept(weight, 70 * moment, 7), kept(weight, moment, 7), rtol=0, atol=1e-7)
+    torch.testing.assert_close(kept(weight, 70 * moment, 7), kept(weight, moment, 7), rtol=0, atol=1e-6)
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     truncated = (left[:, :7] * values[:7]) @ right[:7]
     plain = 2 * torch.eye(shape[1], dtype=torch.float64)
     torch.testing.assert_close(kept(weight, plain, 7), truncated)
     once = kept(weight, moment, 7)
     torch.testing.assert_close(
-        explicit(once, moment, 7), once, rtol=0, atol=1e-7
+        explicit(once, moment, 7), once, rtol=0, atol=1e-6
     )  # the layer has rank 7 now, so that the definition may be applied to it again
     assert torch.linalg.matrix_rank(once, rtol=1e-9) == 7
 
@@ -88,7 +92,7 @@ def test_root_whitening_is_the_best_for_the_outputs(shape):
     assert by_covariance.error > 1.01 * by_covariance.energy  # the discarded spectrum of W C is not the outputs' error
     left, _, _ = torch.linalg.svd(weight @ lower, full_matrices=False)
     expected = left[:, 6:] @ left[:, 6:].mT @ weight
-    torch.testing.assert_close(removed(weight, by_root.directions), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(removed(weight, by_root.directions), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (24, 48), (48, 24)])
@@ -101,7 +105,7 @@ def test_float64_holds_where_float32_loses_the_small_directions(shape):
     left, _, _ = torch.linalg.svd(weight @ moment, full_matrices=False)
     truth = left[:, rank:] @ left[:, rank:].mT @ weight
     found = removed(weight, prune(weight, moment, rank).directions)
-    assert (found - truth).norm() < 1e-4 * truth.norm()
+    assert (found - truth).norm() < 1e-6 * truth.norm()
     in_single = single.U[:, rank:].double()
     assert (removed(weight, in_single) - truth).norm() > 100 * (found - truth).norm()
 

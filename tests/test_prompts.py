@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import ASSETS, TextTask
 from taskvec.errors import UserError
-from taskvec.models.base import Prompt
 from taskvec.models.causal import Causal
 from taskvec.models.encoder import Encoder
 from taskvec.models.text_to_text import TextToText

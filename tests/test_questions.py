@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import world
+from asked import Given, tuned
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.models.base import Model
-from taskvec.needs import Examples, Signed, Tuned
+from taskvec.needs import Signed
 from taskvec.protocols.disentanglement import Disentanglement, in_the_box
 from taskvec.protocols.questions import disentanglement, looking
 from taskvec.protocols.questions.disentanglement import (
@@ -27,7 +28,6 @@ from taskvec.protocols.questions.drift import Drift
 from taskvec.protocols.questions.kernel_regime import KernelRegime
 from taskvec.protocols.questions.orthogonality import Orthogonality
 from taskvec.training import regularisers
-from taskvec.training.evaluator import Evaluator
 from taskvec.vectors import TaskVector
 from taskvec.vectors.composition import Scaled
 
@@ -76,27 +76,21 @@ def vectors(seed: int, model: Model, count: int, size: float = 0.7, names: str =
     }
 
 
-class Subject:
+class Subject(Given):
     """A model, vectors by task and the test examples that a question is given; what the references look at too."""
 
     def __init__(self, model: Model, vectors: dict[str, TaskVector], views: dict[str, View], tangent: bool):
-        self.model, self.vectors, self.views, self.tangent = model, vectors, views, tangent
-        self.evaluator = Evaluator(model, self.__getitem__)
-
-    def __getitem__(self, need: Examples) -> View:
-        assert (need.split, need.use, need.labels) == ("test", "report", True)
-        return self.views[need.task]
+        super().__init__(model, {(task, "test"): view for task, view in views.items()})
+        self.vectors, self.tangent, self.of_task = vectors, tangent, views
 
     def values(self, question) -> dict:
         """Return what a question finds out."""
         composition = Scaled(self.model.parameters, TaskVector({}))
         composition.forward = "tangent" if self.tangent else "standard"
-        signed = [
-            Signed(Tuned((Examples(task, "train", "learning", labels=True),)), 1.0, vector)
-            for task, vector in self.vectors.items()
-        ]
+        signed = [Signed(tuned(task), 1.0, vector) for task, vector in self.vectors.items()]
         answer, tensors = question.answer(self, composition, signed)
         assert tensors == {}
+        assert {(need.use, need.labels) for need in self.asked} <= {("report", True)}
         return answer.values
 
 
@@ -138,7 +132,7 @@ def features_at(subject: Subject, image: Tensor, point: dict[str, float]) -> tup
 
 def label(subject: Subject, task: str, found: tuple[Tensor, dict[str, Tensor]]) -> int:
     features, weights = found
-    return int(subject.model.logits(features[None], subject.views[task].head, weights)[0].argmax())
+    return int(subject.model.logits(features[None], subject.of_task[task].head, weights)[0].argmax())
 
 
 def divergence(p: list[float], q: list[float]) -> float:
@@ -149,7 +143,7 @@ def xi(subject: Subject, pair: tuple[str, str], a: float, b: float) -> tuple[flo
     """Return both forms of the error by the spec's formula."""
     totals = [0.0, 0.0]
     for task, alone in zip(pair, ({pair[0]: a}, {pair[1]: b}), strict=True):
-        images = subject.views[task].take(slice(None))
+        images = subject.of_task[task].take(slice(None))
         for image in images:
             one, both = (features_at(subject, image, point) for point in (alone, {pair[0]: a, pair[1]: b}))
             totals[0] += (label(subject, task, one) != label(subject, task, both)) / len(images)
@@ -193,7 +187,7 @@ def test_map_properties(seed: int, tangent: bool):
     # at (a, 0) only the second task's images can tell: the map of the first task's images alone is zero there
     for i, a in enumerate(GRID):
         wrong = 0
-        for image in looked.views["b"].take(slice(None)):
+        for image in looked.of_task["b"].take(slice(None)):
             start, moved = (features_at(looked, image, point) for point in ({}, {"a": a}))
             wrong += label(looked, "b", start) != label(looked, "b", moved)
         assert both_ways["a+b"]["labels"][i][zero] == pytest.approx(wrong / 20)
@@ -255,7 +249,7 @@ def test_matrix_equals_brute_force(seed: int, tangent: bool, monkeypatch: pytest
     assert found["rows"] == found["columns"] == list(TASKS) and found["alpha"] == 0.8
     total = 0.0
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images = looked.views[task].take(slice(None))
+        images = looked.of_task[task].take(slice(None))
         own = [label(looked, task, features_at(looked, image, {task: 0.8})) for image in images]
         both = [label(looked, task, features_at(looked, image, {task: 0.8, other: 0.8})) for image in images]
         expected = 0 if s == t else sum(x != y for x, y in zip(own, both, strict=True)) / len(images)
@@ -297,7 +291,7 @@ def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch:
     looked = subject(seed, tangent=True, sizes=(6, 3, 5))
     found = looked.values(Drift())
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
-        images, tau = looked.views[task].take(slice(None)), looked.vectors[other]
+        images, tau = looked.of_task[task].take(slice(None)), looked.vectors[other]
         flat = torch.cat([tau[n].flatten() for n in looked.model.parameters])
         slopes = [jacobian(looked.model, image) for image in images]
         rows = [torch.cat([slope[n].flatten(1) for n in looked.model.parameters], 1) for slope in slopes]
@@ -319,25 +313,25 @@ def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch:
 def test_a_model_linear_in_what_moved_is_in_the_kernel_regime(seed: int):
     looked = subject(seed, tangent=False, sizes=(40, 30))
     last = vectors(seed + 1, looked.model, 2, names="3.")
-    linear = Subject(looked.model, last, looked.views, False).values(KernelRegime())
+    linear = Subject(looked.model, last, looked.of_task, False).values(KernelRegime())
     for at in linear.values():
         assert at["relative_feature_error"] < 1e-14 and at["post_hoc"] == at["non_linear"]
     curved = looked.values(KernelRegime())
     for task, at in curved.items():
         f, g, start = [], [], []
-        for image in looked.views[task].take(slice(None)):
+        for image in looked.of_task[task].take(slice(None)):
             f.append(features_at(looked, image, {task: 1.0})[0])
-            linearised = Subject(looked.model, looked.vectors, looked.views, True)
+            linearised = Subject(looked.model, looked.vectors, looked.of_task, True)
             g.append(features_at(linearised, image, {task: 1.0})[0])
             start.append(features_at(looked, image, {})[0])
         f, g, start = map(torch.stack, (f, g, start))
         assert at["relative_feature_error"] == pytest.approx(((f - g).norm() / (f - start).norm()).item(), rel=1e-10)
-        view = looked.views[task]
+        view = looked.of_task[task]
         for name, features in (("non_linear", f), ("post_hoc", g)):
             right = (looked.model.logits(features, view.head).argmax(1) == view.labels()).double().mean()
             assert at[name] == pytest.approx(right.item())
     still = {task: 0 * vector for task, vector in looked.vectors.items()}
-    unmoved = Subject(looked.model, still, looked.views, False).values(KernelRegime())
+    unmoved = Subject(looked.model, still, looked.of_task, False).values(KernelRegime())
     assert unmoved["a"]["relative_feature_error"] == 0
 
 

@@ -5,33 +5,38 @@ from __future__ import annotations
 import pytest
 import torch
 import world
+from asked import Given, ask, changed, tuned
+from pydantic import ValidationError
 
 from taskvec.data.tasks import ImageSuite
-from taskvec.data.views import View
 from taskvec.errors import NoFeasibleCoefficientError, UserError
-from taskvec.merge.composition import GRID, Scaled
+from taskvec.merge.base import UNIT_GRID as GRID
 from taskvec.merge.task_arithmetic import TaskArithmetic
 from taskvec.models.base import Model
+from taskvec.needs import Drawn
 from taskvec.protocols.addition import Addition
 from taskvec.protocols.analogy import Analogy
-from taskvec.protocols.evaluate import answer
+from taskvec.protocols.base import Answer, Cell
 from taskvec.protocols.negation import Negation
-from taskvec.protocols.question import Answer, Cell, VectorRef, individual, zero_shot
+from taskvec.protocols.questions.scores import Scores
 from taskvec.protocols.selection import (
     Keeps,
+    Rule,
     choose,
     highest_accuracy,
     highest_normalised,
     largest_feasible,
     lowest_target,
 )
+from taskvec.protocols.summing import individual, zero_shot
 from taskvec.vectors import TaskVector
+from taskvec.vectors.composition import Scaled
 
 
 def test_the_grid_is_the_papers_21_points():
     assert len(GRID) == 21
     assert [str(alpha) for alpha in GRID] == [str(round(i / 20, 2)) for i in range(21)]
-    assert TaskArithmetic.default_grid == GRID
+    assert TaskArithmetic.grid == GRID
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ def test_no_feasible_coefficient_is_an_error_with_the_numbers_and_the_remedy(rul
     [({0.0: 0.1, 0.5: 0.4, 1.0: 0.4}, 0.5), ({1.0: 0.4, 0.5: 0.4, 0.0: 0.4}, 0.0), ({0.0: 0.1, 1.0: 0.2}, 1.0)],
 )
 def test_analogies_take_the_highest_accuracy_and_the_smallest_of_equals(curve, best):
-    assert highest_accuracy({alpha: {"t": value} for alpha, value in curve.items()}, "t") == best
+    assert highest_accuracy({alpha: {"t": value} for alpha, value in curve.items()}, ["t"]) == best
 
 
 def reply(report: dict, selection: dict | None = None, alpha: float | None = None, rule: str | None = None) -> Answer:
@@ -117,19 +122,18 @@ def reply(report: dict, selection: dict | None = None, alpha: float | None = Non
 def test_choose_reads_the_rule_and_what_it_needs_from_validation():
     table = {alpha: {"t": target, "c": control} for alpha, (target, control) in CONTROL.items()}
     zero = reply({0.0: {"t": 0.9, "c": 0.1}}, {0.0: {"t": 0.9, "c": 0.6}})  # 95 % of 0.6 is 0.57; test is not read
-    settings = {"control_threshold": 0.95}
-    for rule, expected in (("lowest_target", 0.5), ("largest_feasible", 0.75)):
-        cell = Cell("x", (), ("t",), "c", tuple(table), rule, settings)
-        assert choose(cell, table, {"zero_shot": zero}) == expected
+    for kind, expected in (("lowest_target", 0.5), ("largest_feasible", 0.75)):
+        rule = Rule(kind=kind, control_threshold=0.95)
+        assert choose(rule, table, ["t"], "c", {"zero_shot": zero}) == expected
     need = {
         "individual/a": reply({1.0: {"a": 0.1}}, {1.0: {"a": 0.8}}),
         "individual/b": reply({1.0: {"b": 0.9}}, {1.0: {"b": 0.5}}),
     }
     pair = {0.0: {"a": 0.4, "b": 0.4}, 0.5: {"a": 0.6, "b": 0.5}, 1.0: {"a": 0.8, "b": 0.2}}
-    assert choose(Cell("x", (), ("a", "b"), rule="highest_normalised"), pair, need) == 0.5
-    assert choose(Cell("x", (), ("t",), rule="highest_accuracy"), table, {}) == 0.0
-    with pytest.raises(ValueError, match="unknown selection rule 'best'"):
-        choose(Cell("x", (), ("t",), rule="best"), table, {})
+    assert choose(Rule(kind="highest_normalised"), pair, ["a", "b"], None, need) == 0.5
+    assert choose(Rule(kind="highest_accuracy"), table, ["t"], None, {}) == 0.0
+    with pytest.raises(ValidationError, match="highest_normalised"):
+        Rule(kind="best")
 
 
 # --- addition -------------------------------------------------------------------------------------------------------
@@ -139,36 +143,40 @@ def suite(*tasks: str, control: str | None = None) -> ImageSuite:
     return ImageSuite(kind="images", tasks=tasks, control=control)
 
 
-def by_name(protocol, tasks: ImageSuite, grid=GRID) -> dict[str, Cell]:
-    cells = protocol.cells(tasks, grid)
+def by_name(protocol, tasks: ImageSuite) -> dict[str, Cell]:
+    """The cells of a protocol in a run with a joint transform, by name."""
+    cells = protocol.cells(ask(protocol, tasks, joint=True))
     named = {cell.name: cell for cell in cells}
     assert len(named) == len(cells)
     return named
 
 
 def test_addition_asks_for_the_base_each_model_and_the_merge():
-    cells = by_name(Addition(kind="addition"), suite("a", "b"))
+    protocol, tasks = Addition(kind="addition"), suite("a", "b")
+    cells = by_name(protocol, tasks)
     assert list(cells) == ["zero_shot", "individual/a", "individual/b", "merged"]
-    assert cells["zero_shot"] == zero_shot(("a", "b"))
-    assert cells["individual/b"] == individual("b")
-    assert cells["individual/b"].vectors == ((1.0, VectorRef(("b",), transformed=False)),)
-    merged = cells["merged"]
-    assert merged.vectors == ((1.0, VectorRef(("a",))), (1.0, VectorRef(("b",))))
-    assert merged.targets == ("a", "b") and merged.control is None
-    assert merged.grid == GRID and merged.fixed == (1.0,) and merged.rule == "highest_normalised"
-    assert merged.merge and not cells["individual/a"].merge
-    assert set(merged.needs) == {"individual/a", "individual/b"}
+    assert cells["zero_shot"] == zero_shot(protocol, tasks, ("a", "b"))
+    assert cells["individual/b"] == individual(protocol, tasks, "b", tuned("b"))
+    assert cells["individual/b"].composed.vectors == ((1.0, tuned("b")),)
+    merged, question = cells["merged"], cells["merged"].question
+    assert merged.composed.vectors == ((1.0, changed("a", "ab")), (1.0, changed("b", "ab")))
+    assert question.targets == ("a", "b") and question.control is None
+    assert question.grid == GRID and question.fixed == (1.0,) and question.rule == Rule(kind="highest_normalised")
+    assert merged.composed.merge and not cells["individual/a"].composed.merge
+    assert dict(merged.needs) == {name: cells[name] for name in ("individual/a", "individual/b")}
 
 
 def test_addition_of_subsets_asks_for_every_combination():
     cells = by_name(Addition(kind="addition", subset_size=2, joint=True), suite("a", "b", "c"))
     merged = {name: cell for name, cell in cells.items() if name.startswith("merged")}
     assert list(merged) == ["merged/a+b", "merged/a+c", "merged/b+c"]
-    assert [cell.targets for cell in merged.values()] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert set(merged["merged/a+c"].needs) == {"individual/a", "individual/c"}
-    joint = cells["joint"]
-    assert joint.vectors == ((1.0, VectorRef(("a", "b", "c"), transformed=False)),)
-    assert joint.targets == ("a", "b", "c") and joint.fixed == (1.0,) and joint.rule is None and not joint.merge
+    assert [cell.question.targets for cell in merged.values()] == [("a", "b"), ("a", "c"), ("b", "c")]
+    pair = merged["merged/a+c"]
+    assert pair.composed.vectors == ((1.0, changed("a", "ac")), (1.0, changed("c", "ac")))  # b is not looked at
+    assert set(dict(pair.needs)) == {"individual/a", "individual/c"}
+    joint, question = cells["joint"], cells["joint"].question
+    assert joint.composed.vectors == ((1.0, tuned("a", "b", "c")),) and not joint.composed.merge
+    assert question.targets == ("a", "b", "c") and question.fixed == (1.0,) and question.rule is None
 
 
 SINGLES = {
@@ -182,6 +190,12 @@ def rows_of(report) -> dict:
     rows = {row.row: row for row in report.rows}
     assert len(rows) == len(report.rows)
     return rows
+
+
+def criterion(report) -> tuple[str, float, str, str]:
+    """What a sweep ranks a run by, and in which direction."""
+    found = report.criterion
+    return found.name, found.value, found.better, found.split
 
 
 def test_addition_sums_up_absolute_and_normalised_accuracy():
@@ -198,21 +212,23 @@ def test_addition_sums_up_absolute_and_normalised_accuracy():
     report = Addition(kind="addition", joint=True).summarise(suite("a", "b", "c"), answers)
     rows = rows_of(report)
     assert list(rows) == ["zero_shot", "individual", "joint", "merged", "merged_alpha_1"]
-    assert rows["individual"].normalised == {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert rows["individual"].normalised_mean == 1.0
-    assert rows["individual"].mean == pytest.approx((0.8 + 0.5 + 0.25) / 3)
+    assert rows["individual"].values("normalised") == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert rows["individual"].mean("normalised") == 1.0
+    assert rows["individual"].mean("accuracy") == pytest.approx((0.8 + 0.5 + 0.25) / 3)
+    assert rows["individual"].cells == {task: f"individual/{task}" for task in "abc"}
     merged = rows["merged"]
     assert merged.alpha == 0.3 and merged.selected_on == "val" and merged.rule == "highest_normalised"
-    assert merged.mean == pytest.approx(0.4)
-    assert merged.normalised == pytest.approx({"a": 0.75, "b": 1.0, "c": 0.4})
-    assert merged.normalised_mean == pytest.approx((0.75 + 1 + 0.4) / 3)
+    assert merged.mean("accuracy") == pytest.approx(0.4)
+    assert merged.values("normalised") == pytest.approx({"a": 0.75, "b": 1.0, "c": 0.4})
+    assert merged.mean("normalised") == pytest.approx((0.75 + 1 + 0.4) / 3)
     assert merged.denominators == {"a": 0.8, "b": 0.5, "c": 0.25}  # of the test split
     at_one = rows["merged_alpha_1"]
     assert at_one.alpha == 1.0 and at_one.selected_on is None and at_one.rule is None
-    assert at_one.normalised_mean == pytest.approx((0.25 + 0.2 + 0) / 3)
-    assert rows["zero_shot"].alpha == 0.0 and rows["zero_shot"].normalised["b"] == pytest.approx(0.2)
-    assert rows["joint"].normalised_mean == pytest.approx((1 + 0.9 + 1) / 3)
-    assert report.primary == merged.normalised_mean
+    assert at_one.mean("normalised") == pytest.approx((0.25 + 0.2 + 0) / 3)
+    assert at_one.cells == merged.cells == {"all": "merged"}
+    assert rows["zero_shot"].alpha == 0.0 and rows["zero_shot"].values("normalised")["b"] == pytest.approx(0.2)
+    assert rows["joint"].mean("normalised") == pytest.approx((1 + 0.9 + 1) / 3)
+    assert criterion(report) == ("merged/validation", pytest.approx(0.4), "higher", "val")
     assert [point["alpha"] for point in report.curves["merged"]] == [0.0, 0.3]
     assert report.curves["merged"][1] == {
         "alpha": 0.3,
@@ -228,7 +244,7 @@ def test_rows_carry_the_validation_accuracy_at_their_own_coefficient():
         "merged": reply({0.5: {"a": 0.6}, 1.0: {"a": 0.1}}, {0.5: {"a": 0.5}, 1.0: {"a": 0.2}}, 0.5, "best"),
     }
     rows = rows_of(Addition(kind="addition").summarise(suite("a"), answers))
-    assert {name: row.validation for name, row in rows.items()} == {
+    assert {name: row.values("validation") for name, row in rows.items()} == {
         "zero_shot": {}, "individual": {"a": 0.7}, "merged": {"a": 0.5}, "merged_alpha_1": {"a": 0.2},
     }  # fmt: skip
 
@@ -259,10 +275,10 @@ def test_addition_of_subsets_sums_up_each_and_their_mean():
     assert [name for name in rows if "/" in name] == [
         "merged/a+b", "merged_alpha_1/a+b", "merged/a+c", "merged_alpha_1/a+c", "merged/b+c", "merged_alpha_1/b+c",
     ]  # fmt: skip
-    means = [rows[name].normalised_mean for name in ("merged/a+b", "merged/a+c", "merged/b+c")]
+    means = [rows[name].mean("normalised") for name in ("merged/a+b", "merged/a+c", "merged/b+c")]
     assert means == pytest.approx([0.75, 0.75, 1.0])
-    assert set(rows["merged/a+c"].accuracy) == {"a", "c"}
-    assert report.primary == pytest.approx(2.5 / 3)
+    assert set(rows["merged/a+c"].values("accuracy")) == {"a", "c"}
+    assert report.criterion.value == pytest.approx((0.525 + 0.325 + 0.375) / 3)  # of validation
     assert set(report.curves) == {"merged/a+b", "merged/a+c", "merged/b+c"}
 
 
@@ -277,25 +293,25 @@ def test_addition_refuses_subsets_larger_than_the_suite():
 
 @pytest.mark.parametrize("rule", ["lowest_target", "largest_feasible"])
 def test_negation_asks_for_signed_random_and_ascent_models_with_the_control(rule):
-    protocol = Negation(kind="negation", rule=rule, ascent=True, control_threshold=0.9)
+    protocol = Negation(kind="negation", rule=rule, ascent=True, control_threshold=0.9, seed=5)
     cells = by_name(protocol, suite("a", "b", control="c"))
     assert list(cells) == [
         "zero_shot",
         *[f"{kind}/{task}" for task in "ab" for kind in ("individual", "negated", "random", "ascent")],
     ]
-    assert all(cell.control == "c" for cell in cells.values())
+    assert all(cell.question.control == "c" for cell in cells.values())
     negated, random, ascent = (cells[f"{kind}/b"] for kind in ("negated", "random", "ascent"))
-    assert negated.vectors == ((-1.0, VectorRef(("b",))),)
-    assert random.vectors == ((1.0, VectorRef(("b",), "random", transformed=False)),)
-    assert ascent.vectors == ((1.0, VectorRef(("b",), "ascent", transformed=False)),)
+    assert negated.composed.vectors == ((-1.0, changed("b", "ab")),)
+    assert random.composed.vectors == ((1.0, Drawn(tuned("b"), 5)),)
+    assert ascent.composed.vectors == ((1.0, tuned("b", ascend=True)),)
     for searched in (negated, random):
-        assert searched.targets == ("b",) and searched.tasks == ("b", "c")
-        assert searched.grid == GRID and searched.rule == rule
-        assert searched.rule_settings == {"control_threshold": 0.9}
-        assert searched.needs == {"zero_shot": cells["zero_shot"]}
-    assert negated.merge and not random.merge and not ascent.merge
-    assert cells["zero_shot"].on_selection
-    assert ascent.fixed == (1.0,) and ascent.rule is None
+        question = searched.question
+        assert question.targets == ("b",) and question.tasks() == ("b", "c")
+        assert question.grid == GRID and question.rule == Rule(kind=rule, control_threshold=0.9)
+        assert dict(searched.needs) == {"zero_shot": cells["zero_shot"]}
+    assert negated.composed.merge and not random.composed.merge and not ascent.composed.merge
+    assert cells["zero_shot"].question.on_selection
+    assert ascent.question.fixed == (1.0,) and ascent.question.rule is None
 
 
 @pytest.mark.parametrize(("random", "ascent"), [(True, False), (False, False), (True, True), (False, True)])
@@ -312,19 +328,22 @@ def test_negation_sums_up_target_and_control_means(random, ascent):
     rows = rows_of(report)
     expected = ["zero_shot", "individual", "negated", *["random"] * random, *["ascent"] * ascent]
     assert list(rows) == expected
-    assert rows["zero_shot"].mean == pytest.approx(0.4) and rows["zero_shot"].control == 0.6
-    assert rows["individual"].mean == pytest.approx(0.9) and rows["individual"].control == pytest.approx(0.4)
+    assert rows["zero_shot"].mean("accuracy") == pytest.approx(0.4)
+    assert rows["zero_shot"].values("control") == {"c": 0.6}
+    assert rows["individual"].mean("accuracy") == pytest.approx(0.9)
+    assert rows["individual"].mean("control") == pytest.approx(0.4)
     negated = rows["negated"]
-    assert negated.accuracy == {"a": 0.1, "b": 0.2}
-    assert negated.mean == pytest.approx(0.15) and negated.control == pytest.approx(0.575)
+    assert negated.values("accuracy") == {"a": 0.1, "b": 0.2}
+    assert negated.values("control") == {"a": 0.58, "b": 0.57}  # under each target's model
+    assert negated.mean("accuracy") == pytest.approx(0.15) and negated.mean("control") == pytest.approx(0.575)
     assert negated.selected_on == "val" and negated.rule == "lowest_target"
     assert negated.alphas == {"a": 0.4, "b": 0.7} and negated.alpha == pytest.approx(0.55)
     if random:
-        assert rows["random"].mean == pytest.approx(0.35)
+        assert rows["random"].mean("accuracy") == pytest.approx(0.35)
     if ascent:
-        assert rows["ascent"].mean == pytest.approx(0.02) and rows["ascent"].alpha == 1.0
+        assert rows["ascent"].mean("accuracy") == pytest.approx(0.02) and rows["ascent"].alpha == 1.0
         assert rows["ascent"].selected_on is None
-    assert report.primary == pytest.approx(-0.15)  # larger is better
+    assert criterion(report) == ("negated/validation", pytest.approx(0.15), "lower", "val")
     assert report.curves["negated/b"][-1] == {"alpha": 0.7, "mean": 0.2, "accuracy": {"b": 0.2}, "control": 0.57}
 
 
@@ -344,12 +363,10 @@ def test_analogy_asks_for_c_plus_b_minus_a_on_the_target_alone():
     protocol.check(suite("p", "q", "r", "s"))
     cells = by_name(protocol, suite("p", "q", "r", "s"))
     assert list(cells) == ["zero_shot", "individual/s", "auxiliary", "analogy"]
-    assert {cell.targets for cell in cells.values()} == {("s",)}
-    signs = {ref.tasks: sign for sign, ref in cells["analogy"].vectors}
-    assert signs == {("r",): 1.0, ("q",): 1.0, ("p",): -1.0}
-    assert cells["auxiliary"].vectors == ((1.0, VectorRef(("r",))),)
-    used = {task for cell in (cells["analogy"], cells["auxiliary"]) for _, ref in cell.vectors for task in ref.tasks}
-    assert "s" not in used
+    assert {cell.question.targets for cell in cells.values()} == {("s",)}
+    signs = {vector: sign for sign, vector in cells["analogy"].composed.vectors}
+    assert signs == {changed("r", "pqr"): 1.0, changed("q", "pqr"): 1.0, changed("p", "pqr"): -1.0}  # nothing of s
+    assert cells["auxiliary"].composed.vectors == ((1.0, changed("r", "pqr")),)
 
 
 def test_analogy_sums_up_with_errors_relative_to_the_tuned_target():
@@ -369,10 +386,10 @@ def test_analogy_sums_up_with_errors_relative_to_the_tuned_target():
     assert list(rows) == [
         "zero_shot", "individual", "auxiliary", "auxiliary_alpha_1", "analogy", "analogy_alpha_1"
     ]  # fmt: skip
-    assert [row.mean for row in rows.values()] == [0.2, 0.8, 0.4, 0.3, 0.6, 0.1]
-    assert rows["analogy"].normalised_mean == pytest.approx(0.75) and rows["analogy"].alpha == 0.35
-    assert rows["individual"].normalised_mean == 1.0
-    assert report.primary == 0.6
+    assert [row.mean("accuracy") for row in rows.values()] == [0.2, 0.8, 0.4, 0.3, 0.6, 0.1]
+    assert rows["analogy"].mean("normalised") == pytest.approx(0.75) and rows["analogy"].alpha == 0.35
+    assert rows["individual"].mean("normalised") == 1.0
+    assert criterion(report) == ("analogy/validation", 0.6, "higher", "val")
 
 
 @pytest.mark.parametrize(
@@ -417,28 +434,23 @@ def test_an_answer_is_the_accuracy_of_each_composed_model(seed):
     base, tau = normal(4, 4), normal(4, 4)
     model = Identity(base)
     data = {
-        split: {
-            t: world.view(normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double())
-            for t, count in (("t", 601), ("c", 37))
-        }
+        (t, split): world.view(normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double())
         for split in ("val", "test")
+        for t, count in (("t", 601), ("c", 37))
     }
-    asked = []
-
-    def views(split: str) -> dict[str, View]:
-        asked.append(split)
-        return data[split]
 
     def accuracy(alpha: float, split: str, task: str) -> float:
-        view = data[split][task]
+        view = data[task, split]
         predicted = [(base + alpha * tau).matmul(x).argmax().item() for x in view.take(slice(None))]
         return sum(p == y for p, y in zip(predicted, view.labels().tolist(), strict=True)) / len(predicted)
 
     grid = (0.0, 0.5, 2.0)
-    cell = Cell("x", ((1.0, VectorRef(("t",))),), ("t",), "c", grid, "highest_accuracy", fixed=(1.0,))
+    question = Scores(targets=("t",), control="c", grid=grid, fixed=(1.0,), rule=Rule(kind="highest_accuracy"))
     composition = Scaled(model.parameters, TaskVector({"weight": tau}))
-    found, masks = answer(cell, model, composition, views, {})
-    assert asked == ["val", "test"]  # each split once, whatever the grid
+    given = Given(model, data)
+    found, masks = question.answer(given, composition, ())
+    assert {(need.task, need.split) for need in given.asked} == set(data)
+    assert set(given.asked) == set(question.needs(None))  # nothing that it did not declare
     assert found.selection == {a: {t: accuracy(a, "val", t) for t in ("t", "c")} for a in grid}
     assert found.alpha == max(grid, key=lambda a: accuracy(a, "val", "t"))
     assert found.report == {a: {t: accuracy(a, "test", t) for t in ("t", "c")} for a in {found.alpha, 1.0}}
@@ -453,6 +465,6 @@ def test_the_individual_model_is_its_own_denominator():
     for accuracy in (1 / 3, 0.7, 1.0):
         own = reply({1.0: {"t": accuracy}}, {1.0: {"t": 0.5}})
         answers = {"zero_shot": reply({0.0: {"t": 0.1}}), "individual/t": own}
-        answers["merged"] = reply({1.0: {"t": accuracy}}, {1.0: {"t": 0.5}}, 1.0, cells["merged"].rule)
+        answers["merged"] = reply({1.0: {"t": accuracy}}, {1.0: {"t": 0.5}}, 1.0, cells["merged"].question.rule.kind)
         rows = rows_of(Addition(kind="addition").summarise(suite("t"), answers))
-        assert rows["individual"].normalised_mean == rows["merged"].normalised_mean == 1.0
+        assert rows["individual"].mean("normalised") == rows["merged"].mean("normalised") == 1.0

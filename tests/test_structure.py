@@ -88,7 +88,7 @@ def test_imports_form_no_circle():
     done, open_ = set(), []
 
     def visit(module: str) -> None:
-        assert module not in open_, f"a circle of imports: {' -> '.join([*open_[open_.index(module):], module])}"
+        assert module not in open_, f"a circle of imports: {' -> '.join([*open_[open_.index(module) :], module])}"
         if module in done:
             return
         open_.append(module)
@@ -104,7 +104,9 @@ def test_the_plan_names_no_method_family_or_modality():
     from taskvec import registry
 
     registry.load_builtin()
-    names = {entry.name for entry in registry.entries() if entry.group in ("finetune", "transform", "merge", "backbone")}
+    names = {
+        entry.name for entry in registry.entries() if entry.group in ("finetune", "transform", "merge", "backbone")
+    }
     names |= {"image", "images", "text", "texts", "clip", "causal", "encoder", "t5"}
     tree = ast.parse((PACKAGE / "graph" / "plan.py").read_text(encoding="utf-8"))
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}

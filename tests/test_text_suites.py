@@ -10,29 +10,35 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+import world
 import world_text
 import yaml
+from asked import Given
 from world_text import FAST, HUB, MODELS
 
 from taskvec.cli import main
-from taskvec.data.rows import read_rows
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import TextSuite, TextTask, load_tasks
 from taskvec.data.texts import tokenise_split
-from taskvec.data.views import TaskView
-from taskvec.errors import NoFeasibleCoefficientError, UserError
-from taskvec.vectors.composition import Scaled
-from taskvec.protocols import predict as predicting
-from taskvec.protocols.perplexity import perplexity, surprise
-from taskvec.protocols.question import Answer, Cell
-from taskvec.protocols.selection import Keeps, choose
+from taskvec.errors import NoFeasibleCoefficientError
+from taskvec.needs import Examples
+from taskvec.protocols.base import Answer
+from taskvec.protocols.questions.scores import perplexity
+from taskvec.protocols.selection import Keeps, Rule, choose
 from taskvec.registry import lookup
-from taskvec.report.intervals import Judged, correct_items, paired_difference
+from taskvec.report.intervals import paired_difference
+from taskvec.report.outcomes import Judged, Means, outcomes
+from taskvec.report.runs import Run
 from taskvec.report.table import run_table
 from taskvec.runner import compose
+from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import Outcome, execute
+from taskvec.training import walk
 from taskvec.training.batches import Batch
-from taskvec.training.fit import cross_entropy, scores
+from taskvec.training.evaluator import Evaluator
+from taskvec.training.objectives.cross_entropy import CrossEntropy
 from taskvec.vectors import TaskVector
+from taskvec.vectors.composition import Scaled
 
 TWO = ["suite.tasks=[products,concepts]"]  # short texts
 
@@ -82,7 +88,7 @@ def test_every_family_runs_shows_its_table_and_resumes(run, outputs, capsys, mod
     words = ["method=task_arithmetic", f"backbone={model}", "suite=minitext6", *TWO, *FAST]
     first = run(*words)
     assert first.state == "done" and set(rows(first)) == {"zero_shot", "individual", "merged", "merged_alpha_1"}
-    assert all(0 <= value <= 1 for row in first.result.rows for value in row.accuracy.values())
+    assert all(0 <= value <= 1 for row in first.result.rows for value in row.values("accuracy").values())
     assert run(*words).state == "skipped"
     folder = outputs / "runs" / first.run_id
     (folder / "result.json").unlink()
@@ -109,7 +115,7 @@ SHIPPED = {
 
 
 def text_suites() -> list[str]:
-    files = sorted((compose.conf_dir() / "suite").glob("*.yaml"))
+    files = sorted((conf_dir() / "suite").glob("*.yaml"))
     return [path.stem for path in files if "/schema/suite/texts@_here_" in path.read_text()]
 
 
@@ -117,40 +123,43 @@ def text_suites() -> list[str]:
 def test_every_shipped_suite_runs_end_to_end(run, suite):
     outcome = run(f"suite={suite}", *SHIPPED[suite])
     definitions = outcome.result.config["suite"]["definitions"]
-    named = yaml.safe_load((compose.conf_dir() / "suite" / f"{suite}.yaml").read_text())
+    named = yaml.safe_load((conf_dir() / "suite" / f"{suite}.yaml").read_text())
     assert set(named["tasks"]) <= set(definitions)
     row = rows(outcome)["individual"]
     expected = ["products_positive"] if suite == "mini_sentiment" else named["tasks"]
-    assert list(row.accuracy) == expected
+    accuracy = row.values("accuracy")
+    assert list(accuracy) == expected
     if suite in ("glue8", "nli6"):  # the fixtures are made to be learned
-        assert all(value > 0.5 for value in row.accuracy.values()), row.accuracy
-        assert rows(outcome)["merged"].normalised_mean < 1
+        assert all(value > 0.5 for value in accuracy.values()), accuracy
+        assert rows(outcome)["merged"].mean("normalised") < 1
 
 
 def test_glue_is_judged_by_the_metric_of_each_task(run, outputs):
-    result = run("suite=glue8", *SHIPPED["glue8"]).result
-    found = {task: node["metric"] for task, node in result.config["suite"]["definitions"].items()}
-    assert {task: metric for task, metric in found.items() if metric != "accuracy"} == {
+    outcome = run("suite=glue8", *SHIPPED["glue8"])
+    result, found = outcome.result, rows(outcome)
+    metrics = {task: node["metric"] for task, node in result.config["suite"]["definitions"].items()}
+    assert {task: metric for task, metric in metrics.items() if metric != "accuracy"} == {
         "cola": "matthews",
         "stsb": "pearson_spearman",
     }
     head = run_table(result).splitlines()[0]
     assert "cola (matthews)" in head and "stsb (pearson_spearman)" in head
-    items = correct_items(result, outputs, "individual")
-    assert isinstance(items["cola"], Judged) and items["rte"].dtype == bool
-    gap = paired_difference([items], [correct_items(result, outputs, "zero_shot")], resamples=50)
-    own, base = rows(run("suite=glue8", *SHIPPED["glue8"]))["individual"], result.rows[0]
-    assert gap.mean == pytest.approx(own.mean - base.mean) and gap.low > 0
+    kept = Run(result, folder=outputs / "runs" / outcome.run_id)
+    own, base = (outcomes(kept, found[name], "accuracy") for name in ("individual", "zero_shot"))
+    assert isinstance(own["cola"], Judged) and isinstance(own["rte"], Means)
+    gap = paired_difference([own], [base], resamples=50)
+    means = [found[name].mean("accuracy") for name in ("individual", "zero_shot")]
+    assert gap.mean == pytest.approx(means[0] - means[1]) and gap.low > 0
 
 
 @pytest.mark.parametrize("model", ["tiny_t5", "tiny_gpt2"])
 def test_models_that_answer_in_words_learn_scores(run, model):
     words = [f"backbone={model}", "suite=glue8", MIRROR, "suite.tasks=[stsb]", "protocol.grid=[0,1]"]
-    assert rows(run(*words, "finetune.steps=150"))["individual"].accuracy["stsb"] > 0.6
+    assert rows(run(*words, "finetune.steps=150"))["individual"].values("accuracy")["stsb"] > 0.6
 
 
 def test_rows_without_a_label_are_left_out_and_words_are_labels():
-    tasks = load_tasks({"tasks": ["snli", "scitail", "mnli"], "data_dir": str(HUB)}, TextSuite, [compose.conf_dir()])
+    tasks = load_tasks({"tasks": ["snli", "scitail", "mnli"], "data_dir": str(HUB)}, TextSuite, [conf_dir()])
 
     def read(task: str, split: str, framed: bool):
         pieces: list = []
@@ -182,13 +191,14 @@ def test_negation_keeps_the_perplexity_of_the_control(run, lms):
     outcome = run(*words, "protocol.perplexity_tolerance=5")
     found, result = rows(outcome), outcome.result
     assert set(found) == {"zero_shot", "individual", "negated", "random"}
-    assert all(row.control is None and row.perplexity > 1 for row in found.values())
+    assert all(row.mean("control") is None and row.mean("perplexity") > 1 for row in found.values())
     curve = {point["alpha"]: point for point in result.curves["negated/products"]}
     kept = {alpha: p for alpha, p in curve.items() if p["control"] <= curve[0.0]["control"] + 5}
     assert found["negated"].alphas["products"] == min(sorted(kept), key=lambda alpha: kept[alpha]["mean"])
     assert set(result.data_seen["selection"]) == {"products/val", "short/val"}
     linear = rows(run(*words, "finetune=tangent", "finetune.lr=1e-3"))
-    assert linear["zero_shot"].perplexity == pytest.approx(found["zero_shot"].perplexity, rel=1e-5)
+    start = found["zero_shot"].mean("perplexity")
+    assert linear["zero_shot"].mean("perplexity") == pytest.approx(start, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +213,13 @@ def test_negation_keeps_the_perplexity_of_the_control(run, lms):
 def test_the_rule_admits_perplexity_up_to_half_a_point_above_the_start(perplexities, lowest, largest):
     targets = {0.0: 0.9, 0.5: 0.2, 1.0: 0.2}
     curve = {alpha: {"t": targets[alpha], "c": value} for alpha, value in perplexities.items()}
-    needs = {"zero_shot": Answer(selection={0.0: {"c": 20.0}})}
-    for rule, expected in (("lowest_target", lowest), ("largest_feasible", largest)):
-        cell = Cell("n", (), ("t",), "c", (0.0, 0.5, 1.0), rule, {"perplexity_tolerance": 0.5}, needs={})
-        assert choose(cell, curve, needs) == expected, rule
+    answers = {"zero_shot": Answer(selection={0.0: {"c": 20.0}})}
+    for kind, expected in (("lowest_target", lowest), ("largest_feasible", largest)):
+        rule = Rule(kind=kind, perplexity_tolerance=0.5)
+        assert choose(rule, curve, ["t"], "c", answers) == expected, kind
     assert Keeps("c", 20.5, below=True).admits(20.5) and not Keeps("c", 20.5, below=True).admits(float("nan"))
     with pytest.raises(NoFeasibleCoefficientError, match=r"perplexity on c at 20\.5000 or less .*add 0 to"):
-        choose(cell, {1.0: {"t": 0.1, "c": 21.0}}, needs)
+        choose(rule, {1.0: {"t": 0.1, "c": 21.0}}, ["t"], "c", answers)
 
 
 def test_an_analogy_learns_nothing_of_its_target(run):
@@ -230,29 +240,31 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
     backbone = lookup("backbone", MODELS[name][0]).schema(
         kind=MODELS[name][0], model=f"{lms}/models/{name}", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
     )
+    prompt = Prompt(["negative", "positive"], (), "Sentiment:")
     model, texts = backbone.load("cpu"), ["fine", "a long and rather dull film about a boat", "so bad", "well made"]
     inputs = backbone.tokenize([("Review: ", text, "\nSentiment:") for text in texts])
-    labels, head = torch.tensor([1, 0, 0, 1]), backbone.heads({"t": (["negative", "positive"], [])})["t"]
-    view, composition = TaskView(inputs, labels, head), Scaled(model.parameters, TaskVector({}))
+    labels, head = torch.tensor([1, 0, 0, 1]), backbone.heads({"t": prompt})["t"]
+    given = Given(model, {("t", "test"): world.view(inputs, labels, head)})
+    objective = CrossEntropy()
 
-    def loss(rows: torch.Tensor) -> float:
-        batch = Batch(rows, {"t": slice(0, len(rows))}, {"t": labels[: len(rows)]})
-        return cross_entropy(lambda _, x: scores(model, model.parameters, None, x, head), batch).item()
+    def loss(rows: torch.Tensor, labels: torch.Tensor) -> float:
+        batch = Batch(rows, {"t": slice(0, len(rows))}, {"t": labels})
+        return objective.loss(lambda _, x: given.evaluator.scores(x, head, model.parameters), batch, {}).item()
 
-    alone = [
-        cross_entropy(
-            lambda _, x: scores(model, model.parameters, None, x, head),
-            Batch(inputs[i : i + 1], {"t": slice(0, 1)}, {"t": labels[i : i + 1]}),
-        ).item()
-        for i in range(4)
-    ]
+    alone = [loss(inputs[i : i + 1], labels[i : i + 1]) for i in range(4)]
     wider = torch.nn.functional.pad(inputs, (0, 7), value=-1)
     left = torch.stack([row.roll(int((row < 0).sum())) for row in inputs])
     for changed in (inputs, wider, left):
-        assert loss(changed) == pytest.approx(sum(alone) / 4, abs=1e-5)
-    whole = predicting.predict(model, composition, {"t": view}, [0.0])[0.0]["t"]
-    monkeypatch.setattr(predicting, "TEXTS", 1)
-    assert predicting.predict(model, composition, {"t": view}, [0.0])[0.0]["t"].equal(whole)
+        assert loss(changed, labels) == pytest.approx(sum(alone) / 4, abs=1e-5)
+
+    def predicted() -> torch.Tensor:
+        need = Examples("t", "test", "report", labels=True)
+        found, _ = given.evaluator.predictions(Scaled(model.parameters, TaskVector({})), [need], [0.0])
+        return found[0.0][need]
+
+    whole = predicted()
+    monkeypatch.setattr(walk, "TEXTS", 1)
+    assert predicted().equal(whole)
 
 
 def read_aloud(lms):
@@ -264,11 +276,21 @@ def read_aloud(lms):
     return backbone.load("cpu"), backbone.tokenize([("", text, "") for text in texts])
 
 
+def surprises(model, inputs, tau, alphas, *, tangent: bool = False, bf16: bool = False) -> dict:
+    """The likelihood of each text by coefficient."""
+    need = Examples("corpus", "test", "report")
+    composition = Scaled(model.parameters, tau)
+    composition.forward = "tangent" if tangent else "standard"
+    found, excluded = Evaluator(model, lambda _: world.view(inputs), bf16=bf16).surprise(composition, need, alphas)
+    assert not excluded
+    return found
+
+
 def test_perplexity_is_that_of_the_text_token_by_token(lms):
     from transformers import AutoModelForCausalLM
 
     model, inputs = read_aloud(lms)
-    found = surprise(model, Scaled(model.parameters, TaskVector({})), TaskView(inputs, None, None), [0.0])[0.0]
+    found = surprises(model, inputs, TaskVector({}), [0.0])[0.0]
     theirs, nll, count = AutoModelForCausalLM.from_pretrained(lms / "models/tiny_gpt2").eval(), 0.0, 0
     for row in inputs:
         ids = row[row >= 0].long()[None]
@@ -282,15 +304,14 @@ def test_perplexity_is_that_of_the_text_token_by_token(lms):
 def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(lms, monkeypatch):
     """Against states along a finite difference in float64."""
     model, inputs = read_aloud(lms)
-    direction = TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()})
-    composition, corpus = Scaled(model.parameters, direction), TaskView(inputs, None, None)
+    tau, alphas = TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()}), [0.0, 0.4, 1.0]
     states_of, seen = type(model).token_states, []
     monkeypatch.setattr(type(model), "token_states", lambda *given: seen.append(1) or states_of(*given))
-    found = surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True)
+    found = surprises(model, inputs, tau, alphas, tangent=True)
     assert len(seen) == 1
 
     def exact(step):
-        return states_of(model, {n: p.double() + step * direction[n] for n, p in model.parameters.items()}, inputs)
+        return states_of(model, {n: p.double() + step * tau[n] for n, p in model.parameters.items()}, inputs)
 
     with torch.no_grad():
         derivative = (exact(1e-4) - exact(-1e-4)) / 2e-4
@@ -298,15 +319,15 @@ def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(l
             states = (exact(0) + alpha * derivative).float()
             want = -model.token_log_probs(states, inputs).double().sum(1)
             torch.testing.assert_close(documents[:, 0], want, rtol=1e-4, atol=1e-4)
-        still = surprise(model, Scaled(model.parameters, TaskVector({})), corpus, [0.7], tangent=True)[0.7]
+        still = surprises(model, inputs, TaskVector({}), [0.7], tangent=True)[0.7]
         torch.testing.assert_close(still, found[0.0], rtol=1e-5, atol=1e-5)
-    # weights that are not affine in the coefficient: a jvp each
-    monkeypatch.setattr(Scaled, "direction", lambda self: None)
-    for alpha, documents in surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True).items():
-        torch.testing.assert_close(documents, found[alpha], rtol=1e-4, atol=1e-4)
-    half = surprise(model, composition, corpus, [0.0, 0.4, 1.0], tangent=True, bf16=True)
+    half = surprises(model, inputs, tau, alphas, tangent=True, bf16=True)
     assert half[0.4].dtype == torch.float64 and not half[0.4].equal(found[0.4])
     assert perplexity(half[0.4]) == pytest.approx(perplexity(found[0.4]), rel=0.02)
+    # weights that are not affine in the coefficient: a jvp each
+    monkeypatch.setattr(Scaled, "direction", lambda self, task=None: None)
+    for alpha, documents in surprises(model, inputs, tau, alphas, tangent=True).items():
+        torch.testing.assert_close(documents, found[alpha], rtol=1e-4, atol=1e-4)
 
 
 # --- malformed input ------------------------------------------------------------------------------------------------
@@ -324,8 +345,9 @@ def own(lms: Path, tmp_path: Path):
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         folder = tmp_path / "data"
         folder.mkdir()
-        for split in ("train", "val", "test"):
-            parquet.write_table(table, folder / f"{split}.parquet")
+        for split in ("train", "val", "test"):  # no two of which may be the same file
+            own = table.append_column("split", pa.array([split] * len(table)))
+            parquet.write_table(own, folder / f"{split}.parquet")
         (lms / "task").mkdir(exist_ok=True)
         (lms / "task" / "own.yaml").write_text(yaml.safe_dump({"path": str(folder), "frame": "{text}"} | settings))
         return ["suite=minitext6", "suite.tasks=[own]", "backbone=tiny_gpt2"]
@@ -392,33 +414,3 @@ def test_one_of_two_texts_may_be_empty(own):
     )
     assert len(found["labels"]) == 20
     assert TextTask(path="p", pair="b", frame="{pair} then {text}").columns == ("text", "b")
-
-
-def test_a_data_set_of_the_hub_is_read_as_the_mirror_is(monkeypatch):
-    """The library's own reader in place of the hub: names, configs, revisions, splits and labels arrive as in files."""
-    import datasets
-
-    asked = []
-
-    def load(path: str, config: str | None, *, split: str, revision: str | None):
-        asked.append((path, config, split, revision))
-        files = {split: str(HUB / path / (config or "") / f"{split}.parquet")}
-        return datasets.Dataset.from_parquet(files[split])
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    names = ["snli", "sick", "scitail", "stsb"]
-    here = load_tasks({"tasks": names, "data_dir": str(HUB)}, TextSuite, [compose.conf_dir()])
-    there = load_tasks({"tasks": names}, TextSuite, [compose.conf_dir()])
-    for name in names:
-        for split in ("train", "val"):
-            assert read_rows(name, there[name], split)[:2] == read_rows(name, here[name], split)[:2]
-    assert ("RobZamp/sick", None, "validation", "refs/convert/parquet") in asked
-    assert ("nyu-mll/glue", "stsb", "train", None) in asked
-    nowhere = there["snli"].model_copy(update={"path": "stanfordnlp/nowhere"})
-    with pytest.raises(
-        UserError, match="'stanfordnlp/nowhere' cannot be loaded: .* suite.data_dir=FOLDER takes a local"
-    ):
-        read_rows("snli", nowhere, "test")
-    other = there["snli"].model_copy(update={"text": "premises"})
-    with pytest.raises(UserError, match="task snli: stanfordnlp/snli has no column 'premises' .it has premise, "):
-        read_rows("snli", other, "test")

@@ -37,22 +37,8 @@ def moment(source: Tensor, target: Tensor, *, grams: bool = False) -> CrossMomen
 
 def spaces(derived: dict | None = None, **moments: CrossMoment) -> SpaceMoments:
     """Return moments by space as the collector gives them."""
-    tensors = {}
-    for space, found in moments.items():
-        for name in ("cross", "source", "target", "squares"):
-            tensors[f"{space}/{name}"] = getattr(found, name)
-    derived = derived or {}
-    names = [name for name in moments if name not in derived]
-    return SpaceMoments(
-        tensors,
-        {
-            "aliases": {name: name for name in names},
-            "derived": derived,
-            "left_out": {},
-            "rows": {name: moments[name].rows for name in names},
-            "grams": False,
-        },
-    )
+    layout = {"aliases": {name: name for name in moments}, "derived": derived or {}, "left_out": {}}
+    return SpaceMoments.of(moments, {}, layout)
 
 
 def test_worked_case():
@@ -210,7 +196,7 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     target = {"fc.weight": rows(20, 5), "fc.bias": rows(1, 20)[0]}
     hidden = own @ source["fc.weight"].mT + source["fc.bias"], other @ target["fc.weight"].mT + target["fc.bias"]
     derived = {"out": ("in", "fc", "fc")}
-    stored = spaces(derived, **{"in": moment(own, other), "out": moment(*hidden)})
+    stored = spaces(derived, **{"in": moment(own, other)})
     how = Alignments(centre=centre, tolerance=1e-8)
     found = SpaceMaps(stored, source, target, how).of("out")
     dense = moment(*hidden)
@@ -306,7 +292,7 @@ def test_ridge():
 
 @pytest.mark.parametrize("heads", [Heads(4, 4, 3), Heads(4, 2, 3, channels=False), Heads(4, 4, 3, places=False)])
 def test_permuted_attention_is_found(heads):
-    """Heads change places within and with their groups; channels within heads, but not where they stand for positions."""
+    """Heads change places with and within groups, channels within heads, where nothing ties them to theirs."""
     inner, kv, width = heads.query * heads.width, heads.key_value * heads.width, 8
     axes = {
         "words": (None, "residual"), "q": ("b.attn.q", "b.attn.in"), "k": ("b.attn.k", "b.attn.in"),

@@ -36,14 +36,14 @@ def test_explain_names_the_changed_key(run: Run):
     assert run(*ONE)[0] == 0
     _, text, _ = run("store", "explain", *ONE, "finetune.lr=0.1")
     blocks = {block.splitlines()[0]: block.splitlines()[1:] for block in text.split("\nto compute: ")[1:]}
-    assert "finetune.lr: 0.003 -> 0.1" in "\n".join(blocks["vector stripes"])
-    assert any("finetune.lr: 0.003 -> 0.1" in line for line in blocks["cell merged"]), "followed through the inputs"
-    assert "stored: head stripes" in text and "stored: images stripes/train" in text
+    assert "method.lr: 0.003 -> 0.1" in "\n".join(blocks["vector stripes"])
+    assert any("composition" in line for line in blocks["answer merged"]), "the input that changed"
+    assert "stored: head stripes" in text and "stored: examples stripes/train" in text
 
     assert run(*ONE, "finetune.lr=0.1")[0] == 0
     made = [line.split()[3] for line in run("store", "list")[1].splitlines() if line.startswith("vector")]
     assert len(made) == 2
-    assert all("finetune.lr" in run("store", "explain", fingerprint)[1] for fingerprint in made)
+    assert all("method.lr" in run("store", "explain", fingerprint)[1] for fingerprint in made)
 
 
 def test_prune_keeps_what_runs_stand_on(run: Run, outputs: Path, caplog: pytest.LogCaptureFixture):
@@ -52,10 +52,13 @@ def test_prune_keeps_what_runs_stand_on(run: Run, outputs: Path, caplog: pytest.
     unused = json.loads(run("status", "--json")[1])
     doomed = next(name for name in unused if "-s1-" in name)
     (outputs / "runs" / doomed / "result.json").unlink()
-    _, announced, _ = run("store", "prune")
+    kept = {path.name for path in (outputs / "store" / "vector").iterdir()}
+    run("store", "prune", "--yes")  # what a run without a result made stays until it is named
+    assert kept == {path.name for path in (outputs / "store" / "vector").iterdir()}
+    _, announced, _ = run("store", "prune", doomed)
     assert announced.startswith("would delete")
     before = {path.name for path in (outputs / "store" / "vector").iterdir()}
-    assert run("store", "prune", "--yes")[1].startswith("deleted")
+    assert run("store", "prune", doomed, "--yes")[1].startswith("deleted")
     after = {path.name for path in (outputs / "store" / "vector").iterdir()}
     assert len(before) == 2 and len(after) == 1 and after < before
     caplog.clear()
@@ -75,7 +78,7 @@ def test_retry_runs_only_what_failed(run: Run):
 
 
 def test_store_list_and_unknown_fingerprint(run: Run):
-    assert "images stripes/test" in run("store", "list")[1]
+    assert "examples stripes/test" in run("store", "list")[1]
     status, _, error = run("store", "explain", "ffffffff")
     assert status == 2 and "no artefact" in error
     status, _, error = run("store", "list", "extra")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from taskvec.cli.options import Parser, write
+from taskvec.text import printable
 
 EXAMPLES = """\
   taskvec retry              every failed or interrupted run below outputs/, resumed where it was
@@ -40,6 +41,6 @@ def main(arguments: list[str]) -> int:
         except UserError as error:
             state, reason = "failed", str(error)
         failed += state == "failed"
-        write(f"{state:<12}{folder.name}  {reason or ''}".rstrip())
+        write(printable(f"{state:<12}{folder.name}  {reason or ''}".rstrip()))
     print(f"{len(again)} run again, {failed} failed", file=sys.stderr)
     return 1 if failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from taskvec.cli.options import Parser, write
+from taskvec.text import printable
 
 EXAMPLES = """\
   taskvec status                       every run below outputs/
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
         write(json.dumps({name: {"state": state, "reason": reason} for name, (state, reason) in states.items()}))
         return 0
     for name, (state, reason) in sorted(states.items(), key=lambda item: item[1][0]):
-        write(f"{state:<12}{name}  {reason or ''}".rstrip())
+        write(printable(f"{state:<12}{name}  {reason or ''}".rstrip()))  # a newline would look like another run
     counts = [state for state, _ in states.values()]
     total = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
     write(total or f"no runs in {options.outputs}")

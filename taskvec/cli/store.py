@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     """List, verify, explain or prune stored artefacts."""
     parser = Parser("store", "Look after the artefact store.", EXAMPLES)
     parser.add_argument("action", choices=["list", "verify", "explain", "prune"])
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up"
+    )
     parser.add_argument("--yes", action="store_true", help="prune: delete, instead of saying what would be deleted")
     parser.outputs()
     options = parser.read(arguments)
@@ -72,9 +74,9 @@ def explain(options: Namespace) -> int:
     Raises:
         UserError: if no artefact has the fingerprint.
     """
-    from taskvec.runner import compose
     from taskvec.graph.history import reasons
     from taskvec.graph.plan import Plan
+    from taskvec.runner import compose
 
     store = _store(options)
     if len(options.words) == 1 and "=" not in options.words[0]:
@@ -132,6 +134,8 @@ def _stands_on(run: RunFolder, *, given_up: bool) -> set[str]:
     Raises:
         UserError: if that cannot be known: nothing is deleted by guess.
     """
+    from taskvec.graph.result import read_result
+
     if given_up:
         return set()
     status = run.status()
@@ -139,8 +143,6 @@ def _stands_on(run: RunFolder, *, given_up: bool) -> set[str]:
         remedy = f"name it (`taskvec store prune {run.name}`) to give up what it made"
         raise UserError(f"store prune: {status['reason']}; {remedy}")
     found = set(status.get("artefacts", ()))
-    from taskvec.graph.result import read_result
-
     path = run.path / "result.json"
     if path.exists():
         found |= {stage.fingerprint for stage in read_result(path).stages}

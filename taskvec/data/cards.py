@@ -108,7 +108,7 @@ def resolved(path: str, card: Path) -> str:
     beside = card.resolve().parent
     for start in (beside, beside.parent):
         folder = start / path
-        if folder.exists():
+        if os.path.exists(folder):  # False for a path too long, where Path raises
             return str(folder.resolve())
     if path.startswith("."):
         folder = beside / path

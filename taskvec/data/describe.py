@@ -90,7 +90,7 @@ def _local(data: TaskData, split: str) -> dict[str, Any]:
     if read.empty:
         found["empty_classes"] = list(read.empty)
         listed = ", ".join(read.empty)
-        _warn(f"{data.owner}: {split} has no example of {len(read.empty)} classes: {listed[:200]}")
+        _warn(f"{data.owner}: {split} has no example of some classes: {listed[:200]}")
     if twins:
         found["same_as"] = twins
         _warn(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -86,7 +87,7 @@ def _builder(name: str, task: Task) -> DatasetBuilder:
     Raises:
         UserError: if it cannot be reached, or only another commit than the one asked for is in the cache.
     """
-    if Path(task.path).exists():
+    if os.path.exists(task.path):
         # `datasets` would read it in place of the hub's, wherever the command happens to be run
         raise UserError(f"task {name}: {task.path!r} is a folder here; paths in task/{name}.yaml start at that file")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,7 @@ def image_files(table: Table, column: str) -> list[Path]:
                 continue  # told with its row when it is decoded
             if isinstance(encoded, bytes):
                 continue
-            if not encoded.is_file():
+            if not os.path.isfile(encoded):
                 raise UserError(f"{table.owner}: no file {encoded} ({table.where(row)})")
             found.append(encoded)
     return found

@@ -38,7 +38,7 @@ def locate(name: str, task: Task, split: str) -> Located:
         UserError: if the folder or the split does not exist, a numbered file is missing, or two formats hold it.
     """
     folder = task.folder
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"task {name}: no folder {folder}; see 'path' in task/{name}.yaml")
     called = task.splits.get(split)
     if split == "val" and "val" not in task.splits:
@@ -82,11 +82,11 @@ def _candidates(name: str, folder: Path, called: str) -> list[Located]:
     found = []
     for base in (folder, folder / "data"):
         path = base / called
-        if path.suffix in SUFFIXES and path.is_file():
+        if path.suffix in SUFFIXES and os.path.isfile(path):
             return [Located(SUFFIXES[path.suffix], (path,))]
-        if path.parent.is_dir():
+        if os.path.isdir(path.parent):
             found += _files(name, path.parent, path.name)
-        if path.is_dir():
+        if os.path.isdir(path):
             found += _inside(path)
     return found
 

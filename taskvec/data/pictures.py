@@ -12,6 +12,7 @@ What fits no rule is refused, never clipped.
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def open_picture(encoded: bytes | Path) -> Image:
     """
     from PIL import Image as pil
 
-    if isinstance(encoded, Path) and not encoded.is_file():
+    if isinstance(encoded, Path) and not os.path.isfile(encoded):
         raise ValueError(f"there is no file {encoded}")
     try:
         image = pil.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))

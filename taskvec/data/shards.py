@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -64,10 +65,15 @@ class _Cutter:
     def _shard(self) -> Tensor:
         name = self.order[self.next]
         wanted = self.announced[name]
-        shard = torch.empty(wanted.shape, dtype=wanted.dtype)
+        # a mapping of its own goes back to the system when it is freed; from the heap, where the images that are being
+        # decoded lie in between, shard after shard would come from new memory
+        memory = mmap.mmap(-1, wanted.nbytes)
+        shard = torch.frombuffer(memory, dtype=wanted.dtype).view(wanted.shape)
         for place in range(len(shard)):
             shard[place] = next(self.rows)
         self.next += 1
+        if self.next == len(self.order):
+            next(self.rows, None)  # lets the pass end what it holds open
         return shard
 
 

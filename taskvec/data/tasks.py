@@ -7,20 +7,22 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskvec.config import Component, Config
 from taskvec.data.cards import read_card
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
-from taskvec.models.base import Prompt
 from taskvec.registry import did_you_mean, register
 
 if TYPE_CHECKING:
     from pyarrow import DataType
 
 Split = Literal["train", "val", "test"]
+Name = Annotated[str, Field(min_length=1, max_length=200)]  # of a column, a file, a branch; longer than any file's name
+Place = Annotated[str, Field(min_length=1, max_length=2000)]  # a path
 Metric = Literal[
     "accuracy", "f1", "f1_macro", "matthews", "accuracy_f1", "pearson", "spearman", "pearson_spearman"
 ]  # :mod:`taskvec.protocols.metrics` computes them
@@ -41,15 +43,15 @@ class Task(Config):
     :data:`REGRESSION` makes the labels numbers.
     """
 
-    path: str = Field(min_length=1)
-    config: str | None = None
-    revision: str | None = None
+    path: Place
+    config: Name | None = None
+    revision: Name | None = None
     classes: tuple[str, ...] | None = None
     keep: tuple[str, ...] | None = None
-    label: str = "label"
+    label: Name = "label"
     no_label: int | str | None = None
     metric: Metric = "accuracy"
-    splits: dict[Split, str | None] = {"train": "train", "test": "test"}
+    splits: dict[Split, Name | None] = {"train": "train", "test": "test"}
 
     @model_validator(mode="after")
     def _classes_or_scores(self) -> Task:
@@ -67,7 +69,7 @@ class Task(Config):
 
     @field_validator("splits")
     @classmethod
-    def _train_and_test(cls, splits: dict[Split, str | None]) -> dict[Split, str | None]:
+    def _train_and_test(cls, splits: dict[Split, Name | None]) -> dict[Split, Name | None]:
         for split in ("train", "test"):
             if not splits.get(split):
                 raise ValueError(f"the {split} split needs a file name")
@@ -104,7 +106,7 @@ class ImageTask(Task):
     """Images and the prompt templates of their zero-shot head."""
 
     templates: tuple[str, ...] = Field(min_length=1)
-    image: str = "image"
+    image: Name = "image"
 
     holds: ClassVar[str] = "encoded images"
 
@@ -152,13 +154,15 @@ class TextTask(Task):
     """Texts, one or two per example, the frame that a language model reads them in, and the words it answers with.
 
     ``frame`` holds ``{text}`` once, and ``{pair}`` once where ``pair`` names a second column; encoders read the texts
-    without it, ``text`` first. ``words`` replaces the class names as label words. In a regression word k stands for the
-    score k: a model that answers in words learns the nearest one and predicts the mean score under its softmax, an
-    encoder learns one output by squared error. A split's texts may take ``max_text_mb`` MiB.
+    without it, ``text`` first. ``words`` replaces the class names as label words. They follow the frame after a space,
+    but at once after a space, a line's end, an opening bracket or quote, and in scripts without spaces. In a regression
+    word k stands for the score k: a model that answers in words learns the nearest one and predicts the mean score
+    under its softmax, an encoder learns one output by squared error. A split's
+    texts may take ``max_text_mb`` MiB.
     """
 
-    text: str = "text"
-    pair: str | None = None
+    text: Name = "text"
+    pair: Name | None = None
     max_text_mb: int = Field(512, ge=1)
     frame: str = "{text}"
     words: tuple[str, ...] | None = None
@@ -210,9 +214,9 @@ class Corpus(Config):
     ``path`` is named as a task's splits are; its texts may take ``max_text_mb`` MiB.
     """
 
-    path: str = Field(min_length=1)
-    file: str = Field(min_length=1)
-    text: str = "text"
+    path: Place
+    file: Name
+    text: Name = "text"
     max_text_mb: int = Field(512, ge=1)
 
     @property
@@ -339,9 +343,9 @@ def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
         return schema.model_validate(node)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        key = ".".join(map(str, detail["loc"]))
+        key = ".".join(map(str, detail["loc"]))[:200]
         hint = did_you_mean(key, list(schema.model_fields)) if detail["type"] == "extra_forbidden" else ""
-        message = detail["msg"].removeprefix("Value error, ")
+        message = detail["msg"].removeprefix("Value error, ")[:500]
         raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
 
 
@@ -350,9 +354,9 @@ def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -
         raise UserError(f"task/{name}.yaml: extends itself: {' -> '.join((*extending, name))}")
     for folder in folders:
         path = folder / "task" / f"{name}.yaml"
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name too long, where Path raises
             node = read_card(path)
             parent = node.pop("extends", None)
             return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
     known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})
-    raise UserError(f"suite.tasks: unknown task {name!r}{did_you_mean(name, known)}")
+    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, known)}")

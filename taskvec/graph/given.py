@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,3 +83,24 @@ class Given:
 def observer(work: Work, node: Node) -> Callable[[int, int, Mapping[str, float]], None]:
     """Return the callback that shows a node's progress."""
     return lambda step, total, metrics: work.observe(node, step, total, metrics)
+
+
+@contextmanager
+def untouched(component: Any, owner: str, work: Work, *bases: Base) -> Iterator[None]:
+    """Check that a user's component leaves the weights of the models it was given as they were.
+
+    They are shared by all that this process computes. Vectors, statistics and rows are read anew for each component.
+
+    Raises:
+        UserError: naming the component.
+    """
+    from taskvec.vectors import weights_hash
+
+    if component is None or component.code is None:  # our own are tested
+        yield
+        return
+    expected = [base.hash(work) for base in bases]
+    yield
+    for base, before in zip(bases, expected, strict=True):
+        if weights_hash(base.value(work).parameters) != before:
+            raise UserError(f"{owner} changes the weights of the model that it was given; let it work on copies")

@@ -38,6 +38,7 @@ from taskvec.needs import (
     Statistics,
     Tuned,
     Vector,
+    all_tasks_of,
     tasks_of,
 )
 from taskvec.protocols.base import Cell, Composed, Learning
@@ -111,10 +112,18 @@ class Plan:
         return self._once(("prepared", name), lambda: self._prepared(name, base))
 
     def _prepared(self, name: str, base: Base) -> Prepared:
-        transform, target = self.config.transform[name], self.base(self.chain.side_after(name))
-        scope = self.scope(self.config.protocol.shared(self.config.suite), self.chain.side_before(name))
-        needed = self._needed(transform.preparing(scope), f"transform.{name}", scope.side)
-        return Prepared(base.backbone, base, target, transform, needed, scope)
+        transform = self.config.transform[name]
+        tasks = self.config.protocol.shared(self.config.suite)
+        scope = self.scope(tasks, self.chain.side_before(name))
+        needs = transform.preparing(scope)
+        return Prepared(
+            backbone=base.backbone,
+            of=base,
+            target=self.base(self.chain.side_after(name)),
+            transform=transform,
+            needed=self._needed(needs, f"transform.{name}", scope.side),
+            scope=scope,
+        )
 
     def decoded(self, task: str, split: str, side: Side) -> Decoded:
         """A task's split as a side's backbone reads it."""
@@ -165,16 +174,25 @@ class Plan:
         side, method = expression.side, self.config.method_on(expression.side)
         without = expression.without
         scope = self.scope(tasks_of(expression), side, learning=expression.on, without=without)
+        owner = f"finetune={method.kind}"
         views = {}
         for examples in expression.on:
-            granted(examples, self.grants, f"finetune={method.kind}")
+            granted(examples, self.grants, owner)
             views[examples.task] = self.rows(examples.task, examples.split, examples.budget, side, tuning=True)
+        needs = method.needs(scope)
+        start = None if expression.start is None else self.vector(expression.start)
         return TunedVector(
-            self.base(side), expression, self.chain.mode(expression), method, views,
-            self._needed(method.needs(scope), f"finetune={method.kind}", side, tuning=True, without=without),
-            None if expression.start is None else self.vector(expression.start),
-            expression.ascend, self.config.compute.precision, scope,
-        )  # fmt: skip
+            base=self.base(side),
+            expression=expression,
+            mode=self.chain.mode(expression),
+            method=method,
+            views=views,
+            needed=self._needed(needs, owner, side, tuning=True, without=without),
+            start=start,
+            ascend=expression.ascend,
+            precision=self.config.compute.precision,
+            scope=scope,
+        )
 
     def _drawn(self, expression: Drawn) -> DrawnVector:
         like = self.vector(expression.like)
@@ -183,22 +201,22 @@ class Plan:
     def _changed(self, expression: Changed) -> TransformedVector:
         name, transform = expression.by, self.config.transform[expression.by]
         of = self.vector(expression.of)
+        side, owner = self.chain.side_before(name), f"transform.{name}"
+        same_mode(of.mode, transform, owner)
         among = expression.among or (expression.of,)
-        tasks = tuple(dict.fromkeys(task for vector in among for task in tasks_of(vector)))
-        side = self.chain.side_before(name)
-        same_mode(of.mode, transform, f"transform.{name}")
         vectors = {tasks_of(vector)[0]: vector for vector in among}
-        scope = self.scope(tasks, side, vectors=vectors, without=expression.without)
+        scope = self.scope(all_tasks_of(among), side, vectors=vectors, without=expression.without)
+        needs = transform.needs(scope)
         fit = FitNode(
-            transform,
-            self.base(self.chain.side_after(name)),
-            self.origin(name),
-            self._needed(transform.needs(scope), f"transform.{name}", side, without=expression.without),
-            name,
-            scope,
+            transform=transform,
+            base=self.base(self.chain.side_after(name)),
+            origin=self.origin(name),
+            needed=self._needed(needs, owner, side, without=expression.without),
+            name=name,
+            scope=scope,
         )
         fit = self._once(("fit", fit.fingerprint), lambda: fit)
-        return TransformedVector(fit.base, expression, of.mode, of, fit)
+        return TransformedVector(base=fit.base, expression=expression, mode=of.mode, of=of, fit=fit)
 
     def _merged(self, expression: Merged) -> MergedVector:
         composition = self._composition(Composed(expression.parts, merge=True))
@@ -222,39 +240,45 @@ class Plan:
             composed = replace(composed, vectors=())
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
-        merge = self.config.merge if composed.merge and (nodes or takes_none) else None
-        side = self.chain.side_of_merge if merge else "target"
-        base = nodes[0].base if nodes else self.base("target")
-        mode = composed.forward or (nodes[0].mode if nodes else "standard")
-        if merge is None:
-            separate = composed.coefficients == "per_task"
-            signs = tuple(sign for sign, _ in composed.vectors)
-            return CompositionNode(base, nodes, signs, None, separate, mode, {}, None, None, None, expressions)
-        same_mode(mode, merge, "merge")
+        own_mode = nodes[0].mode if nodes else "standard"
+        plain = CompositionNode(
+            base=nodes[0].base if nodes else self.base("target"),
+            vectors=nodes,
+            signs=tuple(sign for sign, _ in composed.vectors),
+            merge=None,
+            separate=composed.coefficients == "per_task",
+            mode=composed.forward or own_mode,
+            expressions=expressions,
+        )
+        if not composed.merge or not (nodes or takes_none):
+            return plain
+        same_mode(plain.mode, self.config.merge, "merge")
         if not takes_none:
-            merge.check_count(len(nodes))
-        return self._merge(composed, merge, side, base, mode, nodes)
+            self.config.merge.check_count(len(nodes))
+        return self._merge(plain, composed)
 
-    def _merge(  # noqa: PLR0913, PLR0917 (what _composition found out)
-        self, composed: Composed, merge: Any, side: Side, base: Base, mode: Any, nodes: tuple[VectorNode, ...]
-    ) -> CompositionNode:
+    def _merge(self, plain: CompositionNode, composed: Composed) -> CompositionNode:
+        """The vectors of a plain sum under the run's merge, with what the merge asks for."""
+        merge, side = self.config.merge, self.chain.side_of_merge
         owner = f"merge={merge.kind}"
         learning = self._learning(composed, merge, owner) if merge.learned else None
-        expressions = tuple(vector for _, vector in composed.vectors)
-        tasks = tuple(dict.fromkeys(task for vector in expressions for task in tasks_of(vector)))
-        vectors = {tasks_of(vector)[0]: vector for vector in expressions}
         examples = learning.examples if learning else ()
-        scope = self.scope(tasks, side, learning=examples, vectors=vectors)
+        vectors = {tasks_of(vector)[0]: vector for vector in plain.expressions}
+        scope = self.scope(all_tasks_of(plain.expressions), side, learning=examples, vectors=vectors)
         needs: list[Need] = [*merge.needs(scope), *examples]
         if learning:
-            needs += [*learning.selection, *(AnswerOf(cell) for _, cell in learning.needs)]
-        return CompositionNode(
-            base, nodes, tuple(sign for sign, _ in composed.vectors), merge,
-            composed.coefficients == "per_task", mode, self._needed(needs, owner, side),
-            learning.objective if learning else None, learning.select if learning else None,
-            self.config.compute.precision if merge.stored else None,
-            expressions, learning, scope,
-        )  # fmt: skip
+            needs += learning.selection
+            needs += [AnswerOf(cell) for _, cell in learning.needs]
+        return replace(
+            plain,
+            merge=merge,
+            needed=self._needed(needs, owner, side),
+            objective=learning.objective if learning else None,
+            select=learning.select if learning else None,
+            precision=self.config.compute.precision if merge.stored else None,
+            learning=learning,
+            scope=scope,
+        )
 
     def _learning(self, composed: Composed, merge: Any, owner: str) -> Learning:
         """Return what a learned merge learns on, by its own objective or else the protocol's, labels only if read.
@@ -288,11 +312,17 @@ class Plan:
                 name = composition.merge.kind
                 raise UserError(f"{owner} needs one model for all tasks, and merge={name} makes one for each")
             same_mode(composition.mode, question, owner)
-            tasks = tuple(dict.fromkeys(task for _, vector in cell.composed.vectors for task in tasks_of(vector)))
+            tasks = all_tasks_of(vector for _, vector in cell.composed.vectors)
             scope = self.scope(tasks, "target")
             needs = [*question.needs(scope), *cell.answers().values()]
-            needed = self._needed(needs, owner, "target")
-            return AnswerNode(question, composition, needed, self.config.compute.precision, cell, scope)
+            return AnswerNode(
+                question=question,
+                composition=composition,
+                needed=self._needed(needs, owner, "target"),
+                precision=self.config.compute.precision,
+                cell=cell,
+                scope=scope,
+            )
 
         return self._once(("answer", cell), build)
 
@@ -334,7 +364,7 @@ class Plan:
         """A statistic, of a model or of a pair of models.
 
         Raises:
-            UserError: for one that takes labels on examples that come without.
+            UserError: if it takes the loss of labels, and its owner asks for examples without.
         """
         on, what = need.on, need.what
         granted(on, self.grants, owner)
@@ -347,9 +377,21 @@ class Plan:
         base = self.base(side) if at is None else at.base
         early = tuning or not what.head
         rows = self.rows(on.task, on.split, on.budget, side, tuning=early)
-        other = self._pair_source() if need.pair else None
-        other_rows = self.rows(on.task, on.split, on.budget, "source", tuning=early) if need.pair else None
-        node = StatisticNode(what, base, rows, at, other, other_rows, needed, need, scope)
+        other, other_rows = None, None
+        if need.pair:
+            other = self._pair_source()
+            other_rows = self.rows(on.task, on.split, on.budget, "source", tuning=early)
+        node = StatisticNode(
+            what=what,
+            base=base,
+            rows=rows,
+            at=at,
+            other=other,
+            other_rows=other_rows,
+            needed=needed,
+            asked=need,
+            scope=scope,
+        )
         return self._once(("statistic", node.fingerprint), lambda: node)
 
     def _pair_source(self) -> Base:

@@ -73,6 +73,16 @@ class Store:
                     return self._compute(artefact, compute)
         return stored
 
+    def get_if_free(self, artefact: Node, compute: Callable[[], Content]) -> Stored | None:
+        """Return an artefact as :meth:`get` does, or None while another process computes it."""
+        if self.has(artefact):
+            return self.get(artefact, compute)
+        with at_once(self._lock(artefact)) as free:
+            if not free:
+                return None
+            stored = self._read_if_intact(artefact, warn=True)
+            return stored or self._compute(artefact, compute)
+
     def offer(self, artefact: Node, content: Content) -> Record | None:
         """Write an artefact that was computed along with another one, and return its record.
 

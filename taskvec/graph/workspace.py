@@ -42,6 +42,52 @@ class Workspace:
         """Say what will be asked for, so that statistics of one pass are collected together."""
         self._planned += [node for node in nodes if isinstance(node, StatisticNode)]
 
+    def prepare(self, roots: Iterable[Node]) -> None:
+        """Compute what some artefacts stand on, and they themselves, in any order that inputs allow.
+
+        What is free comes first: where another process is at an artefact, the next one is taken, and only when nothing
+        else is left is the other process waited for. So jobs that share vectors tune different ones side by side.
+        """
+        pending = self._missing(roots)
+        while pending:
+            ready = [node for node in pending.values() if not self._stands_on(node, pending)]
+            taken = next((node for node in ready if self._take(node)), None)
+            if taken is None:
+                taken = ready[0]
+                self.get(taken)
+            del pending[taken.fingerprint]
+
+    def _missing(self, roots: Iterable[Node]) -> dict[str, Node]:
+        """Return what has to be computed, by fingerprint, inputs first; below what is stored nothing is needed."""
+        found: dict[str, Node] = {}
+
+        def visit(node: Node) -> None:
+            if node.fingerprint in found or node.stored and self.store.has(node):
+                return
+            for child in node.inputs.values():
+                visit(child)
+            if node.stored:
+                found[node.fingerprint] = node
+
+        for root in roots:
+            visit(root)
+        return found
+
+    def _stands_on(self, node: Node, pending: Mapping[str, Node]) -> bool:
+        """Return whether an input of a node, or what an input that is not stored is made from, is still to come."""
+        for child in node.inputs.values():
+            if child.fingerprint in pending or not child.stored and self._stands_on(child, pending):
+                return True
+        return False
+
+    def _take(self, node: Node) -> bool:
+        """Compute a node unless another process is at it, and say whether it is there."""
+        stored = self.store.get_if_free(node, lambda: node.compute(self))
+        if stored is None:
+            return False
+        self._note(node, stored.record, stored.computed)
+        return True
+
     def get(self, node: Node) -> Content:
         """Return a stored artefact's content; missing inputs are computed before it, so locks are never nested."""
         if not self.store.has(node):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.merge.base import AS_IT_IS, Convention, Piece, Weighted
+from taskvec.merge.base import AS_IT_IS, Convention, Weighted
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -18,8 +19,8 @@ class Average(Weighted):
 
     kind: Literal["average"] = "average"
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    conventions = (
         Convention("model soups, FusionBench (simple and weighted average)", ""),
         Convention("mergekit (linear)", "", "normalize: false is merge=task_arithmetic with weights on the deltas"),
     )
@@ -29,5 +30,5 @@ class Average(Weighted):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         shares = self.shares_for(len(piece.deltas))
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         return weighted_sum(parts, [shares[position] for position, _ in piece.present])

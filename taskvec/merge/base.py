@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import yaml
 from pydantic import Field
 
 from taskvec.config import Seeded
 from taskvec.errors import UserError
+from taskvec.merge.piece import Deltas, Grain, Piece
 from taskvec.needs import Given, Needs, Scope, Signed, label_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 UNIT_GRID = tuple(round(0.05 * step, 2) for step in range(21))  # 0, 0.05, ..., 1
 WIDE_GRID = tuple(round(0.1 * step, 1) for step in range(31))  # 0, 0.1, ..., 3
 AS_IT_IS = (1.0,)  # of merges whose result has a scale of its own
 
-Grain = Literal["entry", "row", "tensor"]
-
 
 @dataclass(frozen=True)
 class Convention:
-    """What one framework or paper means by a merge, and the overrides that give its numbers (none: the defaults)."""
+    """What one framework or paper means by a merge, and the overrides that give its numbers (none: the defaults).
+
+    ``offered`` false: its behaviour is a defect, or needs what a merge does not have; the remark says which.
+    """
 
     source: str
-    overrides: str
+    overrides: str = ""
     remark: str = ""
+    offered: bool = True
+
+    def options(self) -> dict[str, Any]:
+        """Return the overrides as fields of the merge and their values."""
+        found: dict[str, Any] = {}
+        for word in shlex.split(self.overrides):
+            key, value = word.split("=", 1)
+            *records, field = key.removeprefix("merge.").split(".")
+            place = found
+            for record in records:
+                place = place.setdefault(record, {})
+            place[field] = yaml.safe_load(value)
+        return found
 
 
 class Merge(Seeded):
@@ -60,12 +78,10 @@ class Merge(Seeded):
         return ()
 
     @abstractmethod
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return the composition of the vectors on the base weights theta_0."""
 
-    def restore(
-        self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-    ) -> Composition:
+    def restore(self, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Return a stored composition again; merges that are stored with another class than Scaled override it."""
         from taskvec.vectors.composition import Scaled
 
@@ -88,7 +104,7 @@ class Merge(Seeded):
             wanted = f"{least}" if most == least else f"{least} or more"
             raise UserError(f"merge={self.kind} takes {wanted} task vectors, not {count}")
 
-    def checked(self, vectors: Sequence[Signed]) -> list[Mapping[str, Tensor]]:
+    def checked(self, vectors: Sequence[Signed]) -> list[Tensors]:
         """Return the vectors' signed deltas after a look at each entry.
 
         Raises:
@@ -101,27 +117,6 @@ class Merge(Seeded):
         for signed, delta in zip(vectors, deltas, strict=True):
             require_finite(delta, label_of(signed.expression))
         return deltas
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One parameter, or a part of it, as :meth:`TensorWise.merge` gets it.
-
-    ``deltas`` holds each vector's signed delta in the order of the vectors, in float32 or float64, None where a vector
-    leaves the parameter at theta_0. They and ``base`` may be views and must not be written to. ``start`` is the place
-    of the part's first entry within the parameter of the given ``shape``, in row-major order.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    base: Tensor
-    deltas: Sequence[Tensor | None]
-    start: int = 0
-
-    @property
-    def present(self) -> list[tuple[int, Tensor]]:
-        """The deltas that are not zero by declaration, each with its vector's position."""
-        return [(position, delta) for position, delta in enumerate(self.deltas) if delta is not None]
 
 
 class TensorWise(Merge):
@@ -137,7 +132,7 @@ class TensorWise(Merge):
 
     grain: ClassVar[Grain] = "entry"
 
-    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Any:
         """Return what :meth:`merge` needs to know beyond its piece; None for most methods."""
         return None
 
@@ -145,21 +140,25 @@ class TensorWise(Merge):
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor | None:
         """Return the merged delta of a piece, in its shape; None where it is zero by declaration."""
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return theta_0 + alpha * the merged vector."""
         from taskvec.vectors.composition import Scaled
 
         return Scaled(base, self.merged(base, self.checked(vectors), given))
 
-    def merged(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
+    def merged(self, base: Tensors, deltas: Deltas, given: Given | None) -> Any:
         """Return the merged task vector of signed deltas that were checked."""
         from taskvec.merge.pieces import merge_parameter
         from taskvec.vectors import TaskVector
 
         surveyed = self.survey(base, deltas, given)
+
+        def merge(piece: Piece) -> Tensor | None:
+            return self.merge(piece, given, surveyed)
+
         merged = {}
         for name in names_of(deltas):
-            found = merge_parameter(self, name, base, deltas, given, surveyed)
+            found = merge_parameter(merge, self.grain, name, base, deltas)
             if found is not None:
                 merged[name] = found
         return TaskVector(merged)
@@ -195,6 +194,6 @@ class Weighted(TensorWise):
         return [weight / total for weight in weights]
 
 
-def names_of(deltas: Iterable[Mapping[str, Tensor]]) -> list[str]:
+def names_of(deltas: Iterable[Tensors]) -> list[str]:
     """Return the names of all parameters that any vector changes, each once, in order."""
     return list(dict.fromkeys(name for delta in deltas for name in delta))

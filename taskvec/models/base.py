@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from taskvec.config import Component, Config, immaterial
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
@@ -30,18 +31,6 @@ class Recipe(Config):
     warmup: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
     drift_weight: float = Field(100.0, ge=0)
-
-
-class Prompt(NamedTuple):
-    """What a task's head is made from: a word for each class, and how it is asked for.
-
-    ``templates`` are those of a zero-shot head, each with one ``{}`` for the word; ``before`` is what stands between
-    the last text of a frame and the word that a language model answers with.
-    """
-
-    words: Sequence[str]
-    templates: Sequence[str] = ()
-    before: str = ""
 
 
 # What a family can do, asked instead of its kind. ``perplexity``: it gives the probability of a text; ``generation``:
@@ -128,6 +117,11 @@ class Backbone(Component):
         CLIP: the frozen zero-shot weights [C, d] float32. Text-to-text and causal language models: the vocabulary ids
         [C] int64 of the label words. Encoders: the initial weights [C, d + 1] of a linear head, bias last.
         """
+
+
+def first_broken(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor with a value that is not finite, None if there is none."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
 
 
 class Model:

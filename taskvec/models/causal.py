@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.base import Ability, Prompt
+from taskvec.data.prompt import Prompt
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel, named
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
@@ -57,7 +58,7 @@ class Causal(LanguageModel):
     def _seam(self, prompt: Prompt) -> Seam:
         from taskvec.models.language.labels import seam
 
-        return seam(self.text_tokenizer, prompt.words, prompt.before)
+        return seam(self.fitting_tokenizer, prompt.words, prompt.before)
 
     def _end(self, prompt: Prompt) -> str:
         return self._seam(prompt).before

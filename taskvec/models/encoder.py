@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.base import Ability, Prompt
+from taskvec.data.prompt import Prompt
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register

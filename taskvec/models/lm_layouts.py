@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from taskvec.models.layers import Heads, LinearLayer
+from taskvec.models.layers import DEEPEST, Heads, LinearLayer
 
 Style = Literal["encoder", "text_to_text", "causal"]
 
@@ -153,10 +153,12 @@ class Layout:
         """Return the shape (rows, columns) of each linear layer's weight.
 
         Raises:
-            ValueError: for a size that is missing or malformed.
+            ValueError: for a size that is missing or malformed, or more blocks than any model has.
         """
         sizes, shapes, first = self.sizes(config), {}, 0
         for path, depth, roles in self.blocks(config):
+            if depth > DEEPEST:
+                raise ValueError(f"config.json describes {depth} blocks (at most {DEEPEST})")
             for index in range(depth):
                 for name, (role, (rows, columns)) in roles.items():
                     layer = LinearLayer(f"{path}.{index}.{name}", role, first + index)
@@ -194,11 +196,21 @@ def _t5_blocks(layout: Layout, config: Mapping[str, Any]) -> list[tuple[str, int
 
 
 def _deberta_has(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether DeBERTa has a projection: those of relative positions are optional, and shared in v3."""
+    """Return whether DeBERTa has a projection: those of relative positions are optional, and shared in v3.
+
+    Raises:
+        ValueError: if the kinds of positions are neither a list nor words between bars.
+    """
     term = {"pos_key_proj": "c2p", "pos_query_proj": "p2c"}.get(name.rpartition(".")[2])
+    if term is None:
+        return True
+    kinds = config.get("pos_att_type") or []
+    if isinstance(kinds, str):
+        kinds = kinds.split("|")
+    if not isinstance(kinds, list):
+        raise ValueError(f"config.json: pos_att_type must be a list, got {kinds!r}")
     own = config.get("relative_attention") and not config.get("share_att_key")
-    types = config.get("pos_att_type") or ()
-    return term is None or bool(own) and term in (types.split("|") if isinstance(types, str) else types)
+    return bool(own) and term in kinds
 
 
 def _bert_like(package: str, network: str, prefix: str, roles: Roles, **changes: Any) -> Layout:

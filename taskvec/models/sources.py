@@ -225,9 +225,9 @@ def largest_token(source: Source) -> tuple[int, str] | None:
     """
     try:
         known = _tokens(source)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return max(((int(number), token) for token, number in known.items()), default=None)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{source.key}: {source.name}: malformed tokenizer ({error})") from error
-    return max(((number, token) for token, number in known.items()), default=None)
 
 
 def _tokens(source: Source) -> dict[str, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from taskvec.models.base import Ability, Prompt
+from taskvec.data.prompt import Prompt
+from taskvec.models.base import Ability
 from taskvec.models.language.language import LanguageModel, named
 from taskvec.models.lm_layouts import Style
 from taskvec.registry import register
@@ -49,7 +50,7 @@ class TextToText(LanguageModel):
         found = {}
         for task, prompt in tasks.items():
             with named(task):
-                found[task] = torch.tensor(first_tokens(self.text_tokenizer, Prompt(*prompt).words))
+                found[task] = torch.tensor(first_tokens(self.fitting_tokenizer, Prompt(*prompt).words))
         return found
 
     def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:

@@ -33,9 +33,12 @@ class Analysis(Protocol):
 
     @field_validator("questions")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _askable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            lookup("question", name)
+            fields = lookup("question", name).schema.model_fields
+            required = [key for key, field in fields.items() if field.is_required()]
+            if required:
+                raise ValueError(f"{name} takes settings ({', '.join(required)}), which a protocol of its own gives it")
         return names
 
     def asked(self) -> dict[str, Question]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol as Typed
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Protocol as Typed
 
 from pydantic import Field
 

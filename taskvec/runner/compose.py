@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from taskvec import registry
 from taskvec.config import Component
 from taskvec.data.tasks import load_tasks
-from taskvec.errors import UserError
+from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain
-from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs
+from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, user_files
 from taskvec.runner.launch.processes import SweepConfig
+from taskvec.runner.yaml_files import read_yaml
 
 GROUPS = (*registry.GROUPS, "source")
 NOT_OF_A_RUN = ("sweep", "parts")
@@ -52,6 +53,8 @@ def compose(overrides: Sequence[str]) -> Composed:
     Raises:
         UserError: for an unknown key or option or an override that cannot be parsed, with key, place and nearest match.
     """
+    for file in user_files(overrides):
+        read_yaml(file)  # Hydra itself would follow it to any depth
     with hydra_context():
         try:
             words = [*map(grouped, overrides)]
@@ -97,10 +100,7 @@ def resolve(composed: Composed) -> RunConfig:
         raise UserError(f"{path}: must be a finite number")
     for key in NOT_OF_A_RUN:
         del data[key]
-    data["choices"] = {}
-    for group, choice in composed.choices.items():
-        if "/" not in group:
-            data["choices"][group.removeprefix("backbone@")] = choice if isinstance(choice, str) else None
+    data["choices"] = chosen(composed)
     data["method"] = composed.choices.get("method") or "custom"
     data["experiment"] = composed.choices.get("experiment")
     try:
@@ -112,6 +112,24 @@ def resolve(composed: Composed) -> RunConfig:
         if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
             raise
         raise UserError(f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}") from error
+
+
+def chosen(composed: Composed) -> dict[str, str | None]:
+    """Return the option of each group; transforms, of which there may be several, have none.
+
+    Raises:
+        UserError: if another group is given several options, whose settings Hydra mixes.
+    """
+    found = {}
+    for group, choice in composed.choices.items():
+        if "/" not in group:
+            found[group.removeprefix("backbone@")] = choice
+    for group in GROUPS:
+        several = group in composed.node and group not in found  # Hydra has no choice where there are several
+        if several and group != "transform":
+            where = explain.place(group, composed.overrides, sources(composed))
+            raise UserError(f"{group} ({where}): takes one option")
+    return found
 
 
 def sweep_config(composed: Composed) -> SweepConfig:
@@ -156,7 +174,8 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     entry = registry.lookup(group, str(node.get("kind")))
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
-        node["definitions"] = load_tasks(node, entry.schema, search_dirs())
+        with as_bad_input():
+            node["definitions"] = load_tasks(node, entry.schema, search_dirs())
     try:
         return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
     except TypeError as error:  # a user's class that lacks a method

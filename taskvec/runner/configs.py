@@ -128,6 +128,19 @@ def _groups_of(folder: Path) -> Path:
     return view
 
 
+def user_files(overrides: Sequence[str]) -> list[Path]:
+    """Return the YAML files of the user's folders that overrides choose."""
+    found = []
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        group = "backbone" if group == "source" else group.partition("@")[0]
+        for folder in search_dirs()[:-1]:
+            path = folder / group / f"{option}.yaml"
+            if group and option and path.is_file():
+                found.append(path)
+    return found
+
+
 def presets(overrides: Sequence[str]) -> list[Path]:
     """Return the files of the experiment and the method that the overrides choose."""
     chosen = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)

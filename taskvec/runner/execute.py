@@ -100,6 +100,7 @@ def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]
 
 def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
     try:
+        folder.set_aside()
         folder.start(config, overrides, [node.fingerprint for node in plan.nodes])
         with _logged(folder):
             return _recorded(folder, config, plan)
@@ -159,6 +160,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     store = Store(config.root / "store")
     work = Workspace(store, config.compute, progress.observe, progress.done)
     work.plan(plan.nodes)
+    work.prepare(plan.cells.values())
     answers: dict[str, Answer] = {name: node.value(work) for name, node in plan.cells.items()}
     _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)

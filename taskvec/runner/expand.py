@@ -50,7 +50,7 @@ def experiments(word: str) -> list[str]:
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            parsed = OverridesParser.create(config_loader=loader).parse_override(word)
+            (parsed,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
         except HydraException as error:
             raise UserError(explain.unparsed(word, str(error))) from error
         if not parsed.is_sweep_override():
@@ -59,7 +59,11 @@ def experiments(word: str) -> list[str]:
 
 
 def _part(part: object, given: Sequence[str], experiment: str) -> list[str]:
-    """Return a part's overrides without those that the command line sets itself."""
+    """Return a part's overrides without those that the command line sets itself.
+
+    Raises:
+        UserError: if it is no list of overrides.
+    """
     if isinstance(part, Mapping):
         words = [f"{key}={_text(value)}" for key, value in part.items()]
     elif isinstance(part, list) and all(isinstance(word, str) and "=" in word for word in part):
@@ -84,7 +88,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            params = hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            params = (
+                hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+            )
             given = {override.split("=", 1)[0] for override in overrides}
             words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)

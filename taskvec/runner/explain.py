@@ -63,7 +63,7 @@ def unparsed(word: str, reason: str) -> str:
         return f"{word!r} (command line): not of the form key=value"
     for quoted in (f"{key}={quote(value)}", f"{key}={value}"):
         if literal(quoted) == value:
-            return f"{key} (command line): {value!r} needs quotes of its own: {shlex.quote(quoted)}"
+            return f"{key} (command line): {value} needs quotes of its own: {shlex.quote(quoted)}"
     return f"{word!r} (command line): cannot be read: {reason.splitlines()[0]}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import STATUS, State, exists, folders, read_status
 
+log = logging.getLogger(__name__)
 LABEL = 40  # characters of a label in a run's name; the hash tells runs apart
 KILLED = "the process was killed; the same command resumes it"
 
@@ -114,6 +116,8 @@ class RunFolder:
         if isinstance(newer, int) and newer > SCHEMA_VERSION:
             written = f"{self.path}/result.json was written by a newer program (schema version {newer}"
             raise UserError(f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER")
+        for leftover in self.path.glob(".*.tmp"):  # of a process that died: this one holds the lock
+            leftover.unlink(missing_ok=True)
         text = config.to_yaml()
         write_atomically(self.path / "config.yaml", text)
         self._set(
@@ -125,6 +129,21 @@ class RunFolder:
             artefacts=sorted({*artefacts, *self._left_behind()}),
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
+
+    def set_aside(self) -> None:
+        """Keep the result that a new one is about to replace, and say so: its code, data or weights are others.
+
+        Two projects with one outputs folder can ask for a run of one name.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        earlier = self.result()
+        if earlier is None:
+            return
+        kept = self.path / f"result-{earlier.fingerprint[:8]}.json"
+        write_atomically(kept, earlier.to_json())
+        log.warning("%s: code, data or weights are not those of the earlier result, kept as %s", self.name, kept.name)
 
     def _left_behind(self) -> list[str]:
         """Return the artefacts of earlier attempts, which no result lists."""
@@ -151,7 +170,7 @@ class RunFolder:
         return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
 
     def fail(self, reason: str, state: State = "failed") -> None:
-        """Record that the run ended unwell; where even that cannot be written, the killed-process rule still says so."""
+        """Record how the run ended; where even that cannot be written, the killed-process rule still says so."""
         with contextlib.suppress(OSError, UserError):
             self._set(state, reason=reason)
 

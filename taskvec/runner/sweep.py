@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose
+from taskvec.runner import compose, explain
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -61,6 +61,7 @@ def many(overrides: Sequence[str]) -> int:
     """
     for name in OF_ONE_RUN:
         os.environ.pop(name, None)
+    overrides = [at_home(word) for word in overrides]
     sweeps = unions(overrides)
     jobs = distinct([job for words in sweeps for job in expand(words)])
     local = compose.sweep_config(compose.compose([word for word in overrides if word.startswith("sweep.")]))
@@ -75,6 +76,14 @@ def many(overrides: Sequence[str]) -> int:
     else:
         run_processes([words for _, words in jobs.values()], local)
     return summary([config for config, _ in jobs.values()]) or status
+
+
+def at_home(word: str) -> str:
+    """Return ``outputs=~/...`` with the home folder in place of the tilde, which Hydra's launchers would not see."""
+    text = explain.literal(word) if word.startswith("outputs=") else None
+    if text is None or not text.startswith("~"):
+        return word
+    return f"outputs={explain.quote(os.path.expanduser(text))}"
 
 
 def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequence[str]]]:

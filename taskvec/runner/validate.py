@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import UserError
+from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.nodes.head import InitialHead
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
@@ -23,6 +23,11 @@ def preflight(config: RunConfig, plan: Plan) -> None:
     Raises:
         UserError: naming the first thing that is wrong and its remedy.
     """
+    with as_bad_input():
+        _checked(config, plan)
+
+
+def _checked(config: RunConfig, plan: Plan) -> None:
     for name, backbone in backbones(config).items():
         readable(config, name, backbone)
     compatible(config)

@@ -68,7 +68,7 @@ class Axis(Layout):
     def spread(self, coefficients: Tensor) -> Tensor:
         """Return the coefficients along the axis."""
         size = self.shape[self.axis]
-        along = coefficients.repeat_interleave(size // max(1, self.count))
+        along = coefficients.repeat_interleave(size // self.count)
         view = [1] * len(self.shape)
         view[self.axis] = size
         return along.view(view)
@@ -199,15 +199,17 @@ def _whole(first: int, shape: tuple[int, ...]) -> Layout:
 
 
 def _rows(first: int, shape: tuple[int, ...]) -> Layout:
-    return Axis(first, shape[0], shape, 0) if len(shape) > 1 else Whole(first, 1, shape)
+    plain = len(shape) < 2 or 0 in shape
+    return Whole(first, 1, shape) if plain else Axis(first, shape[0], shape, 0)
 
 
 def _columns(first: int, shape: tuple[int, ...]) -> Layout:
-    return Axis(first, shape[1], shape, 1) if len(shape) == 2 else _rows(first, shape)
+    matrix = len(shape) == 2 and 0 not in shape
+    return Axis(first, shape[1], shape, 1) if matrix else _rows(first, shape)
 
 
 def _thirds(first: int, shape: tuple[int, ...]) -> Layout:
-    if not shape or shape[0] % 3:
+    if not shape or 0 in shape or shape[0] % 3:
         return Whole(first, 1, shape)
     return Axis(first, 3, shape, 0)
 

@@ -1,23 +1,23 @@
 """Models whose leaves are coefficients of task vectors: theta = theta_0 + sum_i Lambda_i tau_i.
 
 The composition is one autograd function. Forward adds the scaled vectors up without a graph; backward gets
-G = dL/dtheta and returns the inner products <G, tau_i> over each block. So memory beyond the vectors is theta and its gradient,
-whatever the number of vectors, and vectors may lie in files that are mapped into memory (spec 6.9).
+G = dL/dtheta and returns the inner products <G, tau_i> over each block. So memory beyond the vectors is theta and its
+gradient, whatever the number of vectors, and vectors may lie in files that are mapped into memory (spec 6.9).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from taskvec.training.blocks import Blocks, Layout, Whole
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, Tensors
 
-ENTRIES = 2**17  # per step of a sum or product, so that what is added to stays in the processor's cache
+ENTRIES = 2**17  # of a piece that stays in the processor's cache while all vectors are added to it
 
-Vectors = Sequence[Mapping[str, Tensor]]
+Vectors = Sequence[Tensors]
 LEAF = "coefficients"
 
 
@@ -28,9 +28,7 @@ class Coefficients:
     ``half`` rounds as the released code of aTLAS does: see :func:`half_sum`.
     """
 
-    def __init__(
-        self, base: Mapping[str, Tensor], vectors: Vectors, blocks: Blocks, start: float = 0.0, *, half: bool = False
-    ):
+    def __init__(self, base: Tensors, vectors: Vectors, blocks: Blocks, start: float = 0.0, *, half: bool = False):
         self.base, self.vectors, self.blocks, self.half = base, list(vectors), blocks, half
         self.names = [name for name in blocks.names if any(name in vector for vector in vectors)]
         first = next(iter(base.values()))
@@ -93,9 +91,9 @@ class _Compose(torch.autograd.Function):
             if owner.half:
                 found += _half_gradient(owner, name, gradient)
                 continue
-            for row, vector in enumerate(owner.vectors):
-                if name in vector:
-                    found[row, layout.columns] += inner_products(gradient, vector[name], layout).to(found)
+            rows = [row for row, vector in enumerate(owner.vectors) if name in vector]
+            deltas = [owner.vectors[row][name] for row in rows]
+            found[rows, layout.columns] += inner_products(gradient, deltas, layout)
         return found.to(owner.coefficients.dtype), None, None
 
 
@@ -126,33 +124,40 @@ def _half_gradient(owner: Coefficients, name: str, gradient: Tensor) -> Tensor:
 
 
 def _add_all(total: Tensor, owner: Coefficients, name: str, coefficients: Tensor) -> None:
-    for row, vector in zip(coefficients, owner.vectors, strict=True):
-        if name in vector:
-            add_scaled(total, vector[name], row, owner.blocks.layouts[name])
-
-
-def add_scaled(total: Tensor, delta: Tensor, coefficients: Tensor, layout: Layout) -> None:
-    """Add Lambda tau to a tensor in place, the coefficients [m] spread by the layout."""
-    own = coefficients[layout.columns]
-    if not own.any():  # zero coefficients leave the tensor as it is, bit for bit
-        return
+    """Add Lambda_i tau_i of all vectors to a contiguous tensor in place."""
+    layout = owner.blocks.layouts[name]
+    own = coefficients[:, layout.columns]
+    moving = own.any(1).tolist()  # zero coefficients leave the tensor as it is, bit for bit
+    rows = [row for row, vector in enumerate(owner.vectors) if moving[row] and name in vector]
     if not isinstance(layout, Whole):
-        total.addcmul_(delta.to(total), layout.spread(own).to(total.dtype))
+        for row in rows:
+            delta = owner.vectors[row][name].to(total)
+            total.addcmul_(delta, layout.spread(own[row]).to(total))
         return
-    scale = float(own)
+    scales = own[:, 0].tolist()
+    deltas = {row: owner.vectors[row][name].reshape(-1) for row in rows}
     flat = total.view(-1)
-    for place, part in enumerate(delta.reshape(-1).split(ENTRIES)):
-        start = place * ENTRIES
-        flat[start : start + len(part)].add_(part.to(flat), alpha=scale)
+    for part in _pieces(flat):
+        piece = flat[part]
+        for row, delta in deltas.items():
+            piece.add_(delta[part].to(piece), alpha=scales[row])
 
 
-def inner_products(gradient: Tensor, delta: Tensor, layout: Layout) -> Tensor:
-    """Return <G, tau> over each of a parameter's blocks [count]; accumulated in float64 across pieces."""
+def inner_products(gradient: Tensor, deltas: Sequence[Tensor], layout: Layout) -> Tensor:
+    """Return <G, tau_i> over each of a parameter's blocks [n, count] float64, for the deltas of n vectors."""
     if not isinstance(layout, Whole):
-        return layout.summed(gradient * delta.to(gradient))
-    parts = []
-    flat = gradient.reshape(-1)
-    for place, part in enumerate(delta.reshape(-1).split(ENTRIES)):
-        start = place * ENTRIES
-        parts.append(torch.dot(flat[start : start + len(part)], part.to(flat)))
-    return torch.stack(parts).double().sum().view(1)
+        sums = [layout.summed(gradient * delta.to(gradient)) for delta in deltas]
+        return torch.stack(sums).double()
+    flat, others = gradient.reshape(-1), [delta.reshape(-1) for delta in deltas]
+    total = torch.zeros(len(others), dtype=torch.float64, device=gradient.device)
+    for part in _pieces(flat):
+        piece = flat[part]
+        dots = [torch.dot(piece, other[part].to(piece)) for other in others]
+        total += torch.stack(dots).double()
+    return total.unsqueeze(1)
+
+
+def _pieces(flat: Tensor) -> list[slice]:
+    """Return the pieces of a flat tensor that all vectors pass over in turn: on a CPU as large as its cache holds."""
+    size = ENTRIES if flat.device.type == "cpu" else max(1, len(flat))
+    return [slice(start, start + size) for start in range(0, len(flat), size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.errors import UserError
 from taskvec.training.blocks import blocks
 from taskvec.training.coefficients import Coefficients
-from taskvec.vectors import LowRank, TaskVector
+from taskvec.vectors import LowRank, TaskVector, Tensors
 
 SPREAD = 5**0.5  # of peft's start of A: kaiming_uniform_ with this slope
 UP, DOWN = "up/", "down/"
@@ -23,7 +23,7 @@ class FactorCoefficients:
     coefficients [n vectors, 2 per parameter], which start at zero; equal ones do not add the vectors up.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], vectors: Sequence[TaskVector], seed: int):
+    def __init__(self, base: Tensors, vectors: Sequence[TaskVector], seed: int):
         self.base = base
         self.names = _shared_names(vectors)
         self.scales = {name: _shared_scale(name, vectors) for name in self.names}

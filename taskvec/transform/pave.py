@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from taskvec.errors import UserError
 from taskvec.needs import Budget, Examples, Given, Needs, Scope, Statistics, Vector, tasks_of
@@ -17,9 +17,9 @@ from taskvec.transform.base import Fit, Transform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.statistics.base import Statistic
+    from taskvec.transform.subspace.ranks import Ranks
     from taskvec.vectors import TaskVector
-
-Ranks = Mapping[str, int]  # by layer
 
 
 @register("transform", "pave", paper="PAVE, OpenReview 2025; spec pave 1")
@@ -59,48 +59,62 @@ class Pave(Transform):
 
     joint: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _as_the_authors(self) -> Pave:
+        if self.faithful and (self.target != "weight" or self.whitening != "cov" or not self.damping):
+            raise ValueError("faithful=true goes with target=weight, whitening=cov and a damping above 0")
+        return self
+
     def needs(self, scope: Scope) -> Needs:
         """Return each vector, its moments, its spectrum where ranks are divided, and theta_0's moments if counted."""
         needs: list[Any] = []
         for task in scope.tasks:
-            needs += [scope.vector(task), self._moments(scope, task)]
+            needs.append(scope.vector(task))
+            needs.append(self._at_vector(InputMoments(), scope, task))
             if self.allocation != "uniform":
-                needs.append(self._spectrum(scope, task))
+                needs.append(self._at_vector(self._spectrum(), scope, task))
             if self.faithful and self.count_base:
-                needs.append(self._base_moments(scope, task))
+                needs.append(self._at_base(scope, task))
         return needs
+
+    def _spectrum(self) -> Spectrum:
+        return Spectrum(whitening=self.whitening, damping=self.damping)
 
     def _calibration(self, task: str) -> Examples:
         return Examples(task, "train", "calibration", budget=Budget(count=self.examples))
 
-    def _moments(self, scope: Scope, task: str) -> Statistics:
-        return Statistics(InputMoments(), self._calibration(task), at=scope.vector(task), side=scope.side)
-
-    def _base_moments(self, scope: Scope, task: str) -> Statistics:
-        return Statistics(InputMoments(), self._calibration(task), side=scope.side)
-
-    def _spectrum(self, scope: Scope, task: str) -> Statistics:
-        what = Spectrum(whitening=self.whitening, damping=self.damping)
+    def _at_vector(self, what: Statistic, scope: Scope, task: str) -> Statistics:
         return Statistics(what, self._calibration(task), at=scope.vector(task), side=scope.side)
+
+    def _at_base(self, scope: Scope, task: str) -> Statistics:
+        return Statistics(InputMoments(), self._calibration(task), side=scope.side)
 
     def fit(self, given: Given) -> Fit:
         """Return the ranks of all tasks, and in the exact mode the pruned directions P [out, pruned] float32."""
-        ranks = self._ranks(given)
-        fit = Fit(meta={"ranks": ranks})
-        for task, kept in ranks.items():
-            moments = given[self._moments(given.scope, task)]
-            layers = {layer: {"rank": rank} for layer, rank in kept.items()}
-            if not self.faithful:
-                self._prune(task, kept, moments, fit.tensors, layers, given)
+        from taskvec.transform.subspace.purify import prune_layers
+
+        fit = Fit()
+        fit.meta["ranks"] = self._ranks(given)
+        for task, ranks in fit.meta["ranks"].items():
+            moments = given[self._at_vector(InputMoments(), given.scope, task)]
+            layers = {layer: {"rank": rank} for layer, rank in ranks.items()}
             fit.report[task] = {"layers": layers, "left_out": dict(moments.untracked)}
+            if self.faithful:
+                continue
+            vector = given[given.scope.vector(task)]
+            pruned = prune_layers(given.model, vector, moments, ranks, self.damping, self.whitening)
+            for layer, directions, report in pruned:
+                fit.tensors[f"{task}/{layer}"] = directions
+                layers[layer] = report
         return fit
 
-    def _ranks(self, given: Given) -> dict[str, dict[str, int]]:
+    def _ranks(self, given: Given) -> dict[str, Ranks]:
         """Return the kept rank of every layer by task.
 
         Raises:
             UserError: for a participant that no vector belongs to.
         """
+        from taskvec.transform.subspace.purify import sizes
         from taskvec.transform.subspace.ranks import allocate, uniform
 
         scope = given.scope
@@ -109,51 +123,17 @@ class Pave(Transform):
             if task not in scope.tasks:
                 hint = did_you_mean(task, list(scope.tasks))
                 raise UserError(f"transform.pave.participants: there is no vector of {task!r}{hint}")
-        sizes = {task: self._sizes(given, given[self._moments(scope, task)]) for task in scope.tasks}
+        ranks = {}
+        for task in scope.tasks:
+            moments = given[self._at_vector(InputMoments(), scope, task)]
+            ranks[task] = sizes(given.model, moments, self.roles)
         if self.allocation == "uniform":
-            allocated = {task: uniform(sizes[task], self.ratio) for task in participants}
-        else:
-            spectra = {}
-            for task in participants:
-                spectrum = given[self._spectrum(scope, task)]
-                spectra[task] = {layer: spectrum[layer] for layer in sizes[task]}
-            allocated = allocate(spectra, self.ratio, self.allocation)
-        return {task: allocated.get(task, sizes[task]) for task in scope.tasks}
-
-    def _sizes(self, given: Given, tracked: Iterable[str]) -> dict[str, int]:
-        """Return min(out, in) of every layer that is purified."""
-        tracked = set(tracked)
-        sizes = {}
-        for layer in given.model.layers:
-            chosen = self.roles is None or layer.role in self.roles
-            weight = given.model.parameters.get(f"{layer.name}.weight")
-            if chosen and layer.name in tracked and weight is not None:
-                sizes[layer.name] = min(weight.shape)
-        return sizes
-
-    def _prune(
-        self,
-        task: str,
-        ranks: Ranks,
-        moments: Any,
-        tensors: dict[str, Tensor],
-        layers: dict[str, dict[str, Any]],
-        given: Given,
-    ) -> None:
-        """Enter the pruned directions of one task, and what they cost."""
-        from taskvec.transform.subspace.projection import prune
-
-        vector = given[given.scope.vector(task)]
-        for layer, rank in ranks.items():
-            weight = _tuned(given, vector, layer)
-            moment = moments[layer].second(weight.device)
-            pruned = prune(weight, moment, rank, damping=self.damping, whitening=self.whitening)
-            tensors[f"{task}/{layer}"] = pruned.directions.float()
-            layers[layer] |= {
-                "pruned_energy": pruned.energy,
-                "activated_error": pruned.error,
-                "determined": pruned.determined,
-            }
+            return ranks | {task: uniform(ranks[task], self.ratio) for task in participants}
+        spectra = {}
+        for task in participants:
+            spectrum = given[self._at_vector(self._spectrum(), scope, task)]
+            spectra[task] = {layer: spectrum[layer] for layer in ranks[task]}
+        return ranks | allocate(spectra, self.ratio, self.allocation)
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the purified vector.
@@ -164,37 +144,34 @@ class Pave(Transform):
         from taskvec.vectors import TaskVector
 
         task = tasks_of(of)[0]
-        if task not in fit.meta["ranks"]:
-            raise UserError(f"transform.pave: it was fitted on {', '.join(fit.meta['ranks'])}, which leaves out {task}")
-        change = self._faithfully if self.faithful else self._projected
+        ranks = fit.meta["ranks"]
+        if task not in ranks:
+            raise UserError(f"transform.pave: it was fitted on {', '.join(ranks)}, and this vector is of {task}")
+        purify = self._by_inverse if self.faithful else self._projected
+        change = purify(vector, task, fit, given)
         deltas = dict(vector)
-        for layer, rank in fit.meta["ranks"][task].items():
-            deltas[f"{layer}.weight"] = change(vector, task, layer, rank, fit, given)
+        for layer in ranks[task]:
+            deltas[f"{layer}.weight"] = change(layer)
         return TaskVector(deltas, vector.metadata)
 
-    def _projected(self, vector: TaskVector, task: str, layer: str, rank: int, fit: Fit, given: Given) -> Tensor:
-        """Return tau - P P^T W_t, or tau - P P^T tau."""
-        from taskvec.transform.subspace.projection import removed
+    def _projected(self, vector: TaskVector, task: str, fit: Fit, given: Given) -> Callable[[str], Tensor]:
+        from taskvec.transform.subspace.purify import projected
 
-        weight = _tuned(given, vector, layer)
-        delta = weight - given.model.parameters[f"{layer}.weight"]
-        directions = fit.tensors[f"{task}/{layer}"].to(weight.device)
-        return delta - removed(weight if self.target == "weight" else delta, directions)
+        def change(layer: str) -> Tensor:
+            directions = fit.tensors[f"{task}/{layer}"]
+            return projected(given.model, vector, layer, directions, of_delta=self.target == "delta")
 
-    def _faithfully(self, vector: TaskVector, task: str, layer: str, rank: int, fit: Fit, given: Given) -> Tensor:
-        """Return SVD_r(W_t C) C^-1 - W_B."""
-        from taskvec.transform.subspace.faithful import damped, purified
+        return change
 
-        weight = _tuned(given, vector, layer)
-        base = given.model.parameters[f"{layer}.weight"]
-        covariances = [given[self._moments(given.scope, task)][layer].second(weight.device)]
+    def _by_inverse(self, vector: TaskVector, task: str, fit: Fit, given: Given) -> Callable[[str], Tensor]:
+        from taskvec.transform.subspace.purify import by_inverse
+
+        moments = [given[self._at_vector(InputMoments(), given.scope, task)]]
         if self.count_base:
-            covariances.append(given[self._base_moments(given.scope, task)][layer].second(weight.device))
-        return purified(weight, damped(covariances, self.damping, self.tolerance), rank) - base
+            moments.append(given[self._at_base(given.scope, task)])
+        ranks = fit.meta["ranks"][task]
 
+        def change(layer: str) -> Tensor:
+            return by_inverse(given.model, vector, layer, ranks[layer], moments, self.damping, self.tolerance)
 
-def _tuned(given: Given, vector: TaskVector, layer: str) -> Tensor:
-    """Return a layer's fine-tuned weight, its base weight where the vector leaves it alone."""
-    name = f"{layer}.weight"
-    base = given.model.parameters[name]
-    return base + vector[name].to(base) if name in vector else base
+        return change

@@ -44,12 +44,18 @@ class Theseus(Carrying):
 
     def needs(self, scope: Scope) -> Needs:
         """Return the moments of pairs of activations, to fit on and to measure on."""
-        return [*self._pairs(scope, "train", self.examples), *self._pairs(scope, "val", self.held_out)]
+        return [*self._fitted(scope), *self._measured(scope)]
 
-    def _pairs(self, scope: Scope, split: str, count: int) -> list[Statistics]:
-        if count == 0:
-            return []
+    def _fitted(self, scope: Scope) -> list[Statistics]:
         what = CrossMoments(align=self.align, grams=self.whiten > 0)
+        return self._pairs(scope, what, "train", self.examples)
+
+    def _measured(self, scope: Scope) -> list[Statistics]:
+        if not self.held_out:
+            return []
+        return self._pairs(scope, CrossMoments(align=self.align), "val", self.held_out)
+
+    def _pairs(self, scope: Scope, what: CrossMoments, split: str, count: int) -> list[Statistics]:
         tasks = scope.tasks if self.calibration is None else (self.calibration,)
         needs = []
         for task in tasks:
@@ -63,8 +69,8 @@ class Theseus(Carrying):
 
         how = Alignments(self.centre, self.whiten, self.whiten_eps, self.tolerance, self.hidden)
         weights = given.source.parameters, given.model.parameters
-        train = [given[need] for need in self._pairs(given.scope, "train", self.examples)]
-        held_out = [given[need] for need in self._pairs(given.scope, "val", self.held_out)]
+        train = [given[need] for need in self._fitted(given.scope)]
+        held_out = [given[need] for need in self._measured(given.scope)]
         spaces = SpaceMaps(pooled(train), *weights, how)
         measured = pooled(held_out) if held_out else None
         named = spaces.known(axes)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from taskvec.vectors.deferred import Tensors
 from taskvec.vectors.task_vector import TaskVector
 
 Alpha = float | Mapping[str, float]  # one coefficient, or one for each vector by task
@@ -23,14 +24,14 @@ class Composition(ABC):
     per_task: ClassVar[bool] = False
 
     @abstractmethod
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the editable weights at scaling coefficient alpha; ``task`` chooses among per-task models."""
 
     def direction(self, task: str | None = None) -> TaskVector | None:
         """Return tau where theta(alpha) = theta_0 + alpha tau, so that one jvp serves every alpha; None elsewhere."""
         return None
 
-    def readout(self, task: str) -> Mapping[str, Tensor]:
+    def readout(self, task: str) -> Tensors:
         """Return what replaces or extends a task's head (an adapter's tensors); empty where nothing does."""
         return {}
 
@@ -43,7 +44,7 @@ class Composition(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot be stored")
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Composition:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Invert ``pack`` on the base weights.
 
         Raises:
@@ -55,10 +56,10 @@ class Composition(ABC):
 class Scaled(Composition):
     """theta_0 + alpha * tau: the composition of every merge that yields one merged vector."""
 
-    def __init__(self, base: Mapping[str, Tensor], merged: TaskVector):
+    def __init__(self, base: Tensors, merged: TaskVector):
         self.base, self.merged = base, merged
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return theta_0 + alpha * tau; the task makes no difference."""
         return self.merged.apply_to(self.base, alpha)
 
@@ -72,7 +73,7 @@ class Scaled(Composition):
         return dict(self.merged), {}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Scaled:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Scaled:
         """Invert ``pack``."""
         return cls(base, TaskVector(tensors))
 
@@ -80,34 +81,39 @@ class Scaled(Composition):
 class Shifted(Composition):
     """theta_0 + tau_0 + alpha * tau: the composition of merges that move around another point than theta_0."""
 
-    def __init__(self, base: Mapping[str, Tensor], centre: TaskVector, merged: TaskVector):
+    def __init__(self, base: Tensors, centre: TaskVector, merged: TaskVector):
         self.base, self.centre, self.merged = base, centre, merged
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return theta_0 + tau_0 + alpha * tau; the task makes no difference."""
         return self.merged.apply_to(self.centre.apply_to(self.base), alpha)
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the deltas as centre/NAME and merged/NAME."""
-        tensors = {f"centre/{name}": delta for name, delta in self.centre.items()}
-        return tensors | {f"merged/{name}": delta for name, delta in self.merged.items()}, {}
+        tensors = _under("centre/", self.centre) | _under("merged/", self.merged)
+        return tensors, {}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Shifted:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Shifted:
         """Invert ``pack``."""
-        return cls(base, TaskVector(_below(tensors, "centre/")), TaskVector(_below(tensors, "merged/")))
+        centre = TaskVector(_below(tensors, "centre/"))
+        merged = TaskVector(_below(tensors, "merged/"))
+        return cls(base, centre, merged)
 
 
 class Summed(Composition):
     """theta_0 + sum_t alpha_t tau_t: one coefficient for each vector, by the task it was made for."""
 
-    def __init__(self, base: Mapping[str, Tensor], vectors: Mapping[str, TaskVector]):
+    def __init__(self, base: Tensors, vectors: Mapping[str, TaskVector]):
         self.base, self.vectors = base, vectors
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights at alpha, one number for all vectors or one for each task."""
         scales = alpha if isinstance(alpha, Mapping) else dict.fromkeys(self.vectors, alpha)
-        total = sum((self.vectors[name] * scale for name, scale in scales.items() if scale), TaskVector({}))
+        total = TaskVector({})
+        for name, scale in scales.items():
+            if scale:
+                total = total + self.vectors[name] * scale
         return total.apply_to(self.base)
 
     def direction(self, task: str | None = None) -> TaskVector:
@@ -123,10 +129,10 @@ class PerTask(Composition):
 
     per_task: ClassVar[bool] = True
 
-    def __init__(self, base: Mapping[str, Tensor], vectors: Mapping[str, TaskVector], shared: TaskVector | None = None):
+    def __init__(self, base: Tensors, vectors: Mapping[str, TaskVector], shared: TaskVector | None = None):
         self.base, self.vectors, self.shared = base, vectors, shared or TaskVector({})
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model at alpha."""
         return self.vectors.get(task, self.shared).apply_to(self.base, alpha)
 
@@ -136,16 +142,28 @@ class PerTask(Composition):
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the deltas as TASK/NAME."""
-        tensors = {f"task/{task}/{name}": delta for task, vector in self.vectors.items() for name, delta in vector.items()}
-        tensors |= {f"shared/{name}": delta for name, delta in self.shared.items()}
+        tensors = _under("shared/", self.shared)
+        for task, vector in self.vectors.items():
+            tensors |= _under(f"task/{task}/", vector)
         return tensors, {"tasks": list(self.vectors)}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PerTask:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> PerTask:
         """Invert ``pack``."""
-        vectors = {task: TaskVector(_below(tensors, f"task/{task}/")) for task in meta["tasks"]}
-        return cls(base, vectors, TaskVector(_below(tensors, "shared/")))
+        vectors = {}
+        for task in meta["tasks"]:
+            vectors[task] = TaskVector(_below(tensors, f"task/{task}/"))
+        shared = TaskVector(_below(tensors, "shared/"))
+        return cls(base, vectors, shared)
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = tensor
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given
+from taskvec.graph.given import Given, untouched
 from taskvec.graph.nodes.composition import CompositionNode
 from taskvec.needs import Examples, Need, Scope
 from taskvec.protocols.base import Answer, Cell, Question
@@ -44,7 +44,8 @@ class AnswerNode(Node):
         given = Given(work, self.scope, self.needed, base, base, owner, forward=mode, answers=answers)
         composition = self.composition.value(work)
         vectors = self.composition.signed(work) if self.question.of_vectors else []
-        answer, tensors = self.question.answer(given, composition, vectors)
+        with untouched(self.question, owner, work, base):
+            answer, tensors = self.question.answer(given, composition, vectors)
         report = dict(getattr(composition, "report", {}))
         work.drop(self.composition)
         return Content(tensors, {"answer": answer.model_dump(), "report": report})

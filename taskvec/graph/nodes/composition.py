@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given, observer
+from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
 from taskvec.merge.base import Merge
@@ -31,11 +31,11 @@ class CompositionNode(Node):
     merge: Merge | None
     separate: bool
     mode: ForwardMode
-    needed: Mapping[Need, Node]
-    objective: Any
-    select: Any
-    precision: str | None
-    expressions: tuple[Vector, ...] = aside()
+    needed: Mapping[Need, Node] = field(default_factory=dict)
+    objective: Any = None
+    select: Any = None
+    precision: str | None = None
+    expressions: tuple[Vector, ...] = aside(default=())
     learning: Learning | None = aside(default=None)
     scope: Scope | None = aside(default=None)
 
@@ -84,7 +84,8 @@ class CompositionNode(Node):
 
         signed, base = self.signed(work), self.base.value(work).parameters
         if self.merge is not None:
-            return self.merge.compose(base, signed, self.given(work))
+            with untouched(self.merge, f"merge={self.merge.kind}", work, self.base):
+                return self.merge.compose(base, signed, self.given(work))
         if self.separate:
             return Summed(base, {vector.tasks[0]: vector.delta for vector in signed})
         return Scaled(base, sum((vector.delta for vector in signed), TaskVector({})))

@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.data.describe import describe
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import Corpus, TextTask
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
-from taskvec.models.base import Backbone, Prompt
+from taskvec.models.base import Backbone
 from taskvec.needs import Budget
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Decoded(Node):
-    """A task's split: images decoded at the backbone's resolution, or texts as its tokens, before the words of a prompt."""
+    """A task's split: images decoded at the backbone's resolution, or texts as its tokens before a prompt's words."""
 
     kind: ClassVar[str] = "decoded"
 

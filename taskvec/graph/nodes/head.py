@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.data.describe import class_names
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import Corpus
 from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.graph.nodes.base import Base
-from taskvec.models.base import Backbone, Prompt
+from taskvec.models.base import Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given, observer
+from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.examples import Rows
 from taskvec.graph.nodes.vector import VectorNode
@@ -54,9 +54,12 @@ class StatisticNode(Node):
         """Collect it, with all missing statistics that need the same pass, or make it from others."""
         if self.what.derived:
             given = Given(work, self.scope, self.needed, self.base, self.base, f"statistic {self.what.kind}")
-            return self._packed(self.what.made(self.asked, given))
+            with untouched(self.what, given.owner, work, self.base):
+                return self._packed(self.what.made(self.asked, given))
         together = [self, *work.companions(self)]
-        values = self._collect(work, [node.what for node in together])
+        users = next((node.what for node in together if node.what.code), None)
+        with untouched(users, f"statistic {self.what.kind}", work, self.base):
+            values = self._collect(work, [node.what for node in together])
         for node, value in zip(together[1:], values[1:], strict=True):
             work.offer(node, node._packed(value))
         return self._packed(values[0])
@@ -69,9 +72,7 @@ class StatisticNode(Node):
         labels = view.labels() if any(statistic.labels for statistic in statistics) else None
         if self.other is None:
             batches, head = Batches(view), view.head
-            return collect(
-                model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe
-            )
+            return collect(model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe)
         source, source_view = self.other.value(work), self.other_rows.value(work)
         sides, heads = (source, model), (source_view.head, view.head)
         batches = Batches(source_view, view)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given
+from taskvec.graph.given import Given, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
 from taskvec.needs import Changed, Examples, Need, Scope
@@ -41,9 +42,14 @@ class FitNode(Node):
         owner = f"transform.{self.name}"
         return Given(work, self.scope, self.needed, self.base, self.origin, owner, seed=self.transform.seed or 0)
 
+    def guarded(self, work: Work) -> AbstractContextManager[None]:
+        """Return the check that the transform leaves both models alone."""
+        return untouched(self.transform, f"transform.{self.name}", work, self.base, self.origin)
+
     def compute(self, work: Work) -> Content:
         """Fit."""
-        found = self.transform.fit(self.given(work))
+        with self.guarded(work):
+            found = self.transform.fit(self.given(work))
         return Content(found.tensors, {"fit": found.meta, "report": found.report})
 
     def value(self, work: Work) -> Fit:
@@ -66,5 +72,6 @@ class TransformedVector(VectorNode):
         expression: Changed = self.expression
         given, fit = self.fit.given(work), self.fit.value(work)
         vector = self.of.value(work).to(work.device)
-        changed = self.fit.transform.apply(vector, expression.of, fit, given)
+        with self.fit.guarded(work):
+            changed = self.fit.transform.apply(vector, expression.of, fit, given)
         return self.packed(work, changed, {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.finetune.base import Finetune
 from taskvec.graph.artefact import Content, Node, Work, aside
-from taskvec.graph.given import Given, observer
+from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.examples import Rows
 from taskvec.graph.nodes.head import HEAD
@@ -85,7 +85,8 @@ class TunedVector(VectorNode):
             start=None if self.start is None else self.start.value(work),
             ascend=self.ascend,
         )  # fmt: skip
-        learned = self.method.learn(given)
+        with untouched(self.method, f"finetune={self.method.kind}", work, self.base):
+            learned = self.method.learn(given)
         content = self.packed(work, learned.vector, {"curve": learned.curve, "report": learned.report})
         heads = {HEAD + task: head.cpu() for task, head in learned.heads.items()}
         return Content({**content.tensors, **heads}, content.meta)

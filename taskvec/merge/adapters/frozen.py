@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from taskvec.training.loop import Group, train
 from taskvec.training.objectives.base import State
 from taskvec.training.readouts import read_out
 from taskvec.training.schedule import Schedule
+from taskvec.vectors import Tensors
 
 
 class Whole(NamedTuple):
@@ -35,9 +36,9 @@ class FullBatches:
 
 
 def train_readout(
-    leaves: Mapping[str, Tensor],
+    leaves: Tensors,
     groups: Sequence[Group],
-    readout: Callable[[], Mapping[str, Tensor]],
+    readout: Callable[[], Tensors],
     shots: Shots,
     schedule: Schedule,
 ) -> dict[str, Tensor]:

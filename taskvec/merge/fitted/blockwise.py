@@ -10,17 +10,18 @@ from torch import Tensor
 
 from taskvec.merge.average import Average
 from taskvec.merge.fitted.solve import regression, shrunk
+from taskvec.merge.piece import Deltas
 from taskvec.models.layers import LinearLayer
 from taskvec.needs import Observe, View
 from taskvec.statistics.collect import collect
 from taskvec.statistics.input_moments import InputMoments
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, Tensors
 
 BATCH = 32
 
 
 def solve_blocks(
-    model: Any, deltas: Sequence[Mapping[str, Tensor]], views: Sequence[View], off_diagonal: float, observe: Observe
+    model: Any, deltas: Deltas, views: Sequence[View], off_diagonal: float, observe: Observe
 ) -> TaskVector:
     """Return the merged vector: the mean, in which the linear layers are replaced block after block.
 
@@ -44,9 +45,9 @@ def solve_blocks(
 
 
 def _candidate(
-    base: Mapping[str, Tensor],
-    merged: Mapping[str, Tensor],
-    delta: Mapping[str, Tensor],
+    base: Tensors,
+    merged: Tensors,
+    delta: Tensors,
     group: Sequence[LinearLayer],
 ) -> dict[str, Tensor]:
     """Return the merged weights with one model's own in the layers of a group."""
@@ -54,15 +55,14 @@ def _candidate(
     for layer in group:
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
             if name in merged:
-                own = delta[name] if name in delta else 0
-                weights[name] = base[name] + own
+                weights[name] = base[name] + delta.get(name, 0)
     return weights
 
 
 def _solved(
     group: Sequence[LinearLayer],
-    merged: Mapping[str, Tensor],
-    deltas: Sequence[Mapping[str, Tensor]],
+    merged: Tensors,
+    deltas: Deltas,
     moments: Sequence[Mapping[str, Any]],
     off_diagonal: float,
 ) -> dict[str, Tensor]:
@@ -76,6 +76,6 @@ def _solved(
         for known in moments:
             moment = known[layer.name]
             grams.append(shrunk(moment.gram / max(1, moment.rows), off_diagonal))
-        parts = [delta[name] if name in delta else None for delta in deltas]
+        parts = [delta.get(name) for delta in deltas]
         found[name] = regression(parts, grams, merged[name]).to(merged[name])
     return found

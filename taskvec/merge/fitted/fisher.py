@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from taskvec.config import Component
-from taskvec.merge.base import AS_IT_IS, Convention, Piece, TensorWise
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
 from taskvec.merge.fitted.calibration import calibrated, of_each
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
+
 
 @dataclass(frozen=True)
 class Fishers:
     """Each vector's Fisher by parameter name, and its share c_t."""
 
-    diagonals: list[Mapping[str, Tensor]]
+    diagonals: list[Tensors]
     shares: list[float]
 
 
@@ -41,8 +43,8 @@ class Fisher(TensorWise):
     outcome: Literal["root", "signed", "every"] = "root"
     batch: int = Field(1, ge=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    conventions = (
         Convention("the paper", "merge.outcome=every", "the Fisher information; signed estimates it in one pass"),
         Convention("MergeLM, FusionBench", "merge.batch=16", "they square the summed gradient of a batch"),
     )
@@ -51,9 +53,7 @@ class Fisher(TensorWise):
         """Return each task's Fisher at its vector."""
         return [calibrated(self._diagonal(), scope, task, self.examples) for task in scope.tasks]
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
-    ) -> Fishers:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given) -> Fishers:
         """Return the Fishers and the vectors' shares."""
         from taskvec.merge.fitted.solve import fisher_shares
 

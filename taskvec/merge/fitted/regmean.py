@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from taskvec.config import Component
-from taskvec.merge.base import AS_IT_IS, Convention, Grain, Piece, TensorWise
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
 from taskvec.merge.fitted.calibration import calibrated, of_each
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "regmean", paper="Jin et al., ICLR 2023, arXiv 2212.09849, section 3")
@@ -30,10 +33,10 @@ class RegMean(TensorWise):
     off_diagonal: float = Field(0.9, ge=0, le=1)
     examples: int = Field(256, ge=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    grain: ClassVar[Grain] = "tensor"
-    stored: ClassVar[bool] = True
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    grain = "tensor"
+    stored = True
+    conventions = (
         Convention("the paper", "", "0.1 for T5"),
         Convention("FusionBench for CLIP", "merge.off_diagonal=0.95", "0.6 for GPT-2"),
         Convention("MergeLM", "merge.off_diagonal=1"),
@@ -43,9 +46,7 @@ class RegMean(TensorWise):
         """Return each task's input moments at its vector."""
         return [calibrated(self._moments(), scope, task, self.examples) for task in scope.tasks]
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given
-    ) -> list[Mapping[str, Any]]:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given) -> list[Mapping[str, Any]]:
         """Return each vector's moments by layer name."""
         return of_each(self._moments(), given, len(deltas), self.examples, self.kind)
 
@@ -53,7 +54,7 @@ class RegMean(TensorWise):
         """Return the regression of a layer's weight, or the mean of another parameter."""
         from taskvec.merge.fitted.solve import regression, shrunk
 
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         mean = sum(parts[1:], parts[0]) / len(piece.deltas)
         layer = piece.name.removesuffix(".weight")
         fits = piece.name.endswith(".weight") and all(layer in moments for moments in surveyed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,7 @@ from taskvec.needs import Budget, Examples, Given, Needs, Scope, Signed
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 
@@ -30,18 +29,16 @@ class RegMeanPlusPlus(Merge):
     off_diagonal: float = Field(0.9, ge=0, le=1)
     examples: int = Field(256, ge=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    stored: ClassVar[bool] = True
-    forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("FusionBench for CLIP", "merge.off_diagonal=0.95"),
-    )
+    grid = AS_IT_IS
+    stored = True
+    forward_modes = frozenset({"standard"})
+    conventions = (Convention("FusionBench for CLIP", "merge.off_diagonal=0.95"),)
 
     def needs(self, scope: Scope) -> Needs:
         """Return training examples of each vector's task, without labels."""
         return [self._rows(task) for task in scope.tasks]
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return theta_0 + alpha * the merged vector."""
         from taskvec.merge.fitted.blockwise import solve_blocks
         from taskvec.vectors.composition import Scaled

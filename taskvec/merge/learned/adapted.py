@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from taskvec.training.batches import CROP_DRAWS, generator, random_resized_crop
 from taskvec.training.loop import Group
 
 ROWS = 500  # of a batch of features
-STREAM = 7  # of the crops, apart from those of training steps, which are odd numbers of their own seeds
 
 
 class Jointly:
@@ -66,15 +66,17 @@ def shots(learner: Learner, task: str, copies: int, seed: int) -> Shots:
     """Return a task's examples as the model of the leaves' present values sees them; texts are not augmented."""
     view = learner.views[task]
     inputs = view.take(slice(None))
-    plain = _looked_at(learner, task, inputs)
+    features, logits = _looked_at(learner, task, inputs)
+    found = Shots(features, logits, view.labels(), view.head, features, logits)
     crop = learner.schedule.crop
     if crop is None or inputs.ndim != 4:
-        augmented = plain
-    else:
-        parts = [_looked_at(learner, task, _cropped(inputs, crop, seed, copy)) for copy in range(copies)]
-        features, logits = zip(*parts, strict=True)
-        augmented = torch.cat(features), torch.cat(logits)
-    return Shots(*plain, view.labels(), view.head, *augmented)
+        return found
+    seen = []
+    for copy in range(copies):
+        cropped = _cropped(inputs, crop, seed, copy)
+        seen.append(_looked_at(learner, task, cropped))
+    augmented, augmented_logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    return replace(found, augmented=augmented, augmented_logits=augmented_logits)
 
 
 def _looked_at(learner: Learner, task: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,11 +84,13 @@ def _looked_at(learner: Learner, task: str, inputs: Tensor) -> tuple[Tensor, Ten
     states_of, logits_of = learner.states(), learner.logits()
     features, logits = [], []
     for part in inputs.split(ROWS):
-        features.append(F.normalize(states_of(task, part), dim=1))
+        states = states_of(task, part)
+        features.append(F.normalize(states, dim=1))
         logits.append(logits_of(task, part))
     return torch.cat(features), torch.cat(logits)
 
 
 def _cropped(inputs: Tensor, scale: float, seed: int, copy: int) -> Tensor:
-    draws = torch.rand(len(inputs), CROP_DRAWS, generator=generator(seed, STREAM + 2**20 * copy))
+    source = generator(seed, f"shots {copy}")
+    draws = torch.rand(len(inputs), CROP_DRAWS, generator=source)
     return random_resized_crop(inputs, scale, draws)

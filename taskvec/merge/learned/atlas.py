@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from taskvec.merge.adapters.base import ChosenAdapter
 from taskvec.merge.base import AS_IT_IS, Convention, Merge
+from taskvec.merge.learned.search import Search
 from taskvec.needs import Examples, Given, Needs, Scope, Signed, Statistics
 from taskvec.registry import register
 from taskvec.training.objectives.base import ChosenObjective
@@ -57,8 +58,9 @@ class Atlas(Merge):
 
     ``budget`` b < n learns for b vectors, found by ``choose``: at random, by the features' cosine with the target's,
     or by the gradient at theta_0, for whole vectors or block by block. ``random_bases`` replaces the vectors by as many
-    random ones. ``select`` "best" keeps the epoch that the protocol's rule prefers, where it has one. ``adapter``
-    learns on top, jointly if it can. ``faithful`` keeps vectors and partial sums in float16, as the released code does.
+    random ones. ``search`` finds the coefficients without gradients. ``select`` "best" keeps the epoch that the
+    protocol's rule prefers, where it has one. ``adapter`` learns on top, jointly if it can. ``faithful`` keeps vectors
+    and partial sums in float16, as the released code does.
     """
 
     kind: Literal["atlas"] = "atlas"
@@ -73,6 +75,7 @@ class Atlas(Merge):
     budget: int | None = Field(None, ge=1)
     choose: Literal["random", "features", "gradient", "gradient_blockwise"] = "gradient_blockwise"
     random_bases: int | None = Field(None, ge=1)
+    search: Search | None = None
     select: Literal["best", "last"] = "best"
     adapter: ChosenAdapter | None = None
     faithful: bool = False
@@ -86,7 +89,7 @@ class Atlas(Merge):
     conventions: ClassVar[tuple[Convention, ...]] = (
         Convention("the authors' code", "merge.faithful=true", "vectors, products and sums in float16"),
         Convention("the authors' research branch, --attn", "merge.qkv=split"),
-        Convention("aTLAS x K, released code", "merge.parts=K merge.matrices=true merge.share_parts=true"),
+        Convention("aTLAS x K, released code", "merge.parts=5 merge.matrices=true merge.share_parts=true", "K = 5"),
     )
 
     @model_validator(mode="after")
@@ -99,13 +102,15 @@ class Atlas(Merge):
 
     @property
     def selects(self) -> bool:
-        """Whether the protocol's rule chooses the epoch."""
-        return self.select == "best"
+        """Whether the protocol's rule chooses the epoch; a search has none."""
+        return self.select == "best" and self.search is None
 
     def needs(self, scope: Scope) -> Needs:
         """Return what a budget's choice looks at: the loss's gradient, or features of the vectors' own tasks."""
         if self.adapter:
             self.adapter.check(scope)
+        if self.search:
+            self.search.check()
         if self.budget is None or self.choose == "random":
             return ()
         if self.choose == "features":

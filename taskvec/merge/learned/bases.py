@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from taskvec.training.batches import generator
+from taskvec.vectors import Tensors
 
 
 class RandomBasis(Mapping):
     """N(mean, std) of every pre-trained tensor, drawn again at every look by (seed, number, position of the name)."""
 
-    def __init__(self, base: Mapping[str, Tensor], number: int, seed: int):
+    def __init__(self, base: Tensors, number: int, seed: int):
         self.base, self.number, self.seed = base, number, seed
         self.positions = {name: position for position, name in enumerate(sorted(base))}
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from taskvec.training.blocks import Blocks
 from taskvec.training.coefficients import inner_products
+from taskvec.vectors import Tensors
 
 
-def slopes(gradient: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]], blocks: Blocks) -> Tensor:
+def slopes(gradient: Tensors, vectors: Sequence[Tensors], blocks: Blocks) -> Tensor:
     """Return dL/d lambda [n, m] at zero, given dL/d theta_0 by name; parameters without a gradient count as zero."""
     found = torch.zeros(len(vectors), blocks.count, dtype=torch.float64)
     for name, layout in blocks.layouts.items():
@@ -24,9 +25,11 @@ def slopes(gradient: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor
             continue
         slope = gradient[name]
         for row, vector in enumerate(vectors):
-            if name in vector:
-                products = inner_products(slope, vector[name], layout)
-                found[row, layout.columns] += products.double().cpu()
+            if name not in vector:
+                continue
+            delta = vector[name]
+            products = inner_products(slope, [delta], layout)
+            found[row, layout.columns] += products[0].cpu()
     return found
 
 
@@ -62,7 +65,7 @@ def block_ranks(found: Tensor, budget: int) -> Tensor:
 class Mixed(Mapping):
     """A vector whose every block is that of some vector: ``source`` [m] int64 says whose."""
 
-    def __init__(self, vectors: Sequence[Mapping[str, Tensor]], blocks: Blocks, source: Tensor):
+    def __init__(self, vectors: Sequence[Tensors], blocks: Blocks, source: Tensor):
         self.vectors = vectors
         self.source: dict[str, int] = {}
         for name, layout in blocks.layouts.items():

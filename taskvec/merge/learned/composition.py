@@ -12,7 +12,7 @@ from taskvec.errors import UserError
 from taskvec.needs import Signed
 from taskvec.training.blocks import Blocks
 from taskvec.training.coefficients import Coefficients
-from taskvec.vectors import TaskVector, weights_hash
+from taskvec.vectors import TaskVector, Tensors, weights_hash
 from taskvec.vectors.composition import Scaled
 from taskvec.vectors.task_vector import BASE_HASH
 
@@ -29,13 +29,13 @@ class Learned(Scaled):
 
     def __init__(
         self,
-        base: Mapping[str, Tensor],
+        base: Tensors,
         merged: TaskVector,
         coefficients: Tensor,
         meta: Mapping[str, Any],
         *,
-        readouts: Mapping[str, Mapping[str, Tensor]] | None = None,
-        notes: Mapping[str, Tensor] | None = None,
+        readouts: Mapping[str, Tensors] | None = None,
+        notes: Tensors | None = None,
         report: Mapping[str, Any] | None = None,
     ):
         super().__init__(base, merged)
@@ -43,7 +43,7 @@ class Learned(Scaled):
         self.readouts, self.notes = dict(readouts or {}), dict(notes or {})
         self.report = dict(report or {})
 
-    def readout(self, task: str) -> Mapping[str, Tensor]:
+    def readout(self, task: str) -> Tensors:
         """Return the tensors of the task's adapter."""
         return self.readouts.get(task, {})
 
@@ -56,7 +56,7 @@ class Learned(Scaled):
         return tensors | {COEFFICIENTS: self.coefficients}, self.meta
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Learned:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Learned:
         """Invert ``pack``; the report stays in the store."""
         merged = TaskVector(_below(tensors, MERGED))
         readouts: dict[str, dict[str, Tensor]] = {}
@@ -67,7 +67,7 @@ class Learned(Scaled):
         return cls(base, merged, tensors[COEFFICIENTS], meta, readouts=readouts, notes=notes)
 
 
-def record(base: Mapping[str, Tensor], vectors: Sequence[Signed], blocks: Blocks) -> dict[str, Any]:
+def record(base: Tensors, vectors: Sequence[Signed], blocks: Blocks) -> dict[str, Any]:
     """Return what coefficients [n, m] belong to: the base's hash, the n vectors' expressions, the m blocks' names."""
     hashes = {signed.vector.metadata.get(BASE_HASH) for signed in vectors} - {None}
     known = next(iter(hashes)) if hashes else weights_hash(base)
@@ -79,7 +79,7 @@ def record(base: Mapping[str, Tensor], vectors: Sequence[Signed], blocks: Blocks
 
 
 def recomposed(
-    base: Mapping[str, Tensor],
+    base: Tensors,
     vectors: Sequence[Signed],
     blocks: Blocks,
     coefficients: Tensor,
@@ -108,5 +108,5 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

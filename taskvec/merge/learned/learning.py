@@ -24,7 +24,7 @@ Readout = Callable[[], Tensors]  # an adapter's tensors at their present values
 class Trained(Protocol):
     """Leaves, and the model that they make."""
 
-    leaves: Mapping[str, Tensor]
+    leaves: Tensors
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the weights that are not the base's, differentiable in the leaves."""
@@ -162,7 +162,7 @@ class KeepBest:
     ``judge`` returns a score, or None where the model is not admissible, which ends the training.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor], judge: Callable[[], float | None]):
+    def __init__(self, leaves: Tensors, judge: Callable[[], float | None]):
         self.leaves, self.judge = leaves, judge
         self.best, self.epoch = self._copy(), 0
         self.scores = [judge()]  # of the start and of every epoch
@@ -196,7 +196,7 @@ class KeepBest:
     def _copy(self) -> dict[str, Tensor]:
         return {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
 
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _put(self, values: Tensors) -> None:
         with torch.no_grad():
             for name, leaf in self.leaves.items():
                 leaf.copy_(values[name])

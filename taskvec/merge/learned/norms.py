@@ -19,14 +19,17 @@ def norm_names(module: nn.Module, names: Iterable[str], layers: Sequence[LinearL
         UserError: if no norm is left.
     """
     blocks = sorted({layer.block for layer in layers if layer.block is not None})
-    spared = set(blocks[-spare:]) if spare else set()
-    prefixes = {_block_prefix(layer.name, layer.block) for layer in layers if layer.block in spared}
+    spared = blocks[-spare:] if spare else []
+    inside = tuple(_block_prefix(layer.name, layer.block) for layer in layers if layer.block in spared)
     editable, found = set(names), []
     for path, child in module.named_modules():
-        if not type(child).__name__.endswith("Norm") or any(f"{path}.".startswith(prefix) for prefix in prefixes):
+        is_norm = type(child).__name__.endswith("Norm")
+        if not is_norm or path.startswith(inside):
             continue
-        own = [f"{path}.{name}" for name, _ in child.named_parameters(recurse=False)]
-        found += [name for name in own if name in editable]
+        for name, _ in child.named_parameters(recurse=False):
+            full = f"{path}.{name}"
+            if full in editable:
+                found.append(full)
     if not found:
         raise UserError(f"merge=norms: all norms lie in the last {spare} blocks; lower merge.spare")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from taskvec.models.layers import LinearLayer
@@ -17,13 +18,15 @@ def pictures(
 ) -> dict[str, dict[str, Any]]:
     """Return the pictures of coefficients [n, m], each parameter's mean over its columns."""
     by_name = means(coefficients, blocks)
-    names = list(by_name)
-    rows = [[by_name[name][row].item() for name in names] for row in range(len(labels))]
-    found = {"coefficients": _heat("learned coefficients", labels, names, rows)}
+    columns = torch.stack(list(by_name.values()), dim=1)
+    found = {"coefficients": _heat("learned coefficients", labels, list(by_name), columns.tolist())}
     sizes = by_depth(by_name, layers)
-    if sizes:
-        depths = sorted({depth for own in sizes.values() for depth in own})
-        grid = [[own.get(depth, 0.0) for depth in depths] for own in sizes.values()]
+    depths = sorted({depth for own in sizes.values() for depth in own})
+    if depths:
+        grid = []
+        for own in sizes.values():
+            line = [own.get(depth, 0.0) for depth in depths]
+            grid.append(line)
         shown = [str(depth) for depth in depths]
         found["by_depth"] = _heat("mean size of coefficients, by role and depth", list(sizes), shown, grid)
     return {name: picture.data() for name, picture in found.items()}
@@ -36,16 +39,18 @@ def means(coefficients: Tensor, blocks: Blocks) -> dict[str, Tensor]:
 
 def by_depth(by_name: Mapping[str, Tensor], layers: Sequence[LinearLayer]) -> dict[str, dict[int, float]]:
     """Return the mean absolute coefficient of the weights of linear layers by role and transformer block."""
-    gathered: dict[str, dict[int, list[float]]] = {}
+    gathered: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
         name = f"{layer.name}.weight"
         if layer.block is None or name not in by_name:
             continue
-        size = by_name[name].abs().mean().item()
-        gathered.setdefault(layer.role, {}).setdefault(layer.block, []).append(size)
+        size = by_name[name].abs().mean()
+        together = gathered.setdefault((layer.role, layer.block), [])
+        together.append(size.item())
     found: dict[str, dict[int, float]] = {}
-    for role, depths in gathered.items():
-        found[role] = {depth: sum(sizes) / len(sizes) for depth, sizes in depths.items()}
+    for (role, depth), sizes in gathered.items():
+        own = found.setdefault(role, {})
+        own[depth] = sum(sizes) / len(sizes)
     return found
 
 

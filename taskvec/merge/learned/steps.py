@@ -12,6 +12,7 @@ from taskvec.needs import View
 from taskvec.training.loop import Moment
 from taskvec.training.objectives.base import LogitsOf, MicroBatch, Objective, State, Steps
 from taskvec.training.schedule import Schedule
+from taskvec.vectors import Tensors
 
 Total = Literal["mean", "sum"]
 Span = Literal["longest", "shortest"]
@@ -101,7 +102,7 @@ class Joint(Together):
 class Clamp:
     """Keeps leaves in [0, 1] after every step; remembers nothing."""
 
-    def __init__(self, leaves: Mapping[str, Tensor]):
+    def __init__(self, leaves: Tensors):
         self.leaves = leaves
 
     def __call__(self, moment: Moment) -> None:

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
-from taskvec.merge.masks.bits import packed, unpacked
-from taskvec.vectors import TaskVector
+from taskvec.merge.masks.bits import unpacked
+from taskvec.vectors import TaskVector, Tensors
 from taskvec.vectors.composition import Alpha, Composition
+
+SHARED, MASK = "shared/", "mask/"  # prefixes in the store
 
 
 @dataclass(frozen=True)
 class Mask:
     """Which entries of the shared vector a task uses, packed by parameter name, and the factor on them."""
 
-    bits: Mapping[str, Tensor]
+    bits: Tensors
     scale: float = 1.0
 
 
@@ -31,12 +32,13 @@ class Masked(Composition):
 
     per_task: ClassVar[bool] = True
 
-    def __init__(self, base: Mapping[str, Tensor], shared: TaskVector, masks: Mapping[str, Mask]):
+    def __init__(self, base: Tensors, shared: TaskVector, masks: Mapping[str, Mask]):
         self.base, self.shared, self.masks = base, shared, masks
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model at alpha."""
-        return self.direction(task).apply_to(self.base, coefficient(alpha, task))
+        scale = coefficient(alpha, task)
+        return self.direction(task).apply_to(self.base, scale)
 
     def direction(self, task: str | None = None) -> TaskVector:
         """Return scale_t * M_t * tau."""
@@ -44,26 +46,31 @@ class Masked(Composition):
             return TaskVector({})
         mask = self.masks[task]
         deltas = {}
-        for name, delta in self.shared.items():
-            if name in mask.bits:
-                kept = unpacked(mask.bits[name], delta.shape)
-                deltas[name] = delta * kept * mask.scale
+        for name, bits in mask.bits.items():
+            delta = self.shared[name]
+            kept = unpacked(bits, delta.shape)
+            deltas[name] = delta * kept * mask.scale
         return TaskVector(deltas)
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the shared deltas as shared/NAME and the packed masks as mask/TASK/NAME."""
-        tensors = {f"shared/{name}": delta for name, delta in self.shared.items()}
+        tensors = {f"{SHARED}{name}": delta for name, delta in self.shared.items()}
+        scales = {}
         for task, mask in self.masks.items():
-            tensors |= {f"mask/{task}/{name}": bits for name, bits in mask.bits.items()}
-        return tensors, {"scales": {task: mask.scale for task, mask in self.masks.items()}}
+            scales[task] = mask.scale
+            for name, bits in mask.bits.items():
+                tensors[f"{MASK}{task}/{name}"] = bits
+        return tensors, {"scales": scales}
 
     @classmethod
-    def unpack(cls, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Masked:
+    def unpack(cls, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Masked:
         """Invert ``pack``."""
         masks = {}
         for task, scale in meta["scales"].items():
-            masks[task] = Mask(_below(tensors, f"mask/{task}/"), scale)
-        return cls(base, TaskVector(_below(tensors, "shared/")), masks)
+            bits = _below(tensors, f"{MASK}{task}/")
+            masks[task] = Mask(bits, scale)
+        shared = _below(tensors, SHARED)
+        return cls(base, TaskVector(shared), masks)
 
 
 class Localised(Composition):
@@ -74,10 +81,10 @@ class Localised(Composition):
 
     per_task: ClassVar[bool] = True
 
-    def __init__(self, base: Mapping[str, Tensor], shared: TaskVector, vectors: Mapping[str, TaskVector]):
+    def __init__(self, base: Tensors, shared: TaskVector, vectors: Mapping[str, TaskVector]):
         self.base, self.shared, self.vectors = base, shared, vectors
 
-    def parameters(self, alpha: Alpha, task: str | None = None) -> Mapping[str, Tensor]:
+    def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model under the threshold alpha."""
         return self.localised(alpha, task).apply_to(self.base)
 
@@ -85,17 +92,25 @@ class Localised(Composition):
         """Return m_t * tau."""
         if task not in self.vectors:
             return self.shared
-        own, threshold = self.vectors[task], coefficient(alpha, task)
+        own = self.vectors[task]
+        threshold = coefficient(alpha, task)
         deltas = {}
-        for name, delta in self.shared.items():
-            if name in own:
-                deltas[name] = delta * important(own[name], delta, threshold)
+        for name in own:
+            delta = self.shared[name]
+            mask = important(own[name], delta, threshold)
+            deltas[name] = delta * mask
         return TaskVector(deltas)
 
 
 def important(own: Tensor, shared: Tensor, threshold: float) -> Tensor:
     """Return m = |tau_t| > threshold |tau - tau_t| (Wang et al. 2024, equation 4)."""
-    return own.abs() > threshold * (shared - own).abs()
+    others = shared - own
+    return own.abs() > threshold * others.abs()
+
+
+def agreeing(own: Tensor, unified: Tensor) -> Tensor:
+    """Return where a task's delta has the sign of the unified one, bool (EMR)."""
+    return own.sign() * unified.sign() > 0
 
 
 def coefficient(alpha: Alpha, task: str | None) -> float:
@@ -111,10 +126,5 @@ def coefficient(alpha: Alpha, task: str | None) -> float:
     return alpha[task]
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def mask_of(own: Tensor, unified: Tensor) -> Tensor:
-    """Return where a task's delta has the sign of the unified one, bool (EMR)."""
-    return torch.sign(own) * torch.sign(unified) > 0

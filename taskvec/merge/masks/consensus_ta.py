@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.merge.base import Convention, Piece, TensorWise
+from taskvec.merge.base import Convention, TensorWise
 from taskvec.merge.masks.tall_masks import shared_merge
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "consensus_ta", paper="Wang et al., ICML 2024, arXiv 2405.07813, section 4.3")
@@ -31,12 +34,12 @@ class ConsensusTa(TensorWise):
     shared: Literal["sum", "ties"] = "sum"
     density: float = Field(0.2, gt=0, le=1)
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    conventions = (
         Convention("the paper (Consensus TA)", "", "its thresholds are chosen for each task from 0.2 to 0.6"),
         Convention("the paper (Consensus TIES)", "merge.shared=ties"),
     )
 
-    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Any:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Any:
         """Return what the merge of the shared vector surveys."""
         return shared_merge(self.shared, self.density).survey(base, deltas, given)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.merge.base import AS_IT_IS, Convention, Merge, names_of
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.merge.masks.compositions import Mask
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 
@@ -27,63 +30,57 @@ class Emr(Merge):
 
     kind: Literal["emr"] = "emr"
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    models: ClassVar[Literal["one", "per_task"]] = "per_task"
-    conventions: ClassVar[tuple[Convention, ...]] = (Convention("the authors' code, FusionBench, PAVE's code", ""),)
+    grid = AS_IT_IS
+    models = "per_task"
+    conventions = (Convention("the authors' code, FusionBench, PAVE's code", ""),)
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return a model for each task."""
-        from taskvec.merge.masks.bits import packed
-        from taskvec.merge.masks.compositions import Mask, Masked, mask_of
+        from taskvec.merge.masks.compositions import Masked
+        from taskvec.merge.pieces import merge_parameter
         from taskvec.vectors import TaskVector
 
         deltas = self.checked(vectors)
-        unified = TaskVector({name: _unified(base, deltas, name) for name in names_of(deltas)})
+        unified = {name: merge_parameter(unify, "entry", name, base, deltas) for name in names_of(deltas)}
         masks = {}
         for signed, own in zip(vectors, deltas, strict=True):
-            bits, whole, kept = {}, 0.0, 0.0
-            for name in own:
-                mask = mask_of(own[name], unified[name])
-                bits[name] = packed(mask)
-                whole += mean_magnitude(own[name])
-                kept += mean_magnitude(unified[name] * mask)
-            scale = whole / kept if kept else 0.0
-            masks |= {task: Mask(bits, scale) for task in signed.tasks}
-        return Masked(base, unified, masks)
+            mask = _mask(own, unified)
+            masks |= dict.fromkeys(signed.tasks, mask)
+        return Masked(base, TaskVector(unified), masks)
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
+    def restore(self, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.masks.compositions import Masked
 
         return Masked.unpack(base, tensors, meta)
 
 
-def _unified(base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
-    import torch
+def _mask(own: Tensors, unified: Tensors) -> Mask:
+    """Return where a vector agrees with the unified one, and the factor that restores its magnitude."""
+    from taskvec.merge.masks.bits import packed
+    from taskvec.merge.masks.compositions import Mask, agreeing
 
-    from taskvec.merge.pieces import promoted, read_together
+    bits = {}
+    whole = kept = 0.0
+    for name, delta in own.items():
+        mask = agreeing(delta, unified[name])
+        bits[name] = packed(mask)
+        whole += mean_magnitude(delta)
+        kept += mean_magnitude(unified[name] * mask)
+    return Mask(bits, whole / kept if kept else 0.0)
 
-    present = [delta[name] for delta in deltas if name in delta]
-    out = torch.empty(base[name].shape, dtype=promoted([part.dtype for part in present]), device=present[0].device)
-    flat = out.view(-1)
-    for piece in read_together(base, deltas, name):
-        found = unify([delta for _, delta in piece.present])
-        flat[piece.start : piece.start + found.numel()] = found.to(out.dtype)
-    return out
 
-
-def unify(parts: Sequence[Tensor]) -> Tensor:
+def unify(piece: Piece) -> Tensor:
     """Return g * max_t |tau_t * M_t|: the largest magnitude among those that have the sign of the sum."""
     import torch
 
-    from taskvec.merge.scheme.consensus import weighted_sum
+    from taskvec.merge.scheme.consensus import signs, summed
 
-    total = weighted_sum(parts, (1.0,) * len(parts))
-    sign = (total > 0).to(total.dtype).mul_(2).sub_(1)
-    largest = torch.zeros_like(total)
-    for part in parts:
-        agreeing = (part * sign).clamp_(min=0)
-        torch.maximum(largest, agreeing, out=largest)
+    sign = signs(summed(piece.parts), zero=-1)
+    largest = torch.zeros_like(sign)
+    for part in piece.parts:
+        kept = (part * sign).clamp_(min=0)
+        torch.maximum(largest, kept, out=largest)
     return largest.mul_(sign)
 
 
@@ -91,4 +88,5 @@ def mean_magnitude(tensor: Tensor) -> float:
     """Return mean |x| in float64; 0 of an empty tensor."""
     if not tensor.numel():
         return 0.0
-    return float(tensor.abs().double().mean())
+    magnitudes = tensor.abs().double()
+    return float(magnitudes.mean())

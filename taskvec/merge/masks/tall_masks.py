@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,8 @@ from taskvec.needs import Given, Signed
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from taskvec.merge.base import TensorWise
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 
@@ -30,15 +29,15 @@ class TallMasks(Merge):
     shared: Literal["sum", "ties"] = "sum"
     density: float = Field(0.2, gt=0, le=1)
 
-    grid: ClassVar[tuple[float, ...]] = (0.2, 0.3, 0.4, 0.5, 0.6)
-    models: ClassVar[Literal["one", "per_task"]] = "per_task"
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = (0.2, 0.3, 0.4, 0.5, 0.6)
+    models = "per_task"
+    conventions = (
         Convention("the paper", "", "the threshold is chosen for each task on validation data"),
         Convention("the paper on TIES", "merge.shared=ties"),
-        Convention("FusionBench's helper", "not offered", "it compares |theta_0 - tau_t|, which is no task vector"),
+        Convention("FusionBench's helper", "", "it compares |theta_0 - tau_t|, which is no task vector", offered=False),
     )
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return a model for each task, for any threshold."""
         from taskvec.merge.masks.compositions import Localised
 

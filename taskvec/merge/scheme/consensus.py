@@ -23,11 +23,21 @@ class Election(NamedTuple):
 
 def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return sum_t w_t x_t in the order of the parts, so that every way of cutting arrays gives the same bits."""
-    total = _scaled(parts[0], weights[0])
-    total = total.clone() if total is parts[0] else total
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total += _scaled(part, weight)
+    return summed([_scaled(part, weight) for part, weight in zip(parts, weights, strict=True)])
+
+
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the parts, in their order."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
     return total
+
+
+def signs(total: Tensor, *, zero: float) -> Tensor:
+    """Return +1 where a sum is positive, -1 where it is negative, and ``zero``, one of the two, where it is zero."""
+    positive = total > 0 if zero < 0 else total >= 0
+    return positive.to(total.dtype).mul_(2).sub_(1)
 
 
 def _scaled(part: Tensor, weight: float) -> Tensor:
@@ -46,14 +56,15 @@ def elected(
     """
     weighted = [_scaled(part, weight) for part, weight in zip(parts, weights, strict=True)]
     voters = weighted if rules.weigh == "before" else parts
-    total = weighted_sum(voters, (1.0,) * len(parts))
-    sign = (total >= 0).to(total.dtype).mul_(2).sub_(1)
+    total = summed(voters)
+    sign = signs(total, zero=1)
     merged = _agreeing(voters, sign, weights, rules)
     if rules.undecided == "plus":
         return merged
     ties = total == 0
     # A zero sum of parts that are not zero has positive ones, so it shows in what was merged under the sign +1.
-    if not (ties & (merged != 0)).any():
+    disputed = ties & (merged != 0)
+    if not disputed.any():
         return merged
     stand_in = majority()
     if stand_in == 0 and rules.undecided == "majority_or_minus":
@@ -67,14 +78,15 @@ def _agreeing(voters: Sequence[Tensor], sign: Tensor, weights: Sequence[float], 
     shares = torch.zeros_like(sign)
     for part, weight in zip(voters, weights, strict=True):
         agreeing = (part * sign).clamp_(min=0)
-        value = _scaled(agreeing, weight) if rules.weigh == "after" else agreeing
-        if rules.combine == "max":
-            torch.maximum(chosen, value, out=chosen)
-            continue
-        chosen += value
         if rules.combine == "mean":
             share = weight if rules.divide == "weights" else 1.0
             shares += _scaled(agreeing.sign(), share)
+        if rules.weigh == "after":
+            agreeing = _scaled(agreeing, weight)
+        if rules.combine == "max":
+            torch.maximum(chosen, agreeing, out=chosen)
+        else:
+            chosen += agreeing
     if rules.combine == "mean":
         shares[shares == 0] = 1
         chosen /= shares

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from taskvec.vectors.noise import Stream, chosen, uniform
 from taskvec.merge.scheme.select import Pieces, select
+from taskvec.vectors.noise import Stream, chosen, uniform
 
 
 class Cut(NamedTuple):
@@ -30,24 +30,38 @@ NOTHING = Cut(math.inf, 0)
 
 def above(delta: Tensor, cut: Cut, start: int) -> Tensor:
     """Return a run of entries [n], from the place ``start``, with those below the cut set to zero."""
-    ties = min(max(cut.first - start, 0), delta.numel())  # the first so many entries need a larger magnitude
+    magnitude, first = cut
+    ties = _within(first - start, len(delta))  # the first so many entries need a larger magnitude
     if ties == 0:
-        return _at_least(delta, cut.magnitude)
-    larger = hardshrink(delta[:ties], cut.magnitude)
-    return larger if ties == delta.numel() else torch.cat([larger, _at_least(delta[ties:], cut.magnitude)])
+        return _at_least(delta, magnitude)
+    larger = hardshrink(delta[:ties], magnitude)
+    if ties == len(delta):
+        return larger
+    rest = _at_least(delta[ties:], magnitude)
+    return torch.cat([larger, rest])
+
+
+def _within(place: int, length: int) -> int:
+    return min(max(place, 0), length)
 
 
 def _at_least(delta: Tensor, magnitude: float) -> Tensor:
     if magnitude == 0:
         return delta
     # hardshrink keeps what is strictly larger than its bound and is one pass; so the bound is the next smaller number
-    bound = torch.nextafter(torch.tensor(magnitude, dtype=delta.dtype), torch.tensor(0.0, dtype=delta.dtype))
+    smallest = torch.tensor(magnitude, dtype=delta.dtype)
+    bound = torch.nextafter(smallest, torch.zeros_like(smallest))
     return hardshrink(delta, bound.item())
 
 
 def magnitudes(pieces: Pieces) -> Pieces:
     """Return the same passes over absolute values."""
-    return lambda: (piece.abs() for piece in pieces())
+
+    def absolute() -> Iterator[Tensor]:
+        for piece in pieces():
+            yield piece.abs()
+
+    return absolute
 
 
 def cut_of_rank(pieces: Pieces, rank: int, entries: int, zeros: int = 0) -> Cut:
@@ -68,7 +82,8 @@ def inclusive_cut(pieces: Pieces, rank: int, zeros: int = 0) -> Cut:
     """Return the cut above which is the entry of a rank (0: the smallest) with all entries of its magnitude."""
     if rank < zeros:
         return EVERYTHING
-    return Cut(select(magnitudes(pieces), rank - zeros).value)
+    found = select(magnitudes(pieces), rank - zeros)
+    return Cut(found.value)
 
 
 def _place_of_tie(pieces: Iterable[Tensor], magnitude: float, number: int) -> int:
@@ -77,17 +92,19 @@ def _place_of_tie(pieces: Iterable[Tensor], magnitude: float, number: int) -> in
         return 0
     start = 0
     for piece in pieces:
-        equal = (piece.abs() == magnitude).nonzero()
-        if number < len(equal):
-            return start + int(equal[number])
-        number -= len(equal)
+        equal = piece.abs() == magnitude
+        places = equal.nonzero()
+        if number < len(places):
+            return start + int(places[number])
+        number -= len(places)
         start += len(piece)
     return start
 
 
 def dropped(delta: Tensor, density: float, stream: Stream, start: int) -> Tensor:
     """Return a run of entries, each kept with probability ``density`` and else zero (DARE's mask)."""
-    return delta * chosen(stream, density, start, delta.numel(), delta.device)
+    mask = chosen(stream, density, start, len(delta), delta.device)
+    return delta * mask
 
 
 def keep_probabilities(rows: Tensor, density: float, spread: float) -> Tensor:
@@ -97,22 +114,26 @@ def keep_probabilities(rows: Tensor, density: float, spread: float) -> Tensor:
     """
     count = rows.shape[1]
     order = rows.abs().argsort(dim=1, stable=True)
-    places = torch.arange(count, dtype=rows.dtype, device=rows.device).expand_as(rows)
-    ranks = torch.empty_like(rows).scatter_(1, order, places)
-    steps = max(1, count - 1)
-    lowest = density - spread if count > 1 else density
-    return lowest + (2 * spread / steps) * ranks
+    places = torch.arange(count, dtype=rows.dtype, device=rows.device)
+    ranks = torch.empty_like(rows)
+    ranks.scatter_(1, order, places.expand_as(rows))
+    if count == 1:
+        return ranks + density
+    step = 2 * spread / (count - 1)
+    return density - spread + step * ranks
 
 
 def drawn(rows: Tensor, probabilities: Tensor, stream: Stream, start: int) -> Tensor:
     """Return rows of entries, each kept with its own probability and else zero."""
-    numbers = uniform(stream, start, rows.numel(), rows.device).view_as(rows)
-    return rows * (numbers < probabilities)
+    numbers = uniform(stream, start, rows.numel(), rows.device)
+    mask = numbers.view_as(rows) < probabilities
+    return rows * mask
 
 
 def flat_cuts(names: Iterable[str], lengths: Iterable[int], cut: Cut) -> Iterator[tuple[str, Cut]]:
     """Yield the cut within each array, of a cut through the arrays one after the other."""
     start = 0
     for name, length in zip(names, lengths, strict=True):
-        yield name, Cut(cut.magnitude, min(max(cut.first - start, 0), length))
+        first = _within(cut.first - start, length)
+        yield name, Cut(cut.magnitude, first)
         start += length

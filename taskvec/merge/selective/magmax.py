@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.merge.base import Convention, Piece, TensorWise
+from taskvec.merge.base import Convention, TensorWise
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -18,7 +19,7 @@ class MagMax(TensorWise):
 
     kind: Literal["magmax"] = "magmax"
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    conventions = (
         Convention("the paper, FusionBench", "", "the paper's vectors come from sequential fine-tuning; alpha 0.5"),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import AS_IT_IS, Convention, Piece, TensorWise, names_of
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise, names_of
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,13 @@ class Sce(TensorWise):
     kind: Literal["sce"] = "sce"
     select: float = Field(0.1, gt=0, le=1)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    conventions = (
         Convention("the paper", "", "tau = 10 %"),
         Convention("mergekit (sce)", "merge.select=1", "its default selects all; select_topk is merge.select"),
     )
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
-    ) -> dict[str, Plan]:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, Plan]:
         """Return the plan of each tensor."""
         return {name: self._plan(base, deltas, name) for name in names_of(deltas)}
 
@@ -61,7 +61,7 @@ class Sce(TensorWise):
         rules = Election("mean", "plus", "after", "weights")
         return elected(parts, weights, rules, None)
 
-    def _plan(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], name: str) -> Plan:
+    def _plan(self, base: Tensors, deltas: Deltas, name: str) -> Plan:
         from taskvec.merge.pieces import read_together
 
         def pieces():
@@ -94,21 +94,22 @@ class Sce(TensorWise):
 
 def variance(piece: Piece) -> Tensor:
     """Return the entries' variance over all vectors (divided by their number), absent ones being zero."""
-    from taskvec.merge.scheme.consensus import weighted_sum
+    from taskvec.merge.scheme.consensus import summed
 
-    parts = [delta for _, delta in piece.present]
+    parts = piece.parts
     count = len(piece.deltas)
-    mean = weighted_sum(parts, (1.0,) * len(parts)) / count
-    squares = [(part - mean).square_() for part in parts]
+    mean = summed(parts) / count
+    deviations = [part - mean for part in parts]
+    present = summed([deviation.square_() for deviation in deviations])
     absent = mean.square() * (count - len(parts))
-    return (weighted_sum(squares, (1.0,) * len(parts)) + absent) / count
+    return (present + absent) / count
 
 
 def selected(piece: Piece, cut: Cut) -> list[Tensor]:
     """Return the deltas with the entries whose variance is below the cut set to zero."""
     from taskvec.merge.scheme.sparsify import EVERYTHING, above
 
-    parts = [delta for _, delta in piece.present]
+    parts = piece.parts
     if cut == EVERYTHING:
         return parts
     mask = above(variance(piece), cut, piece.start) != 0

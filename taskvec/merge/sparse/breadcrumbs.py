@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Convention, Piece
+from taskvec.merge.base import Convention
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "breadcrumbs", paper="Davari and Belilovsky, ECCV 2024, arXiv 2312.06795, section 3")
@@ -24,24 +26,24 @@ class Breadcrumbs(Sparsified):
 
     Of n entries the floor(``outliers`` n) largest go, floor(``density`` n) stay, and the smallest rest goes; if less
     than that many is left below the outliers, fewer outliers go. With ``consensus`` "elect": breadcrumbs with TIES.
-    The options of the election are those of the scheme (see DARE).
+    The other options are those of the scheme (see DARE).
     """
 
     kind: Literal["breadcrumbs"] = "breadcrumbs"
     density: float = Field(0.143, gt=0, le=1)
     outliers: float = Field(0.007, ge=0, lt=1)
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    conventions = (
         Convention("the paper", "", "its beta and gamma are 1 - density - outliers and 1 - outliers: 85 % and 99.3 %"),
         Convention("mergekit 0.1.5 (breadcrumbs)", "merge.outliers=0.01 merge.density=1", "no change by default"),
         Convention(
             "mergekit 0.1.5 (breadcrumbs_ties)",
             "merge.outliers=0.01 merge.density=1 merge.consensus=elect merge.undecided=plus merge.divide=weights",
         ),
-        Convention("peft (magnitude_prune_svd)", "merge.outliers=0"),
+        Convention("peft (magnitude_prune_svd)", "merge.outliers=0", "magnitude_prune: merge.of=factors"),
     )
 
-    def cuts(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> Mapping[Key, Sequence[Cut]]:
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return the lower and the upper cut of each tensor of each vector."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
@@ -56,7 +58,7 @@ class Breadcrumbs(Sparsified):
         lower, upper = surveyed.cuts[piece.name, position]
         return above(delta, lower, piece.start) - above(delta, upper, piece.start)
 
-    def _band(self, delta: Mapping[str, Tensor], name: str) -> Sequence[Cut]:
+    def _band(self, delta: Tensors, name: str) -> Sequence[Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import cut_of_rank
 
@@ -65,7 +67,7 @@ class Breadcrumbs(Sparsified):
         go = min(math.floor(self.outliers * entries), entries - stay)
 
         def pieces():
-            return (piece for _, piece in read(delta, name))
+            return read(delta, name)
 
         lower = cut_of_rank(pieces, entries - go - stay, entries)
         upper = cut_of_rank(pieces, entries - go, entries)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Convention, Piece
+from taskvec.merge.base import Convention
+from taskvec.merge.piece import Piece
 from taskvec.merge.sparse.sparsified import Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -26,14 +27,15 @@ class Dare(Sparsified):
     sum_t x_t, as their ``combine`` (sum, mean, max). ``undecided`` is the sign where the sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or their weights (``divide``).
+    ``of`` "factors" sparsifies and merges the factors of LoRA vectors instead of their products.
     """
 
     kind: Literal["dare"] = "dare"
     density: float = Field(0.5, gt=0, le=1)
     rescale: Literal["none", "density", "l1"] = "density"
 
-    draws: ClassVar[bool] = True
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    draws = True
+    conventions = (
         Convention("the paper with task arithmetic, FusionBench", "", "FusionBench's DareSimpleAverage: alpha 1/T"),
         Convention("the paper with TIES, MergeLM's mask merging", "merge.consensus=elect"),
         Convention("mergekit (dare_linear)", "merge.rescale=l1", "rescale: false is merge.rescale=none"),
@@ -41,13 +43,18 @@ class Dare(Sparsified):
             "mergekit (dare_ties)",
             "merge.rescale=l1 merge.consensus=elect merge.undecided=plus merge.divide=weights",
         ),
-        Convention("peft (dare_linear_svd)", "", "dare_ties_svd: merge.consensus=elect merge.undecided=plus"),
+        Convention("peft (dare_linear_svd)", "", "dare_linear: merge.of=factors"),
+        Convention(
+            "peft (dare_ties_svd)",
+            "merge.consensus=elect merge.undecided=plus merge.weigh=after",
+            "dare_ties: the same with merge.of=factors",
+        ),
     )
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return the entries that the mask keeps, divided by the density if so asked."""
-        from taskvec.vectors.noise import Stream
         from taskvec.merge.scheme.sparsify import dropped
+        from taskvec.vectors.noise import Stream
 
         stream = Stream(surveyed.seed, piece.name, position)
         kept = dropped(delta, self.density, stream, piece.start)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from taskvec.merge.base import Convention, Grain, Piece
+from taskvec.merge.base import Convention
+from taskvec.merge.piece import Piece
 from taskvec.merge.sparse.sparsified import Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -21,8 +22,8 @@ class Della(Sparsified):
     p = density - spread + 2 spread (rank - 1) / (n - 1), the rank by magnitude among the n entries of a row (for
     kernels: of an output channel; a vector is one row). ``rescale`` "probability" divides each entry by its own p,
     which makes the mean over seeds the vector itself; "l1" gives every tensor its L1 norm back. The masks are a
-    function of seed, parameter name and the vector's position. The options of the election are those of the scheme
-    (see DARE).
+    function of seed, parameter name and the vector's position. The other options are those of the scheme (see
+    DARE).
     """
 
     kind: Literal["della"] = "della"
@@ -31,9 +32,9 @@ class Della(Sparsified):
     consensus: Literal["sum", "elect"] = "elect"
     rescale: Literal["none", "probability", "l1"] = "probability"
 
-    grain: ClassVar[Grain] = "row"
-    draws: ClassVar[bool] = True
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grain = "row"
+    draws = True
+    conventions = (
         Convention("the paper", ""),
         Convention(
             "mergekit (della)",
@@ -51,8 +52,8 @@ class Della(Sparsified):
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return the entries that the mask keeps, divided by their probabilities if so asked."""
-        from taskvec.vectors.noise import Stream
         from taskvec.merge.scheme.sparsify import drawn, keep_probabilities
+        from taskvec.vectors.noise import Stream
 
         probabilities = keep_probabilities(delta, self.density, self.spread)
         kept = drawn(delta, probabilities, Stream(surveyed.seed, piece.name, position), piece.start)

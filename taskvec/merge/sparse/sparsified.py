@@ -6,28 +6,30 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Grain, Piece, Weighted
+from taskvec.merge.piece import Deltas, Piece
+from taskvec.merge.sparse.factored import Factored
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 Key = tuple[str, int]  # parameter name, position of the vector
 
 
 @dataclass
 class Surveyed:
-    """What the sparsifiers know of whole parameters: the vectors' cuts, the factors that restore norms, the majority."""
+    """What the sparsifiers know of whole parameters: cuts, the factors that restore norms, and the majority."""
 
     method: Sparsified
-    base: Mapping[str, Tensor]
-    deltas: Sequence[Mapping[str, Tensor]]
+    base: Tensors
+    deltas: Deltas
     seed: int
     cuts: Mapping[Key, Sequence[Cut]]
     scales: Mapping[Key, float]
@@ -45,14 +47,15 @@ class Surveyed:
         return float((count > 0) - (count < 0))
 
 
-class Sparsified(Weighted):
+class Sparsified(Factored):
     """sum over what is kept of each vector, or over what agrees with an elected sign.
 
     ``consensus`` "sum" adds the sparsified vectors. "elect" keeps the entries that agree with the sign of their sum and
     takes their ``combine``: sum, mean, or the largest. ``undecided`` is the sign where a sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or by the sum of their weights
-    (``divide``). ``rescale`` "l1" gives every sparsified tensor the L1 norm that it had.
+    (``divide``). ``rescale`` "l1" gives every sparsified tensor the L1 norm that it had. ``of`` "factors" sparsifies
+    and merges the factors of LoRA vectors instead of their products.
     """
 
     density: float = Field(1.0, gt=0, le=1)
@@ -63,17 +66,17 @@ class Sparsified(Weighted):
     divide: Literal["count", "weights"] = "count"
     rescale: Literal["none", "l1"] = "none"
 
-    grain: ClassVar[Grain] = "entry"
+    grain = "entry"
 
     @abstractmethod
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return what is kept of one vector's delta, before ``rescale``."""
 
-    def cuts(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> Mapping[Key, Sequence[Cut]]:
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return the cuts that :meth:`sparse` asks for, by parameter and vector."""
         return {}
 
-    def survey(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None) -> Surveyed:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Surveyed:
         """Return cuts, and the factors that restore norms."""
         seed = self.seed_of(given)
         surveyed = Surveyed(self, base, deltas, seed, self.cuts(base, deltas), {})

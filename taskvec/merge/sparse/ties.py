@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import WIDE_GRID, Convention, Piece
+from taskvec.merge.base import WIDE_GRID, Convention
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.vectors import Tensors
 
 
 @register("merge", "ties", paper="Yadav et al., NeurIPS 2023, arXiv 2306.01708, section 4")
@@ -25,7 +27,7 @@ class Ties(Sparsified):
     trim keeps the share ``density`` of largest magnitude, over all editable parameters (``scope`` "model"; d entries)
     or of each tensor by itself (n entries). ``kept`` says how many that is: "inclusive" floor(d K) + 1, "complement"
     d - floor((1 - K) d) + 1, both with all entries that equal the smallest; "exact" max(1, floor(d K)), equal ones by
-    place. Trimming comes before ``weights``. The election's options are those of the scheme (see DARE).
+    place. Trimming comes before ``weights``. The other options are those of the scheme (see DARE).
     """
 
     kind: Literal["ties"] = "ties"
@@ -34,8 +36,8 @@ class Ties(Sparsified):
     kept: Literal["inclusive", "complement", "exact"] = "inclusive"
     consensus: Literal["sum", "elect"] = "elect"
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = WIDE_GRID
+    conventions = (
         Convention("the paper, its code, the TSV repository", ""),
         Convention("FusionBench", "merge.combine=sum", "it raises at 100 % and at 1 %; alpha 0.3"),
         Convention("MergeLM, EMR, PAVE", "merge.kept=complement merge.undecided=majority"),
@@ -45,13 +47,16 @@ class Ties(Sparsified):
             "its weights are merge.weights; normalize: false is merge.combine=sum",
         ),
         Convention(
-            "peft (ties_svd on deltas)",
+            "peft (ties_svd)",
             "merge.scope=tensor merge.kept=exact merge.undecided=plus merge.weigh=after",
+            "ties: the same with merge.of=factors",
         ),
-        Convention("merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"),
+        Convention(
+            "merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"
+        ),
     )
 
-    def cuts(self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> Mapping[Key, Sequence[Cut]]:
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
@@ -66,7 +71,7 @@ class Ties(Sparsified):
         (cut,) = surveyed.cuts[piece.name, position]
         return above(delta, cut, piece.start)
 
-    def _model_cuts(self, base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[str, Cut]:
+    def _model_cuts(self, base: Tensors, delta: Tensors) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import flat_cuts
 
@@ -74,16 +79,16 @@ class Ties(Sparsified):
         absent = sum(base[name].numel() for name in base if name not in delta)  # zeros, by declaration
 
         def pieces():
-            return (piece for name in delta for _, piece in read(delta, name))
+            return (piece for name in delta for piece in read(delta, name))
 
         cut = self._cut(pieces, sum(lengths) + absent, absent)
         return dict(flat_cuts(delta, lengths, cut))
 
-    def _tensor_cuts(self, delta: Mapping[str, Tensor]) -> dict[str, Cut]:
+    def _tensor_cuts(self, delta: Tensors) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
 
         def pieces(name: str):
-            return lambda: (piece for _, piece in read(delta, name))
+            return lambda: read(delta, name)
 
         return {name: self._cut(pieces(name), delta[name].numel(), 0) for name in delta}
 

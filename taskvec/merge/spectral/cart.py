@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from taskvec.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
     from taskvec.vectors.composition import Composition
 
 
@@ -30,14 +31,14 @@ class Cart(MatrixWise):
     rank: float = Field(0.08, gt=0, le=1)
     others: Literal["none"] = "none"
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    direction: ClassVar[bool] = False
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = WIDE_GRID
+    direction = False
+    conventions = (
         Convention("the paper", "", "a rank of 8 %; alpha searched"),
         Convention("merge-and-rebase", "", "its pruning ratio is merge.rank"),
     )
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:
         """Return theta_avg + alpha * the sum of the truncated vectors around it."""
         from taskvec.merge.average import Average
         from taskvec.vectors.composition import Shifted
@@ -46,7 +47,7 @@ class Cart(MatrixWise):
         mean = Average().merged(base, deltas, given)
         return Shifted(base, mean, self.merged(base, deltas, given))
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
+    def restore(self, base: Tensors, tensors: Tensors, meta: Mapping[str, Any]) -> Composition:
         """Return a stored composition again."""
         from taskvec.vectors.composition import Shifted
 
@@ -58,10 +59,6 @@ class Cart(MatrixWise):
 
         mean = sum(deltas[1:], deltas[0]) / count
         rank = max(1, round(self.rank * min(mean.shape)))
-        found = sum(_truncated(leading_svd(delta - mean, rank)) for delta in deltas)
+        found = sum(leading_svd(delta - mean, rank).product() for delta in deltas)
         absent = count - len(deltas)
-        return found - absent * _truncated(leading_svd(mean, rank)) if absent else found
-
-
-def _truncated(svd) -> Tensor:
-    return (svd.left * svd.values) @ svd.right
+        return found - absent * leading_svd(mean, rank).product() if absent else found

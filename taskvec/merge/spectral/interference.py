@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 class Quadratic(NamedTuple):
-    """The problem's gradient is 2 (X curvature - target), with curvature [i, i], target [o, i] and start sum_t tau_t."""
+    """The gradient at X is 2 (X curvature - target), curvature [i, i], target [o, i]; ``start`` is sum_t tau_t."""
 
     curvature: Tensor
     target: Tensor
     start: Tensor
+
+    def slope(self, x: Tensor) -> Tensor:
+        """Return half the gradient at X."""
+        return x @ self.curvature - self.target
 
 
 def quadratic(deltas: Sequence[Tensor]) -> Quadratic:
@@ -22,20 +26,23 @@ def quadratic(deltas: Sequence[Tensor]) -> Quadratic:
     rows, columns = deltas[0].shape
     curvature = deltas[0].new_zeros(columns, columns)
     target = torch.zeros_like(deltas[0])
+    start = torch.zeros_like(deltas[0])
     for delta in deltas:
-        energy = delta.square().sum()
-        own = (delta.T @ delta) / energy
-        curvature += own
-        # tau (tau^T tau) or (tau tau^T) tau, whichever product is smaller
-        target += delta @ own if columns <= rows else ((delta @ delta.T) / energy) @ delta
-    return Quadratic(curvature, target, sum(deltas[1:], deltas[0].clone()))
+        scaled = delta / delta.square().sum()
+        curvature += scaled.T @ delta
+        # (tau tau^T) tau or tau (tau^T tau), whichever inner product is smaller
+        target += (scaled @ delta.T) @ delta if rows < columns else scaled @ (delta.T @ delta)
+        start += delta
+    return Quadratic(curvature, target, start)
 
 
 def solved(deltas: Sequence[Tensor], ridge: float) -> Tensor:
     """Return the minimiser that is nearest to the sum of the deltas, to the order of the ridge, in float64."""
-    problem = quadratic([delta.double() for delta in deltas])
+    wide = [delta.double() for delta in deltas]
+    problem = quadratic(wide)
     damping = ridge * problem.curvature.diagonal().mean()
-    damped = problem.curvature + damping * torch.eye(len(problem.curvature), dtype=torch.float64).to(damping.device)
+    damped = problem.curvature.clone()
+    damped.diagonal().add_(damping)
     target = problem.target + damping * problem.start
     factor = torch.linalg.cholesky(damped)
     return torch.cholesky_solve(target.T, factor).T
@@ -47,12 +54,12 @@ def descended(deltas: Sequence[Tensor], steps: int, lr: float) -> Tensor:
     A sum that is the minimum up to rounding is returned as it is: Adam would scale the rounding up to whole steps.
     """
     problem = quadratic(deltas)
+    rounding = 10 * torch.finfo(problem.start.dtype).eps
+    if problem.slope(problem.start).norm() <= rounding * problem.target.norm():
+        return problem.start
     x = problem.start.clone()
-    slope = x @ problem.curvature - problem.target
-    if slope.norm() <= 10 * torch.finfo(x.dtype).eps * problem.target.norm():
-        return x
     optimiser = torch.optim.Adam([x], lr=lr)
     for _ in range(steps):
-        x.grad = 2 * (x @ problem.curvature - problem.target)
+        x.grad = 2 * problem.slope(x)
         optimiser.step()
     return x

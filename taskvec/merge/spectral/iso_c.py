@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.spectral.matrixwise import MatrixWise
+from taskvec.merge.spectral.matrixwise import TEXT_PROJECTION, MatrixWise
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ class IsoC(MatrixWise):
     kind: Literal["iso_c"] = "iso_c"
     of: Literal["sum", "mean"] = "sum"
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, FusionBench", "merge.exclude=['*text_projection*']", "alpha 1 to 1.5 and up to 3"),
+    grid = WIDE_GRID
+    conventions = (
+        Convention("the authors' code, FusionBench", TEXT_PROJECTION, "alpha 1 to 1.5 and up to 3"),
         Convention("merge-and-rebase", "merge.of=mean", "weights 1/T"),
     )
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
         """Return the polar factor of the sum, times the mean singular value."""
-        from taskvec.merge.spectral.linalg import leading_svd
+        from taskvec.merge.spectral.linalg import negligible, polar
 
         total = sum(deltas[1:], deltas[0])
-        left, values, right = leading_svd(total)
+        factor, values = polar(total.double(), negligible(total.dtype))
         if not len(values):
             return total
-        mean = values.mean() / count if self.of == "mean" else values.mean()
-        return mean * (left @ right)
+        mean = values.mean()
+        return factor * (mean / count if self.of == "mean" else mean)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.spectral.matrixwise import MatrixWise
+from taskvec.merge.spectral.matrixwise import TEXT_PROJECTION, MatrixWise
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -28,15 +28,17 @@ class IsoCts(MatrixWise):
     common: float = Field(0.8, ge=0, le=1)
     rounding: Literal["nearest", "down"] = "nearest"
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code, FusionBench", "merge.exclude=['*text_projection*']", "alpha 1 to 1.5 and up to 3"),
+    grid = WIDE_GRID
+    conventions = (
+        Convention("the authors' code, FusionBench", TEXT_PROJECTION, "alpha 1 to 1.5 and up to 3"),
         Convention("merge-and-rebase, functional form", "merge.rounding=down"),
     )
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
         """Return the stacked directions, decorrelated, under the mean of their singular values."""
-        from taskvec.merge.spectral.linalg import Svd, joined, leading_svd, negligible
+        import torch
+
+        from taskvec.merge.spectral.linalg import joined, leading_svd, negligible
 
         size = min(deltas[0].shape)
         own = self._own_rank(size, count)
@@ -45,11 +47,15 @@ class IsoCts(MatrixWise):
         parts = []
         for delta in deltas:
             wide = delta.double()
-            rest = wide - common.left @ (common.left.T @ wide)
-            parts.append(leading_svd(rest, own, floor=negligible(delta.dtype) * float(wide.norm())))
+            shared = common.left @ (common.left.T @ wide)
+            noise = negligible(delta.dtype) * float(wide.norm())
+            parts.append(leading_svd(wide - shared, own, floor=noise))
         parts.append(common)
-        mean = sum(part.values.sum() for part in parts) / max(1, sum(len(part.values) for part in parts))
-        flat = [Svd(part.left, mean.expand(len(part.values)), part.right) for part in parts]
+        values = torch.cat([part.values for part in parts])
+        if not len(values):
+            return total
+        mean = values.mean()
+        flat = [part._replace(values=mean.expand_as(part.values)) for part in parts]
         return joined(flat)
 
     def _own_rank(self, size: int, count: int) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.merge.base import Grain, Piece, TensorWise
+from taskvec.merge.base import TensorWise
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+TEXT_PROJECTION = """\"merge.exclude=['*text_projection*']\""""  # an override, quoted for a shell
 
 
 class MatrixWise(TensorWise):
@@ -24,16 +28,16 @@ class MatrixWise(TensorWise):
     others: Literal["mean", "sum", "none"] = "mean"
     exclude: tuple[str, ...] = ()
 
-    grain: ClassVar[Grain] = "tensor"
-    stored: ClassVar[bool] = True
+    grain = "tensor"
+    stored = True
 
     @abstractmethod
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
-        """Return the merged delta of a matrix [o, i] from those of ``count`` vectors that are not zero by declaration."""
+        """Return the merged delta [o, i] from those of ``count`` vectors that are not zero by declaration."""
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor | None:
         """Return the merged matrix, or what the others get."""
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         if self.is_matrix(piece):
             return self.matrix(parts, len(piece.deltas))
         if self.others == "none":

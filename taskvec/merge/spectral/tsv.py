@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from taskvec.merge.base import WIDE_GRID, Convention
-from taskvec.merge.spectral.matrixwise import MatrixWise
+from taskvec.merge.spectral.matrixwise import TEXT_PROJECTION, MatrixWise
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ class Tsv(MatrixWise):
     kind: Literal["tsv"] = "tsv"
     faithful: bool = False
 
-    grid: ClassVar[tuple[float, ...]] = WIDE_GRID
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code", "merge.exclude=['*text_projection*'] merge.faithful=true", "alpha up to 3"),
+    grid = WIDE_GRID
+    conventions = (
+        Convention("the authors' code", f"{TEXT_PROJECTION} merge.faithful=true", "alpha up to 3"),
         Convention("FusionBench", "merge.faithful=true"),
-        Convention("merge-and-rebase", "merge.others=none merge.exclude=['*text_projection*']"),
+        Convention("merge-and-rebase", f"merge.others=none {TEXT_PROJECTION}"),
     )
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,9 @@ class Wudi(MatrixWise):
     """theta_0 + alpha * X for each matrix, X the minimiser of sum_t ||(X - tau_t) tau_t^T||_F^2 / ||tau_t||_F^2.
 
     ``solver`` "adam" is the paper's: ``steps`` steps of Adam (lr 1e-5) from X_0 = sum_t tau_t, which moves little.
-    "closed" solves X A = B with A = sum_t tau_t^T tau_t / ||tau_t||^2 and B = sum_t tau_t tau_t^T tau_t / ||tau_t||^2 in
-    float64; where A is singular, the solution nearest to X_0 (a ``ridge`` towards it, relative to A's mean eigenvalue).
+    "closed" solves X A = B in float64, A = sum_t tau_t^T tau_t / ||tau_t||^2, B = sum_t tau_t tau_t^T tau_t /
+    ||tau_t||^2; where A is singular, the solution nearest to X_0 (a ``ridge`` towards it, relative to A's mean
+    eigenvalue).
     """
 
     kind: Literal["wudi"] = "wudi"
@@ -30,8 +31,8 @@ class Wudi(MatrixWise):
     lr: float = Field(1e-5, gt=0)
     ridge: float = Field(1e-8, gt=0)
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    conventions = (
         Convention("the paper", "", "300 steps"),
         Convention("FusionBench", "merge.steps=400", "its YAML's number of steps"),
         Convention("merge-and-rebase", "merge.solver=closed", "the two solvers give different models in practice"),

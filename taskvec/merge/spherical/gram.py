@@ -1,4 +1,4 @@
-"""Combinations of models whose coefficients follow from inner products: sum_t c_t theta_t, c a function of the Gram matrix.
+"""Combinations sum_t c_t theta_t of models whose coefficients follow from inner products.
 
 Gram matrices are [..., T, T] in float64; coefficients [..., T]. Vectors of norm zero have the unit vector zero.
 """
@@ -12,44 +12,57 @@ from torch import Tensor
 
 COLINEAR = 0.9995  # cosines beyond it: interpolation is linear
 SMALLEST = 1e-8  # norms up to it are zero, and no direction
+CANCELLED = 1e-6  # means of unit vectors up to it have no direction: inner products know lengths to about 1e-8
 
 
 def gram(vectors: Sequence[Tensor]) -> Tensor:
     """Return the inner products of vectors [..., n] with each other, [..., T, T] in float64."""
-    stacked = torch.stack([vector.double() for vector in vectors], dim=-2)
-    return stacked @ stacked.transpose(-1, -2)
+    wide = [vector.double() for vector in vectors]
+    stacked = torch.stack(wide, dim=-2)
+    return stacked @ stacked.mT
 
 
 def norms_of(gram: Tensor) -> Tensor:
     """Return the norms [..., T]."""
-    return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    return squares.clamp(min=0).sqrt()
+
+
+def inverse_norms_of(gram: Tensor) -> Tensor:
+    """Return 1 / norm, 0 of vectors without a direction [..., T]."""
+    norms = norms_of(gram)
+    inverse = 1 / norms.clamp(min=SMALLEST)
+    return inverse * (norms > SMALLEST)
 
 
 def cosines_of(gram: Tensor) -> Tensor:
     """Return the inner products of the unit vectors [..., T, T]."""
-    inverse = _inverse(norms_of(gram))
-    return gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+    inverse = inverse_norms_of(gram)
+    by_row = gram * inverse.unsqueeze(-1)
+    return by_row * inverse.unsqueeze(-2)
 
 
-def slerp(gram: Tensor, t: float | Tensor, colinear: float = COLINEAR) -> Tensor:
+def slerp(gram: Tensor, t: float, colinear: float = COLINEAR) -> Tensor:
     """Return (sin((1 - t) angle), sin(t angle)) / sin(angle) [..., 2], linear where |cos angle| > ``colinear``."""
-    cosine = cosines_of(gram)[..., 0, 1].clamp(-1, 1)
+    cosine = cosines_of(gram)[..., 0, 1].clamp(-1, 1).unsqueeze(-1)
     angle = cosine.acos()
-    t = torch.as_tensor(t, dtype=gram.dtype, device=gram.device).expand_as(angle)
-    linear = torch.stack([1 - t, t], dim=-1)
-    curved = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()], dim=-1) / angle.sin().unsqueeze(-1)
-    return torch.where((cosine.abs() > colinear).unsqueeze(-1), linear, curved)
+    shares = gram.new_tensor([1 - t, t])
+    curved = (shares * angle).sin() / angle.sin()
+    parallel = cosine.abs() > colinear
+    return torch.where(parallel, shares, curved)
 
 
 def normalised_mean(gram: Tensor, shares: Tensor) -> Tensor:
-    """Return c of ||.|| * u, u the direction of the weighted mean of the unit vectors, ||.|| the weighted mean norm.
+    """Return c of s * u, u the direction of the weighted mean of the unit vectors, s the weighted mean norm.
 
     Where the unit vectors cancel there is no such direction, and c is the shares themselves.
     """
-    weights = shares * _inverse(norms_of(gram))
-    length = _length(gram, weights)
-    scale = (norms_of(gram) * shares).sum(-1) / length.clamp(min=SMALLEST)
-    return torch.where((length > SMALLEST).unsqueeze(-1), weights * scale.unsqueeze(-1), shares)
+    mean = shares * inverse_norms_of(gram)
+    length = _length(gram, mean)
+    size = (norms_of(gram) * shares).sum(-1)
+    scale = size / length.clamp(min=CANCELLED)
+    cancelled = length <= CANCELLED
+    return torch.where(cancelled.unsqueeze(-1), shares, mean * scale.unsqueeze(-1))
 
 
 def karcher(gram: Tensor, shares: Tensor, steps: int, tolerance: float) -> Tensor:
@@ -58,29 +71,40 @@ def karcher(gram: Tensor, shares: Tensor, steps: int, tolerance: float) -> Tenso
         v = sum_t w_t angle_t / sin(angle_t) (u_t - cos(angle_t) u)        u <- cos|v| u + sin|v| v / |v|
 
     from the direction of the weighted mean, until |v| < ``tolerance``. Everything happens in the span of the models,
-    so that the iteration is one of T numbers.
+    so that the iteration is one of T numbers. Where the unit vectors cancel, c is the shares; a model on the far side
+    of the sphere pulls in no direction.
     """
-    norms = norms_of(gram)
-    weights = torch.where(norms > SMALLEST, shares, 0)
-    total = weights.sum()
-    if total == 0:
+    norms, units = norms_of(gram), inverse_norms_of(gram)
+    weights = shares * (units > 0)
+    if weights.sum() == 0:
         return torch.zeros_like(shares)
-    weights = weights / total
-    units = _inverse(norms)
+    weights = weights / weights.sum()
     mean = weights * units
     length = _length(gram, mean)
-    mean = mean / length if length > SMALLEST else _first_unit(units)
+    if length <= CANCELLED:
+        return shares
+    mean = mean / length
     for _ in range(steps):
-        cosines = ((gram @ mean) * units).clamp(-1, 1)
-        angles = cosines.acos()
-        factors = weights * torch.where(angles > tolerance, angles / angles.sin().clamp(min=SMALLEST), 0)
-        tangent = factors * units - (factors * cosines).sum() * mean
+        tangent = _tangent(gram, units, weights, mean)
         speed = _length(gram, tangent)
         if speed < tolerance:
             break
-        mean = speed.cos() * mean + (speed.sin() / speed) * tangent
-        mean = mean / _length(gram, mean)
-    return (weights * norms).sum() * mean
+        forward = (speed.sin() / speed) * tangent
+        moved = speed.cos() * mean + forward
+        mean = moved / _length(gram, moved)
+    size = (weights * norms).sum()
+    return size * mean
+
+
+def _tangent(gram: Tensor, units: Tensor, weights: Tensor, mean: Tensor) -> Tensor:
+    """Return the step v of the Karcher mean from a unit vector of the span, as coefficients."""
+    cosines = ((gram @ mean) * units).clamp(-1, 1)
+    angles = cosines.acos()
+    sines = angles.sin()
+    stretched = angles / sines.clamp(min=CANCELLED)
+    pulls = weights * stretched * (sines > CANCELLED)
+    along = (pulls * cosines).sum()
+    return pulls * units - along * mean
 
 
 def model_stock(gram: Tensor) -> Tensor:
@@ -92,24 +116,16 @@ def model_stock(gram: Tensor) -> Tensor:
     if count == 1:
         return torch.ones_like(gram[..., 0])
     cosines = cosines_of(gram)
-    pairs = cosines.sum((-1, -2)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
+    own = cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
+    pairs = cosines.sum((-1, -2)) - own
     cosine = (pairs / (count * (count - 1))).clamp(min=0)
-    ratio = cosine / (1 + (count - 1) * cosine)
-    return ratio.unsqueeze(-1).expand(*ratio.shape, count)
-
-
-def _inverse(norms: Tensor) -> Tensor:
-    return torch.where(norms > SMALLEST, 1 / norms.clamp(min=SMALLEST), 0)
+    share = cosine / (1 + (count - 1) * cosine)
+    return share.unsqueeze(-1).expand(*share.shape, count)
 
 
 def _length(gram: Tensor, coefficients: Tensor) -> Tensor:
     """Return the norm of sum_t c_t theta_t."""
-    products = (gram @ coefficients.unsqueeze(-1)).squeeze(-1)
-    return (coefficients * products).sum(-1).clamp(min=0).sqrt()
-
-
-def _first_unit(units: Tensor) -> Tensor:
-    first = torch.zeros_like(units)
-    place = int(units.nonzero()[0])
-    first[place] = units[place]
-    return first
+    column = coefficients.unsqueeze(-1)
+    products = (gram @ column).squeeze(-1)
+    square = (coefficients * products).sum(-1)
+    return square.clamp(min=0).sqrt()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,8 @@ class Karcher(Span, Weighted):
     steps: int = Field(10, ge=0)
     tolerance: float = Field(1e-5, gt=0)
 
-    conventions: ClassVar[tuple[Convention, ...]] = (Convention("mergekit (karcher)", ""),)
+    version = 2
+    conventions = (Convention("mergekit (karcher)", ""),)
 
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return the mean's coefficients."""

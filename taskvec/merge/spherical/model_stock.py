@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from taskvec.merge.base import Convention
 from taskvec.merge.spherical.span import Span
@@ -22,8 +22,10 @@ class ModelStock(Span):
     kind: Literal["model_stock"] = "model_stock"
     of: Literal["deltas"] = "deltas"
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the paper, FusionBench, mergekit (model_stock)", "", "mergekit's filter_wise (rows) is not offered"),
+    conventions = (
+        Convention(
+            "the paper, FusionBench, mergekit (model_stock)", "", "mergekit's filter_wise (rows) is not offered"
+        ),
     )
 
     def coefficients(self, gram: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from taskvec.merge.base import Convention, Weighted
 from taskvec.merge.spherical.span import Span
@@ -22,9 +22,7 @@ class MultiSlerp(Span, Weighted):
 
     kind: Literal["multislerp"] = "multislerp"
 
-    conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("mergekit (multislerp)", "", "with a base model: merge.of=deltas"),
-    )
+    conventions = (Convention("mergekit (multislerp)", "", "with a base model: merge.of=deltas"),)
 
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return c_t = s w_t / (|theta_t| |sum_t w_t theta_t / |theta_t||)."""

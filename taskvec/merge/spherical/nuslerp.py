@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from taskvec.errors import UserError
-from taskvec.merge.base import AS_IT_IS, Convention, Grain, Piece, TensorWise
+from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
+from taskvec.merge.piece import Piece
 from taskvec.needs import Given
 from taskvec.registry import register
 
@@ -30,10 +31,10 @@ class NuSlerp(TensorWise):
     along: Literal["tensor", "rows", "columns"] = "tensor"
     of: Literal["weights", "deltas"] = Field("weights")
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
-    grain: ClassVar[Grain] = "tensor"
-    vectors: ClassVar[tuple[int, int | None]] = (2, 2)
-    conventions: ClassVar[tuple[Convention, ...]] = (
+    grid = AS_IT_IS
+    grain = "tensor"
+    vectors = (2, 2)
+    conventions = (
         Convention("mergekit (nuslerp)", "", "with a base model: merge.of=deltas"),
         Convention("mergekit, nuslerp_flatten: false", "merge.along=rows", "nuslerp_row_wise: true is columns there"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -24,8 +24,8 @@ class Slerp(Span):
     kind: Literal["slerp"] = "slerp"
     t: float = Field(0.5, ge=0, le=1)
 
-    vectors: ClassVar[tuple[int, int | None]] = (2, 2)
-    conventions: ClassVar[tuple[Convention, ...]] = (Convention("mergekit (slerp), FusionBench", ""),)
+    vectors = (2, 2)
+    conventions = (Convention("mergekit (slerp), FusionBench", ""),)
 
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return the two coefficients."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from taskvec.merge.base import AS_IT_IS, Piece, TensorWise, names_of
+from taskvec.merge.base import AS_IT_IS, TensorWise, names_of
+from taskvec.merge.piece import Deltas, Piece
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taskvec.vectors import Tensors
 
 
 class Span(TensorWise):
@@ -22,15 +25,13 @@ class Span(TensorWise):
 
     of: Literal["weights", "deltas"] = "weights"
 
-    grid: ClassVar[tuple[float, ...]] = AS_IT_IS
+    grid = AS_IT_IS
 
     @abstractmethod
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return c [T] given the inner products [T, T]."""
 
-    def survey(
-        self, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], given: Given | None
-    ) -> dict[str, list[float]]:
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, list[float]]:
         """Return the coefficients of each tensor."""
         from taskvec.merge.pieces import read_together
         from taskvec.merge.spherical.gram import gram
@@ -46,7 +47,7 @@ class Span(TensorWise):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         coefficients = surveyed[piece.name]
-        parts = [delta for _, delta in piece.present]
+        parts = piece.parts
         total = weighted_sum(parts, [coefficients[position] for position, _ in piece.present])
         excess = sum(coefficients) - 1
         if self.of == "deltas" or excess == 0:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from taskvec.data.files import sha256
+from taskvec.data.prompt import Prompt
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
-from taskvec.models.base import Ability, Backbone, Model, Prompt
+from taskvec.models.base import Ability, Backbone, Model, first_broken
 from taskvec.models.clip.config import (
     FOLDER_CONFIG,
     VisionConfig,
@@ -30,7 +31,7 @@ from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
 from taskvec.models.layers import Heads, LinearLayer
-from taskvec.models.sources import Source
+from taskvec.models.sources import Source, one_line
 from taskvec.models.spaces import Spaces
 from taskvec.registry import register
 
@@ -91,7 +92,7 @@ class Clip(Backbone):
             return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
     @cached_property
@@ -105,7 +106,7 @@ class Clip(Backbone):
             return text_side(self.name, open_clip_config(self.name), self.trust_remote_code)
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
 
     @cached_property
@@ -208,7 +209,7 @@ class Clip(Backbone):
             check_text(shapes, open_clip_config(self.name))
         except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
         if integers:
             raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
@@ -229,7 +230,7 @@ class Clip(Backbone):
         else:
             state = self._open_clip[0].state_dict()
         weights = {name: tensor.float() for name, tensor in from_open_clip(state).items()}
-        broken = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+        broken = first_broken(weights.items())
         if broken:
             raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
         with torch.device("meta"):
@@ -249,9 +250,12 @@ class Clip(Backbone):
         heads = {}
         for task, prompt in tasks.items():
             words, templates, _ = Prompt(*prompt)
-            heads[task] = zero_shot_head(clip, tokenizer, words, templates).cpu()
-        if not all(head.isfinite().all() for head in heads.values()):
-            raise UserError(f"backbone {self.architecture}: the text tower is not finite; the checkpoint is damaged")
+            try:
+                heads[task] = zero_shot_head(clip, tokenizer, words, templates).cpu()
+            except ValueError as error:  # the tokenizer's own, too
+                raise UserError(f"task {task}: backbone {self.architecture}: {one_line(error)}") from error
+            if not heads[task].isfinite().all():
+                raise UserError(f"task {task}: backbone {self.architecture}: the text tower's output is not finite")
         return heads
 
     @cached_property
@@ -259,17 +263,22 @@ class Clip(Backbone):
         """Return open_clip's own model and tokenizer, after comparing its preprocessing with the config's.
 
         Raises:
-            UserError: if they cannot be loaded, or were trained with another preprocessing.
+            UserError: if they cannot be loaded, are not finite, or were trained with another preprocessing.
         """
         from taskvec.models.clip.zero_shot import load_open_clip
 
         try:
             quick = self.vision.activation == "quick_gelu"
+            checkpoint = None if self.folder else self.weights
             clip, tokenizer, theirs = load_open_clip(
-                self.name, self.pretrained, self.checkpoint, quick_gelu=quick, trusted=self.trust_remote_code
+                self.name, self.pretrained, checkpoint, quick_gelu=quick, trusted=self.trust_remote_code
             )
         except Exception as error:
             raise UserError(f"backbone {self.architecture}: {' '.join(str(error).split())}") from error
+        text = [(name, tensor) for name, tensor in clip.named_parameters() if not name.startswith("visual.")]
+        broken = first_broken(text)
+        if broken:
+            raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
         if self.tagged and self.tagged.commit != replace(self.tagged).commit:
             raise UserError(f"backbone.pretrained: {self.tagged.name} changed while it was loaded; run it again")
         mean, std = self.normalisation()

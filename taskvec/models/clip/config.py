@@ -10,10 +10,11 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from taskvec.models.layers import ATTENTION_ROLES, MLP_ROLES, LinearLayer
+from taskvec.models.layers import ATTENTION_ROLES, DEEPEST, MLP_ROLES, LinearLayer
 
 LOCAL_DIR = "local-dir:"
 FOLDER_CONFIG = "open_clip_config.json"
@@ -119,6 +120,8 @@ class VisionConfig:
         sizes = (self.embed_dim, *self.image_size, *self.patch_size, self.width, self.layers, self.mlp_width)
         if any(not isinstance(size, int) or size < 1 for size in sizes):
             raise UnsupportedTowerError(f"every size must be a positive integer, got {self}")
+        if self.layers > DEEPEST:
+            raise UnsupportedTowerError(f"{self.layers} layers (at most {DEEPEST})")
         if self.heads < 1 or self.width % self.heads:
             raise UnsupportedTowerError(f"width {self.width} does not divide into {self.heads} heads")
         if min(self.grid) < 1:
@@ -278,7 +281,7 @@ def open_clip_config(architecture: str) -> dict[str, Any]:
         raise ValueError(f"{folder} has no {FOLDER_CONFIG}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has no 'model_cfg'") from error
@@ -336,7 +339,7 @@ def _plain_settings(vision_cfg: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(settings["layers"], Sequence):
         raise UnsupportedTowerError(f"a ResNet (layers={settings['layers']})")
     for key in ("width", "head_width", "mlp_ratio"):
-        if not isinstance(settings[key], int | float) or settings[key] <= 0:
+        if not isinstance(settings[key], int | float) or not 0 < settings[key] < inf:
             raise UnsupportedTowerError(f"{key}={settings[key]!r} is not a positive number")
     return settings
 

@@ -25,26 +25,24 @@ def _tables(path: Path) -> dict[str, dict[str, str]]:
     The source holds tables ``NAME = dict(TAG=_pcfg(hf_hub=PLACE, ...), ...)`` and one ``_PRETRAINED`` that maps each
     architecture to such a table or to its name.
     """
-    named: dict[str, dict[str, str]] = {}
-    found: dict[str, dict[str, str]] = {}
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-            continue
-        name, value = statement.targets[0].id, statement.value
-        if isinstance(value, ast.Call):
-            named[name] = _table(value)
-        elif name == "_PRETRAINED" and isinstance(value, ast.Dict):
-            for key, entry in zip(value.keys, value.values, strict=True):
-                if isinstance(key, ast.Constant):
-                    found[key.value] = named.get(entry.id, {}) if isinstance(entry, ast.Name) else _table(entry)
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    assigned = [line for line in module.body if isinstance(line, ast.Assign)]
+    values = {ast.unparse(line.targets[0]): line.value for line in assigned}
+    places = values["_PRETRAINED"]
+    if not isinstance(places, ast.Dict):
+        return {}
+    found = {}
+    for key, entry in zip(places.keys, places.values, strict=True):
+        table = values[entry.id] if isinstance(entry, ast.Name) else entry
+        found[ast.literal_eval(key)] = _table(table)
     return found
 
 
-def _table(call: ast.expr) -> dict[str, str]:
+def _table(call: ast.Call) -> dict[str, str]:
     """Return the hub's place of each tag in ``dict(TAG=_pcfg(hf_hub=PLACE, ...), ...)``."""
     places = {}
-    for tag in getattr(call, "keywords", []):
-        for setting in getattr(tag.value, "keywords", []):
-            if setting.arg == "hf_hub" and isinstance(setting.value, ast.Constant):
-                places[tag.arg] = setting.value.value
+    for tag in call.keywords:
+        settings = {setting.arg: setting.value for setting in tag.value.keywords}
+        if "hf_hub" in settings:
+            places[tag.arg] = ast.literal_eval(settings["hf_hub"])
     return places

@@ -97,38 +97,59 @@ def load_open_clip(
         raise ValueError(f"{folder} holds its own weights: give neither a tag nor a checkpoint with it")
     if folder is None and not (pretrained or checkpoint):
         raise ValueError(f"{architecture} needs weights: a pre-training tag, a checkpoint file, or a folder with both")
-    name = f"{LOCAL_DIR}{folder}" if folder is not None else architecture.replace("/", "-")
-    tag = _tag_settings(name, pretrained) if pretrained else {}
+    tag: Mapping[str, Any] = {}
+    if pretrained:
+        tag = _tag_settings(architecture.replace("/", "-"), pretrained)
     trained_with = bool(model_cfg.get("quick_gelu") or tag.get("quick_gelu"))
     if quick_gelu is None:
         quick_gelu = trained_with
     elif tag and quick_gelu != trained_with:
-        raise ValueError(f"the weights {pretrained!r} of {name} were trained with quick_gelu={trained_with}")
-    weights = folder / FOLDER_WEIGHTS if folder is not None else Path(checkpoint) if checkpoint else None
+        named = architecture.replace("/", "-")
+        raise ValueError(f"the weights {pretrained!r} of {named} were trained with quick_gelu={trained_with}")
+    weights = Path(checkpoint) if checkpoint else None
+    if folder is not None:
+        weights = folder / FOLDER_WEIGHTS
     if weights is not None:
         # open_clip itself would quietly interpolate the position embeddings of another image size.
         check_shapes(_header(weights), config)
 
     with _opened(folder, side) as place, unasked():
-        import open_clip
+        name = architecture.replace("/", "-")
+        source = str(weights) if weights else pretrained
+        if place:
+            name, source = f"{LOCAL_DIR}{place}", None
+        return _created(name, source, side, device=device, quick_gelu=quick_gelu, force_preprocess_cfg=tag)
 
-        name = f"{LOCAL_DIR}{place}" if place else name
-        clip = open_clip.create_model(
-            name,
-            pretrained=pretrained if weights is None else str(weights) if folder is None else None,
-            precision="fp32",
-            device=device,
-            # open_clip itself only warns where a tag wants QuickGELU, and its force cannot switch QuickGELU off.
-            force_quick_gelu=quick_gelu,
-            quick_gelu=quick_gelu,
-            force_preprocess_cfg=tag,
-            require_pretrained=True,
-            weights_only=True,
-        )
-        settings = {}
-        if side.tokenizer:
-            settings = {"trust_remote_code": trusted, "revision": side.tokenizer.commit if folder is None else None}
-        tokenizer = open_clip.get_tokenizer(name, **settings)
+
+def _created(
+    name: str, source: str | None, side: TextSide, *, quick_gelu: bool, **settings: Any
+) -> tuple[nn.Module, Callable[[list[str]], Tensor], dict[str, Any]]:
+    """Return what open_clip makes of a name, or of a folder that holds its own weights.
+
+    Raises:
+        ValueError: if the tokenizer is larger than the embedding, which files alone do not always say.
+    """
+    import open_clip
+
+    clip = open_clip.create_model(
+        name,
+        pretrained=source,
+        precision="fp32",
+        # open_clip itself only warns where a tag wants QuickGELU, and its force cannot switch QuickGELU off.
+        force_quick_gelu=quick_gelu,
+        quick_gelu=quick_gelu,
+        require_pretrained=True,
+        weights_only=True,
+        **settings,
+    )
+    options: dict[str, Any] = {}
+    if side.tokenizer:
+        options["trust_remote_code"] = side.tokenizer.trusted
+        if not side.tokenizer.folder:
+            options["revision"] = side.tokenizer.commit
+    tokenizer = open_clip.get_tokenizer(name, **options)
+    if side.tokenizer and len(tokenizer.tokenizer) > clip.vocab_size:
+        raise ValueError(f"{len(tokenizer.tokenizer)} tokens for an embedding of {clip.vocab_size} rows")
     return clip.eval(), tokenizer, dict(clip.visual.preprocess_cfg)
 
 

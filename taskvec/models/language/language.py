@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
-from taskvec.models.base import Backbone, Prompt, Recipe
+from taskvec.models.base import Backbone, Recipe, first_broken
 from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
@@ -131,12 +133,14 @@ class LanguageModel(Backbone):
         Raises:
             UserError: if there is a token without a row.
         """
-        config = self.source.config
         largest = largest_token(self.tokenizer_source)
-        if config is None or largest is None:
+        if largest:
+            self._check_row(*largest)
+
+    def _check_row(self, number: int, token: str) -> None:
+        if self.source.file(CONFIG) is None:
             return
-        rows = find_layout(config, self.style).get(config, "vocab_size")
-        number, token = largest
+        rows = self.layout.get(self.architecture, "vocab_size")
         if number >= rows:
             raise UserError(
                 f"{self.tokenizer_source.key}: token {number} ({token!r}) is beyond the embedding's {rows} rows; take "
@@ -190,32 +194,23 @@ class LanguageModel(Backbone):
         Where label words follow the examples, ``prompt`` says which, and the last piece ends where they begin.
 
         Raises:
-            UserError: if the tokenizer cannot be loaded, lacks the start token, gives an id beyond the embedding, or a
+            UserError: if the tokenizer cannot be loaded, lacks the start token, is larger than the embedding, or a
                 frame alone is too long.
         """
         from taskvec.models.language.tokens import opening, padded, special_id, started
 
-        tokenizer = self.text_tokenizer
+        tokenizer = self.fitting_tokenizer
         own = opening(tokenizer)[:1]
         start = [special_id(tokenizer, self.start_token)] if self.start_token else own
         if prompt:
             end = self._end(prompt)
             examples = [[*pieces[:-1], end] for pieces in examples]
         rows = self._encode(examples, self.max_length - int(start != own))
-        inputs = padded([started(row, *start) for row in rows])
-        self._check_ids(inputs)
-        return inputs
+        return padded([started(row, *start) for row in rows])
 
     def _end(self, prompt: Prompt) -> str:
         """Return how a frame ends in front of its label words."""
         return prompt.before
-
-    def _check_ids(self, inputs: Tensor) -> None:
-        if not self.source.file(CONFIG) or not inputs.numel():
-            return
-        largest, rows = int(inputs.max()), self.layout.get(self.architecture, "vocab_size")
-        if largest >= rows:
-            raise UserError(f"{self.tokenizer_source.key}: token {largest} is beyond the embedding's {rows} rows")
 
     @abstractmethod
     def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:
@@ -223,7 +218,7 @@ class LanguageModel(Backbone):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """The tokenizer of transformers, without the padding and truncation that its file may ask for.
+        """The tokenizer of transformers, without the padding and truncation that its files may ask for.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -243,6 +238,19 @@ class LanguageModel(Backbone):
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.truncation_side = "right"
+        tokenizer.model_max_length = sys.maxsize
+        return tokenizer
+
+    @cached_property
+    def fitting_tokenizer(self) -> Any:
+        """The tokenizer, none of whose tokens lies beyond the embedding.
+
+        Raises:
+            UserError: if one does, or the tokenizer cannot be loaded.
+        """
+        tokenizer = self.text_tokenizer
+        token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        self._check_row(number, token)
         return tokenizer
 
     def _network(self, device: str) -> nn.Module:
@@ -262,7 +270,7 @@ class LanguageModel(Backbone):
             raise UserError(f"backbone.model: {self.model}: {one_line(error)}") from error
         if report["missing_keys"]:
             raise UserError(f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
-        broken = next((name for name, tensor in network.named_parameters() if not tensor.isfinite().all()), None)
+        broken = first_broken(network.named_parameters())
         if broken:
             raise UserError(f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged")
         return wrap(network, self.layout).to(device)

@@ -125,7 +125,7 @@ def language_spaces(layout: Layout, config: Mapping[str, Any]) -> Spaces:
 def _add_deberta(spaces: Spaces, config: Mapping[str, Any]) -> None:
     """Enter what only DeBERTa has: embeddings of distances, and a convolution beside block 0."""
     encoder = "deberta.encoder"
-    if "layer_norm" in config.get("norm_rel_ebd", "none"):
+    if "layer_norm" in str(config.get("norm_rel_ebd")):
         spaces.axes[f"{encoder}.rel_embeddings.weight"] = (None, "relative.residual")
         spaces.observed["relative.residual"] = (f"{encoder}.LayerNorm", "input")
         spaces.add_norm(f"{encoder}.LayerNorm", "relative")

@@ -87,9 +87,11 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
-    excess = len(whole) - len(bare)
-    first = next((place for place in range(excess + 1) if whole[place : place + len(bare)] == bare), 0)
-    return whole[:first], whole[first + len(bare) :]
+    for first in range(len(whole) - len(bare) + 1):
+        last = first + len(bare)
+        if whole[first:last] == bare:
+            return whole[:first], whole[last:]
+    return [], []
 
 
 def _cut(tokenizer: Any, pieces: list[str], excess: int) -> None:
@@ -102,18 +104,19 @@ def _cut(tokenizer: Any, pieces: list[str], excess: int) -> None:
     for place in range(1, len(pieces), 2):
         encoded = tokenizer(pieces[place], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts[place] = [start for start, _ in encoded["offset_mapping"]]
-    longest = max(starts, key=lambda place: len(starts[place]))
-    lengths = sorted((len(found) for found in starts.values()), reverse=True)
-    if not lengths[0]:
+    *_, longest = sorted(starts, key=lambda place: (len(starts[place]), -place))
+    length = len(starts[longest])
+    if not length:
         frame = " ... ".join(pieces[::2])
         raise UserError(f"backbone.max_length: {frame!r} leaves no room for the text by {excess} tokens")
-    gap = lengths[0] - lengths[1] if len(lengths) > 1 else excess
+    others = [len(found) for place, found in starts.items() if place != longest]
+    gap = length - max(others, default=length - excess)
     # Two texts share the cut once they are equally long, half each.
     share = max(gap, (excess + 1) // 2)
-    kept = max(lengths[0] - min(excess, share), 0)
+    kept = max(length - min(excess, share), 0)
     text = pieces[longest]
-    place = min(starts[longest][kept], len(text) - 1)  # characters of several tokens would not get shorter
-    pieces[longest] = text[:place]
+    end = min(starts[longest][kept], len(text) - 1)  # characters of several tokens would not get shorter
+    pieces[longest] = text[:end]
 
 
 def special_id(tokenizer: Any, token: str) -> int:

@@ -15,7 +15,8 @@ from taskvec.errors import UserError
 from taskvec.protocols.base import Answer, Ask, Cell, Composed, Protocol
 from taskvec.protocols.harness.question import HarnessTask
 from taskvec.protocols.harness.tasks import Found, find
-from taskvec.protocols.rows import Criterion, Report, Row, metric
+from taskvec.protocols.harness.units import Measure, is_accuracy, measure
+from taskvec.protocols.rows import Criterion, Metric, Report, Row, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ class Harness(Protocol):
     """Evaluates the base model and the merged model at each of ``alphas`` on ``tasks`` and groups of lm-eval.
 
     A task's number is its first metric under its first filter, as its YAML lists them (a group: its first aggregate);
-    ``metrics`` names another one, for example ``{gsm8k: "exact_match,flexible-extract"}``; all are in ``maps``.
+    ``metrics`` names another one, for example ``{gsm8k: "exact_match,flexible-extract"}``; all are in ``maps``. A
+    number keeps its unit and direction: only fractions of which more is better are accuracies.
     ``include_path`` is a folder of YAML tasks that come before lm-eval's own. ``num_fewshot`` None keeps each task's.
-    Tasks that execute what the model writes need ``allow_code``. Everything about generation comes from the task.
+    ``allow_code`` is the consent to run code: what the model writes, and Python of the user's tasks (``!function``
+    modules, metrics that are scripts); what runs is part of the identity. Templates render in a sandbox.
+    Everything about generation comes from the task.
     """
 
     kind: Literal["harness"] = "harness"
@@ -77,8 +81,7 @@ class Harness(Protocol):
         for name, task in self.found.items():
             if task.code and not self.allow_code:
                 raise UserError(
-                    f"protocol.tasks: {name} executes code that the model writes ({task.code.name}); where that may "
-                    "happen set protocol.allow_code=true"
+                    f"protocol.tasks: {name} {task.code}; where that may happen set protocol.allow_code=true"
                 )
             if task.code_eval and os.environ.get(CONSENT) != "1":
                 raise UserError(
@@ -101,7 +104,7 @@ class Harness(Protocol):
             task=name,
             alpha=alpha,
             lm_eval=version("lm_eval"),
-            files=tuple(found.digest().items()),
+            files=found.digest(),
             folders=tuple(str(folder) for folder in found.folders),
             **settings,
         )
@@ -120,19 +123,53 @@ class Harness(Protocol):
         rows, maps = {}, {}
         for label, (prefix, alpha) in models.items():
             values = {name: answers[f"{prefix}/{name}"].values for name in self.tasks}
-            scores = {name: self._main(name, at) for name, at in values.items()}
             cells = {name: f"{prefix}/{name}" for name in self.tasks}
-            rows[label] = Row(row=label, alpha=alpha, metrics={"accuracy": metric(scores)}, cells=cells)
+            rows[label] = Row(row=label, alpha=alpha, metrics=self._metrics(values), cells=cells)
             maps[label] = values
         merged = [row for label, row in rows.items() if label != "zero_shot"]
-        points = []
-        for row in merged:
-            points.append({"alpha": row.alpha, "mean": row.mean("accuracy"), "accuracy": row.values("accuracy")})
-        criterion = Criterion(name="merged/accuracy", value=merged[0].mean("accuracy"), split="test")
+        points = [curve_point(row) for row in merged]
+        first, metric_of_first = next(iter(merged[0].metrics.items()))
+        criterion = Criterion(
+            name=f"merged/{first}",
+            value=metric_of_first.mean,
+            unit=metric_of_first.unit,
+            better=metric_of_first.better,
+            split="test",
+        )
         return Report(rows=tuple(rows.values()), curves={"merged": points}, maps=maps, criterion=criterion)
 
-    def _main(self, name: str, values: Mapping[str, Any]) -> float:
-        named = (self.metrics or {}).get(name, values["main"])
-        if named not in values["metrics"]:
-            raise UserError(f"protocol.metrics: {name} has {', '.join(values['metrics'])}, but not {named!r}")
-        return values["metrics"][named]
+    def _metrics(self, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+        """Return the tasks' numbers by metric: accuracies together, others by their own names, each with its unit."""
+        grouped: dict[str, dict[str, float]] = {}
+        measures: dict[str, Measure] = {}
+        judged: dict[str, str] = {}
+        for task, said in values.items():
+            named = self._main(task, said)
+            base = named.partition(",")[0]
+            found = measure(base, said["higher_is_better"].get(base))
+            group = base
+            if is_accuracy(found):
+                group = "accuracy"
+                judged[task] = base
+            grouped.setdefault(group, {})[task] = said["metrics"][named]
+            measures[group] = found
+        accuracies_first = sorted(grouped, key=lambda group: group != "accuracy")
+        metrics = {}
+        for group in accuracies_first:
+            by_task = judged if group == "accuracy" else {}
+            metrics[group] = metric(grouped[group], by_task=by_task, **measures[group]._asdict())
+        return metrics
+
+    def _main(self, name: str, said: Mapping[str, Any]) -> str:
+        named = (self.metrics or {}).get(name, said["main"])
+        if named not in said["metrics"]:
+            raise UserError(f"protocol.metrics: {name} has {', '.join(said['metrics'])}, but not {named!r}")
+        return named
+
+
+def curve_point(row: Row) -> dict[str, Any]:
+    """Return a row as a point of the curve over coefficients: accuracies by task with their mean, others as means."""
+    point: dict[str, Any] = {"alpha": row.alpha}
+    for name, found in row.metrics.items():
+        point |= {"mean": found.mean, name: found.values} if name == "accuracy" else {name: found.mean}
+    return point

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import UserError, describe
+from taskvec.protocols.harness.consent import guarded
 from taskvec.protocols.harness.tasks import INSTALL
 
 if TYPE_CHECKING:
@@ -35,18 +36,22 @@ def evaluate(
 
     Raises:
         UserError: if the harness or what the task needs is missing.
+        SecurityError: never; the guard tells it as a user error.
     """
     try:
         import lm_eval
+        from jinja2.exceptions import SecurityError
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(f"{INSTALL} ({error})") from error
     name = job.task
-    with quiet():
+    with quiet(), guarded(allow_code=job.allow_code):
         manager = TaskManager(include_path=list(job.folders), include_defaults=False)
         try:
             loaded = manager.load([name])
+        except (UserError, SecurityError):
+            raise
         except Exception as error:
             raise UserError(f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}") from error
         model = HFLM(
@@ -122,7 +127,20 @@ def summary(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"protocol.tasks: {name} gives no number")
     tasks = {leaf: _numbers(result) for leaf, result in found["results"].items() if leaf != name}
     examples = {leaf: sizes["effective"] for leaf, sizes in found["n-samples"].items()}
-    return {"metrics": metrics, "main": next(iter(metrics)), "examples": examples} | ({"tasks": tasks} if tasks else {})
+    said = {"metrics": metrics, "main": next(iter(metrics)), "examples": examples}
+    said["higher_is_better"] = directions(found.get("higher_is_better", {}))
+    return said | ({"tasks": tasks} if tasks else {})
+
+
+def directions(declared: Mapping[str, Mapping[str, bool | None]]) -> dict[str, bool | None]:
+    """Return whether more is better by metric, None where tasks disagree or do not say."""
+    found: dict[str, bool | None] = {}
+    for metrics in declared.values():
+        for name, higher in metrics.items():
+            known = found.setdefault(name, higher)
+            if known != higher:
+                found[name] = None
+    return found
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:

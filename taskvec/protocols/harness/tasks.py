@@ -5,9 +5,12 @@ Importing the harness takes seconds and listing its 14,000 files more, so a task
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,25 +21,35 @@ from taskvec.errors import UserError
 INSTALL = "protocol=harness: lm-evaluation-harness is not installed; pip install 'taskvec[llm]'"
 CODE = re.compile(r"\bcode_eval\b|HF_ALLOW_CODE_EVAL|\bexec\(|\bsubprocess\b")
 CODE_EVAL = re.compile(r"\bcode_eval\b|HF_ALLOW_CODE_EVAL")
+BUILDERS = ("parquet", "json", "csv", "text", "arrow")  # of data sets from local files
 
 
 @dataclass(frozen=True)
 class Found:
-    """A task or group with all that belongs to it: the files it is made from, and the file that runs code, if any."""
+    """A task or group with all that belongs to it: the files it is made from, and what it runs, if anything.
+
+    ``code`` says what would run that is not the harness's own: a module, a script, what the model writes.
+    """
 
     name: str
     files: tuple[Path, ...]
     folders: tuple[Path, ...]
-    code: Path | None
+    code: str | None
     code_eval: bool
 
-    def digest(self) -> dict[str, str]:
-        """Return the checksums of the files, by folder and name."""
-        return {f"{path.parent.name}/{path.name}": sha256(path) for path in sorted(self.files)}
+    def digest(self) -> tuple[tuple[str, str], ...]:
+        """Return the files by folder and name with their checksums; where the folders lie does not count."""
+        found = [(f"{path.parent.name}/{path.name}", sha256(path)) for path in self.files]
+        return tuple(sorted(found))
 
 
-class Function(str):
-    """A ``!function module.name`` of a YAML file, as the path of its module."""
+@dataclass(frozen=True)
+class Function:
+    """A ``!function module.name`` of a YAML file: as it is written, and where its module would lie."""
+
+    named: str
+    place: Path
+    foreign: bool
 
 
 def own_tasks() -> Path:
@@ -64,19 +77,78 @@ def find(name: str, include_path: str | None) -> Found:
             raise UserError(f"protocol.include_path: no folder {folder}")
         roots.insert(0, folder)
     seen = _members(name, roots)
-    files, code, code_eval = set(), None, False
+    files: set[Path] = set()
+    reasons: list[str] = []
+    code_eval = False
     for path, config in seen.items():
-        modules = sorted({Path(value) for value in _functions(config)})
-        texts = {module: module.read_text(encoding="utf-8") for module in modules if module.is_file()}
+        functions = config["_functions"]
+        modules = {function.place for function in functions if function.place.is_file()}
+        texts = {module: module.read_text(encoding="utf-8", errors="replace") for module in sorted(modules)}
+        scripts = [script for script in _scripts(config) if script.exists()]
         files |= {path, *config["_files"], *texts, *_data(name, config)}
-        metrics = str(config.get("metric_list", ""))
-        runs = [module for module, text in texts.items() if CODE.search(text)]
-        if config.get("unsafe_code") or CODE_EVAL.search(metrics) or runs:
-            code = code or (runs[0] if runs else path)
-        code_eval = code_eval or bool(CODE_EVAL.search(metrics + "".join(texts.values())))
+        for foreign in (*(function.place for function in functions if function.foreign), *scripts):
+            files |= _beside(foreign)
+        reasons += _foreign(config, functions)
+        reasons += _executing(path, config, texts)
+        spoken = str(config.get("metric_list", "")) + "".join(texts.values())
+        code_eval = code_eval or bool(CODE_EVAL.search(spoken))
     # Of two tasks of one name the harness takes that of the last folder: the user's.
     folders = sorted({path.parent for path in seen}, key=lambda folder: not folder.is_relative_to(roots[-1]))
-    return Found(name, tuple(files), tuple(folders), code, code_eval)
+    return Found(name, tuple(files), tuple(folders), next(iter(reasons), None), code_eval)
+
+
+def _foreign(config: Mapping[str, Any], functions: list[Function]) -> Iterator[str]:
+    """Yield what a task runs that is no part of the harness."""
+    for function in functions:
+        if function.foreign:
+            yield f"runs Python of its own (!function {function.named})"
+    for metric in _metrics(config):
+        named = metric.get("metric")
+        if metric.get("hf_evaluate") or (isinstance(named, str) and named not in known_metrics()):
+            yield f"scores with {named!r}, which is a script and no metric of the harness"
+    if config.get("use_prompt"):
+        yield f"renders templates of a prompt library (use_prompt {config['use_prompt']})"
+    kwargs = config.get("dataset_kwargs")
+    if isinstance(kwargs, Mapping) and kwargs.get("trust_remote_code"):
+        yield "loads its data with trust_remote_code"
+
+
+def _executing(path: Path, config: Mapping[str, Any], texts: Mapping[Path, str]) -> Iterator[str]:
+    """Yield the files by which the harness's own task executes what the model writes."""
+    runs = [module for module, text in texts.items() if CODE.search(text)]
+    metrics = str(config.get("metric_list", ""))
+    if config.get("unsafe_code") or CODE_EVAL.search(metrics) or runs:
+        yield f"executes code that the model writes ({(runs[0] if runs else path).name})"
+
+
+def _metrics(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the metrics that the harness looks up; where a task computes its own, they are mere names."""
+    if config.get("process_results"):
+        return []
+    listed = config.get("metric_list")
+    return [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+
+
+@cache
+def known_metrics() -> frozenset[str]:
+    """Return the names of the harness's metrics, read from its source: importing it takes seconds."""
+    source = own_tasks().parent / "api" / "metrics.py"
+    return frozenset(re.findall(r"metric=\"([^\"]+)\"", source.read_text(encoding="utf-8")))
+
+
+def _scripts(config: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the places that metrics name instead of a known name."""
+    for metric in _metrics(config):
+        named = metric.get("metric")
+        if isinstance(named, str) and named not in known_metrics():
+            yield Path(named)
+
+
+def _beside(code: Path) -> set[Path]:
+    """Return the Python files that a module can import by lying beside it, itself among them."""
+    folder = code if code.is_dir() else code.parent
+    found = folder.rglob("*.py") if folder.is_dir() else ()
+    return {path.resolve() for path in found if path.is_file()}
 
 
 def _members(name: str, roots: list[Path]) -> dict[Path, dict[str, Any]]:
@@ -132,22 +204,28 @@ def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         pass
 
+    functions: list[Function] = []
+    foreign = not path.resolve().is_relative_to(own_tasks())
+
     def function(loader: yaml.SafeLoader, node: Any) -> Function:
-        module = loader.construct_scalar(node).rpartition(".")[0]
-        return Function(path.parent / f"{module.replace('.', '/')}.py")
+        named = loader.construct_scalar(node)
+        module = named.rpartition(".")[0].replace(".", "/")
+        found = Function(named, (path.parent / f"{module}.py").resolve(), foreign)
+        functions.append(found)  # it is imported when the file is read, though another file may override the key
+        return found
 
     Loader.add_constructor("!function", function)
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 (a safe loader with one tag)
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"protocol.tasks: {path} cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"protocol.tasks: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(config, dict) or path in seen:
         raise UserError(f"protocol.tasks: {path} {'includes itself' if path in seen else 'is no mapping'}")
     includes = config.pop("include", None) or []
-    merged: dict[str, Any] = {"_files": [path]}
+    merged: dict[str, Any] = {"_files": [path], "_functions": functions}
     for include in [includes] if isinstance(includes, str) else includes:
         inner = _load((path.parent / include).resolve(), (*seen, path))
-        merged |= inner | {"_files": merged["_files"] + inner["_files"]}
+        merged |= inner | {key: merged[key] + inner[key] for key in ("_files", "_functions")}
     return merged | config
 
 
@@ -164,14 +242,6 @@ def _children(config: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _functions(node: Any) -> Iterator[Function]:
-    if isinstance(node, Function):
-        yield node
-    elif isinstance(node, Mapping | list):
-        for value in node.values() if isinstance(node, Mapping) else node:
-            yield from _functions(value)
-
-
 def _data(name: str, config: Mapping[str, Any]) -> Iterator[Path]:
     """Yield the local files that a task's examples come from.
 
@@ -181,13 +251,15 @@ def _data(name: str, config: Mapping[str, Any]) -> Iterator[Path]:
     named = (config.get("dataset_kwargs") or {}).get("data_files") or []
     for value in named.values() if isinstance(named, Mapping) else [named]:
         for item in [value] if isinstance(value, str) else value:
-            if "://" in item or "*" in item:
+            if "://" in item:
                 continue
-            path = Path(item).expanduser()
-            if not path.is_file() and config.get("dataset_path") in ("parquet", "json", "csv", "text", "arrow"):
-                raise UserError(f"protocol.tasks: {name} reads {path}, which does not exist")
-            if path.is_file():
-                yield path.resolve()
+            place = os.path.expanduser(item)
+            if glob.has_magic(place) and not os.path.exists(place):
+                yield from (Path(path).resolve() for path in sorted(glob.glob(place, recursive=True)))
+            elif os.path.isfile(place):
+                yield Path(place).resolve()
+            elif config.get("dataset_path") in BUILDERS:
+                raise UserError(f"protocol.tasks: {name} reads {place}, which does not exist")
     folder = Path(str(config.get("dataset_path") or "/nowhere"))
     if folder.is_dir():
         yield from (path.resolve() for path in sorted(folder.rglob("*")) if path.is_file())

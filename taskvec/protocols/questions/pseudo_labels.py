@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from taskvec.vectors.composition import Composition
 
+QUANTITIES = ("trusted", "precision", "accepted")
+
 
 @register("question", "pseudo_labels", paper="spec atlas 6.3")
 class PseudoLabels(Question):
-    """Of a target's test examples: the share that is trusted, how precise its labels are, the accepted share of the rest.
+    """The share of a target's test examples that is trusted, its labels' precision, the accepted share of the rest.
 
     They are those of the last estimate of the objective, with the learned model. Objectives without pseudo-labels leave
     the answer empty.

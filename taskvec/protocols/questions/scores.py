@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.errors import NoFeasibleCoefficientError
 from taskvec.needs import Examples, Given, Needs, Scope, Signed

@@ -18,12 +18,13 @@ from typing import IO
 from pydantic import Field
 
 from taskvec.config import Config
-from taskvec.runner.signals import IN_SWEEP
 from taskvec.runner.launch.devices import VISIBLE, chosen
+from taskvec.runner.signals import IN_SWEEP
 
 log = logging.getLogger(__name__)
 # of one run: two jobs that both heard them would write into one
 OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME")
+COMMAND = (sys.executable, "-m", "taskvec", "run")
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 20.0  # in which a job that was told to end records it
 TAIL_BYTES = 4_000
@@ -96,10 +97,10 @@ def environment(device: str | None) -> Mapping[str, str]:
 def _started(overrides: Sequence[str], device: str | None) -> Job:
     words = " ".join(overrides)
     log.info("starting %s%s", words, f" on device {device}" if device is not None else "")
-    said = tempfile.TemporaryFile()
+    said = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the job)
     # a process group of its own, so that what a job starts ends with it
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskvec", "run", *overrides],
+        [*COMMAND, *overrides],
         env=environment(device),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -10,8 +10,8 @@ from taskvec.config import Component
 from taskvec.registry import register
 
 if TYPE_CHECKING:
-    from taskvec.graph.run import RunConfig
     from taskvec.graph.result import Result
+    from taskvec.graph.run import RunConfig
 
 
 class Session:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from taskvec.errors import describe
-from taskvec.graph.result import flat_metrics
+from taskvec.graph.result import flat_metrics, row_metrics
 from taskvec.registry import register
 from taskvec.runner.track.base import Session, Tracker
 
@@ -69,46 +70,88 @@ class WandbTracker(Tracker):
         import wandb
 
         wanted = {"silent": True, "console": "off", "init_timeout": self.timeout_s, "finish_timeout": self.timeout_s}
-        settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
-        standing = wandb.setup(settings).settings
-        keyed = has_key(standing.base_url)
-        if mode == "auto":
-            mode = ("online" if keyed else "offline") if standing.mode == "online" else standing.mode  # of WANDB_MODE
-        elif mode == "online" and not keyed:
-            raise ValueError("no API key is configured (`wandb login`)")  # wandb would ask for one in a terminal
-        own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # an agent of W&B sets it
+        known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
+        settings = wandb.Settings(**known)
+        own = inherited_id() or secrets.token_hex(4)
         keys = uniform_keys(config, run_id)
-        tags = (*(keys[key] for key in ("method", "backbone", "suite", "protocol")), *self.tags)
         try:
             return wandb.init(
-                id=own, mode=mode, project=self.project, entity=self.entity, dir=str(config.root), name=run_id,
-                group=self.group or config.experiment or config.method, job_type=keys["protocol"],
-                tags=list(dict.fromkeys(tag[:64] for tag in tags)), reinit="create_new", settings=settings,
+                id=own,
+                mode=mode_of(mode, wandb.setup(settings).settings),
+                project=self.project,
+                entity=self.entity,
+                group=self.group or config.experiment or config.method,
+                name=run_id,
+                job_type=keys["protocol"],
+                tags=self._tags(keys),
                 config=keys | {"resolved": config.recorded()},
-            )  # fmt: skip
+                dir=str(config.root),
+                reinit="create_new",
+                settings=settings,
+            )
         except Exception:
             for left in (config.root / "wandb").glob(f"run-*-{own}"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
 
+    def _tags(self, keys: Mapping[str, Any]) -> list[str]:
+        """Return what the run is, and the user's own, each once and within the length that W&B takes."""
+        own = [keys[key] for key in ("method", "backbone", "suite", "protocol")]
+        short = [tag[:64] for tag in (*own, *self.tags)]
+        return list(dict.fromkeys(short))
+
+
+def mode_of(mode: str, standing: Any) -> str:
+    """Return the mode that W&B is started in; ``standing`` are its settings from files and environment.
+
+    Raises:
+        ValueError: for an online run without a key, which wandb would ask for in a terminal.
+    """
+    keyed = has_key(standing.base_url)
+    if mode == "online" and not keyed:
+        raise ValueError("no API key is configured (`wandb login`)")
+    if mode != "auto":
+        return mode
+    if standing.mode != "online":
+        return standing.mode  # of WANDB_MODE
+    return "online" if keyed else "offline"
+
+
+def inherited_id() -> str | None:
+    """Return the run that an agent of W&B chose for this process, once: a second run of the process is another one.
+
+    A shell that exports ``WANDB_RUN_ID`` or ``WANDB_RESUME`` for something else would make all its runs one.
+    """
+    own = os.environ.pop("WANDB_RUN_ID", None)
+    os.environ.pop("WANDB_RESUME", None)
+    return own if "WANDB_SWEEP_ID" in os.environ else None
+
 
 def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:
     """Return the flat settings that every run has, whatever its method, so that runs can be filtered and grouped."""
-    own = {key: getattr(config, key) for key in ("method", "experiment", "seed")}
-    own["precision"] = config.compute.precision
-    chosen = {group: config.choices.get(group) or getattr(config, group).kind for group in GROUPS}
+    found: dict[str, Any] = {"run_id": run_id}
+    for key in ("method", "experiment", "seed"):
+        found[key] = getattr(config, key)
+    found["precision"] = config.compute.precision
+    for group in GROUPS:
+        found[group] = config.choices.get(group) or getattr(config, group).kind
+    found["transform"] = "+".join(config.transform) or None
     tuned = config.method_on("source" if config.moves else "target")
-    recipe = {key: getattr(tuned, key, None) for key in RECIPE}
-    return {"run_id": run_id} | own | chosen | {"transform": "+".join(config.transform) or None} | recipe
+    for key in RECIPE:
+        found[key] = getattr(tuned, key, None)
+    return found
 
 
 def has_key(base_url: str) -> bool:
     """Return whether credentials for a W&B server are configured, without asking anybody for them."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    for path in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
+    host = urlsplit(base_url).netloc
+    places = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for place in places:
+        path = Path(place).expanduser()
         with suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(Path(path).expanduser()).authenticators(urlsplit(base_url).netloc):
+            if netrc.netrc(path).authenticators(host):
                 return True
     return False
 
@@ -146,23 +189,26 @@ class WandbSession(Session):
             usage = {key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}
             self._run.summary.update({"state": "done", "reason": None, "fingerprint": result.fingerprint} | usage)
         with self._tolerant():
-            points = ((name, flat(point)) for name, curve in result.curves.items() for point in curve)
-            for name, point in points:
-                if "alpha" in point:
-                    self._point("alpha_curve", name, point.pop("alpha"), point)
+            for point in curve_points(result):
+                self._point("alpha_curve", point.pop("curve"), point.pop("alpha"), point)
         tables = Thread(target=self._tables, args=(result,), daemon=True)
         tables.start()
         tables.join(self._timeout_s)  # to log a table, wandb asks the server and waits for the answer
 
     def _tables(self, result: Result) -> None:
         with self._tolerant():
-            points = [{"curve": name} | flat(point) for name, curve in result.curves.items() for point in curve]
-            rows = [flat(row.model_dump(mode="json")) for row in result.rows]
-            self._run.log({"tables/rows": table(rows), "tables/alpha_curve": table(points)})
+            rows = []
+            for row in result.rows:
+                about = {"row": row.row, "selected_on": row.selected_on, "rule": row.rule}
+                rows.append(about | row_metrics(row))
+            self._run.log({"tables/rows": table(rows), "tables/alpha_curve": table(curve_points(result))})
 
     def _point(self, section: str, what: str, at: float, values: Mapping[str, Any]) -> None:
-        numbers = {f"{section}/{clean(what)}/{key}": v for key, v in values.items() if isinstance(v, (int, float))}
-        self._run.log(numbers | {AXES[section]: at})
+        point = {AXES[section]: at}
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                point[f"{section}/{clean(what)}/{key}"] = value
+        self._run.log(point)
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -184,19 +230,37 @@ def clean(label: str) -> str:
     return re.sub(r"[^\w/+-]+", "_", label)
 
 
+def curve_points(result: Result) -> list[dict[str, Any]]:
+    """Return the points of all curves over coefficients, each with its curve's name."""
+    found = []
+    for name, curve in result.curves.items():
+        for point in curve:
+            if "alpha" in point:
+                found.append({"curve": name} | flat(point))
+    return found
+
+
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record whose mappings (one number per task) became keys of their own."""
-    plain = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    return plain | {f"{key}/{task}": v for key in record if key not in plain for task, v in record[key].items()}
+    found = {}
+    for key, value in record.items():
+        if not isinstance(value, dict):
+            found[key] = value
+            continue
+        for task, number in value.items():
+            found[f"{key}/{task}"] = number
+    return found
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Any:
     """Return records as a W&B table with the union of their keys as columns."""
     import wandb
 
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    data = [[record.get(column) for column in columns] for record in records]
-    return wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+    columns = list(dict.fromkeys(chain.from_iterable(records)))
+    made = wandb.Table(columns=columns, allow_mixed_types=True)
+    for record in records:
+        made.add_data(*(record.get(column) for column in columns))
+    return made
 
 
 def one_line(error: BaseException) -> str:

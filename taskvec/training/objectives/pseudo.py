@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec.errors import UserError
@@ -104,13 +105,19 @@ class TaughtBatches:
     def at(self, step: int, state: State) -> list[Taught]:
         """Return the micro-batches of a step."""
         sure = torch.zeros(len(self.view), dtype=torch.bool)
-        sure[state["trusted"].cpu()] = True
-        yes, no = sure.nonzero().view(-1), (~sure).nonzero().view(-1)
-        few = self.few if len(no) else self.schedule.batch_size
-        rows = torch.cat([self._drawn(yes, few, step), self._epoch(no, step)])
-        classes = torch.where(sure[rows], state["classes"].cpu()[rows], -1)
-        parts = zip(rows.split(self._micro), classes.split(self._micro), strict=True)
-        return [self._batch(part, own, f"{step}/{number}") for number, (part, own) in enumerate(parts)]
+        trusted_rows = state["trusted"].cpu()
+        sure[trusted_rows] = True
+        others = (~sure).nonzero().view(-1)
+        few = self.few if len(others) else self.schedule.batch_size
+        drawn = self._drawn(trusted_rows, few, step)
+        rows = torch.cat([drawn, self._epoch(others, step)])
+        known = state["classes"].cpu()
+        classes = torch.where(sure, known, -1)
+        found = []
+        for number, part in enumerate(rows.split(self._micro)):
+            batch = self._batch(part, classes[part], f"{step}/{number}")
+            found.append(batch)
+        return found
 
     @property
     def _micro(self) -> int:
@@ -134,15 +141,19 @@ class TaughtBatches:
 
 def taught(logits_of: LogitsOf, batch: Taught, power: float, threshold: float) -> Tensor:
     """Return the mean of -sum_c target_c log softmax(strong)_c over trusted and confident examples, 0 if none is."""
-    log_p = exact(logits_of(batch.task, batch.strong)).log_softmax(1)
+    strong = exact(logits_of(batch.task, batch.strong))
+    log_p = strong.log_softmax(1)
     sure = batch.classes >= 0
     targets = torch.zeros_like(log_p)
-    targets[sure] = torch.nn.functional.one_hot(batch.classes[sure], log_p.shape[1]).to(log_p)
+    one_hot = F.one_hot(batch.classes[sure], log_p.shape[1])
+    targets[sure] = one_hot.to(log_p)
     counts = sure.clone()
     if not sure.all():
         with torch.no_grad():
-            weak = exact(logits_of(batch.task, batch.weak[~sure])).softmax(1)
-        targets[~sure] = flattened(weak, power)
-        counts[~sure] = targets[~sure].max(1).values > threshold
+            weak = exact(logits_of(batch.task, batch.weak[~sure]))
+        chance = weak.softmax(1)
+        targets[~sure] = flattened(chance, power)
+        confidence = targets.max(1).values
+        counts |= confidence > threshold
     losses = -(targets * log_p).sum(1)
     return losses[counts].sum() / counts.sum().clamp_min(1)

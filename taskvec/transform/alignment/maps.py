@@ -58,9 +58,8 @@ class Alignments:
 
 def whitened(cross: Tensor, grams: tuple[Tensor, Tensor], power: float, eps: float) -> Tensor:
     """Return G_A^-p C G_B^-p with G + eps I in place of the Grams; p = 1/2 gives canonical directions."""
-    left = _power(grams[0], -power, eps)
-    right = _power(grams[1], -power, eps)
-    return left @ cross @ right
+    own, other = grams
+    return _power(own, -power, eps) @ cross @ _power(other, -power, eps)
 
 
 def _power(gram: Tensor, power: float, eps: float) -> Tensor:
@@ -116,18 +115,18 @@ class SpaceMaps:
     def _align(self, space: str) -> Alignment:
         if space in self.moments.derived and self.how.tolerance and not self.how.whiten:
             inputs, own, other = self.moments.derived[space]
-            left, right = _bordered(self.source, own), _bordered(self.target, other)
+            left, right = _layer(self.source, own), _layer(self.target, other)
             if left.shape[1] < left.shape[0] and right.shape[1] < right.shape[0]:
                 moment = self.moments.moment(inputs, self.source, self.target)
                 return align_product(left, _core(moment, self.how.centre), right, self.how.tolerance)
         return self.how.of(self.moments.moment(space, self.source, self.target))
 
 
-def _bordered(weights: Weights, layer: str) -> Tensor:
-    """Return [W | b] [out, in + 1] float64, with zeros where a layer has no bias."""
-    weight = weights[f"{layer}.weight"].double()
-    bias = weights.get(f"{layer}.bias", weight.new_zeros(len(weight)))
-    return torch.cat([weight, bias.unsqueeze(1).to(weight)], dim=1)
+def _layer(weights: Weights, name: str) -> Tensor:
+    """Return [W | b] [out, in + 1] float64 of a linear layer."""
+    weight = weights[f"{name}.weight"].double()
+    bias = weights.get(f"{name}.bias", weight.new_zeros(len(weight)))
+    return torch.cat([weight, bias.to(weight).unsqueeze(1)], dim=1)
 
 
 def _core(moment: CrossMoment, centre: bool) -> Tensor:
@@ -144,7 +143,7 @@ def _core(moment: CrossMoment, centre: bool) -> Tensor:
 def alignment_error(found: Tensor, moment: CrossMoment) -> float:
     """Return 1 - tr(T^T C) / (|A| |B|): 0 for rows that match up to scale, about 1 for a random map.
 
-    It is half of || A T / |A| - B / |B| ||^2 for a T with orthonormal rows.
+    It is half of || A T / |A| - B / |B| ||^2 for a T with orthonormal rows. The moment knows its squares.
     """
     overlap = (found.to(moment.cross) * moment.cross).sum()
     squares = moment.squares[0] * moment.squares[1]

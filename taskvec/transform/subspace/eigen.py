@@ -1,17 +1,21 @@
-"""Gram matrices and the low end of their spectra, in float64."""
+"""Symmetric matrices in float64: Gram matrices, Cholesky factors, and a few eigenpairs at one end of a spectrum."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 FEW = 0.25  # up to this share of a spectrum LAPACK's subset driver is faster than the whole decomposition
+SINGULAR = 1e-10  # a pivot below this share of the largest keeps fewer than six digits
 
 
-def gram(rows: Tensor) -> Tensor:
-    """Return rows^T rows [n, n] float64 of rows [m, n].
+def lower_gram(rows: Tensor) -> Tensor:
+    """Return the lower triangle of rows^T rows [n, n] float64 of rows [m, n]; what stands above means nothing.
 
-    On the CPU the symmetric product of BLAS, which torch does not expose, takes half of the multiplications.
+    On the CPU the symmetric product of BLAS, which torch does not expose, takes half of the multiplications. The
+    factorisations below read a lower triangle only.
     """
     rows = rows.double()
     if rows.device.type != "cpu":
@@ -21,22 +25,40 @@ def gram(rows: Tensor) -> Tensor:
     # BLAS takes Fortran's order without a copy: either the rows have it, or their transpose does.
     transpose = rows.mT.is_contiguous()
     array = rows.numpy() if transpose else rows.contiguous().numpy().T
-    upper = torch.from_numpy(dsyrk(1.0, array, trans=transpose))
-    return upper.triu() + upper.triu(1).mT
+    return torch.from_numpy(dsyrk(1.0, array, trans=transpose, lower=True))
 
 
-def smallest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the ``count`` smallest eigenvalues, ascending, and eigenvectors [n, count] of a symmetric [n, n]."""
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """Return L [n, n], lower, with L L^T equal to a positive definite matrix; None for one that is singular.
+
+    Only its lower triangle is read.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal().square()
+    if failed or pivots.min() < SINGULAR * pivots.max():
+        return None
+    return factor
+
+
+def eigenpairs(matrix: Tensor, count: int, end: Literal["smallest", "largest"]) -> tuple[Tensor, Tensor]:
+    """Return ``count`` eigenvalues of a symmetric matrix [n, n] from one end inwards, and eigenvectors [n, count].
+
+    Only its lower triangle is read.
+    """
     size = len(matrix)
-    if count == 0:
-        return matrix.new_zeros(0), matrix.new_zeros(size, 0)
     if matrix.device.type != "cpu" or count > FEW * size:
         values, vectors = torch.linalg.eigh(matrix)
+        if end == "largest":
+            values, vectors = values.flip(0), vectors.flip(1)
         return values[:count], vectors[:, :count]
     from scipy.linalg import eigh
 
-    values, vectors = eigh(matrix.numpy(), subset_by_index=(0, count - 1), driver="evr", check_finite=False)
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    wanted = (0, count - 1) if end == "smallest" else (size - count, size - 1)
+    values, vectors = eigh(matrix.numpy(), subset_by_index=wanted, driver="evr", check_finite=False)
+    values, vectors = torch.from_numpy(values), torch.from_numpy(vectors)
+    if end == "largest":
+        values, vectors = values.flip(0), vectors.flip(1)
+    return values, vectors
 
 
 def root(matrix: Tensor) -> Tensor:

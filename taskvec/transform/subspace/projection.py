@@ -1,26 +1,26 @@
 """PAVE as a projection of a layer's outputs.
 
-Of W C = U S V^T the truncation SVD_r(W C) C^-1 equals U_r U_r^T W, so that purification needs neither the inverse nor
-the directions it keeps: W_r = W - P P^T W, where P holds the pruned left singular vectors (spec 1.2).
+Of W C = U S V^T the truncation SVD_r(W C) C^-1 equals U_r U_r^T W. Purification needs neither this inverse nor the
+directions it keeps: W_r = W - P P^T W, where P holds the pruned left singular vectors (spec 1.2). All is float64, for
+the smallest directions are those that float32 loses first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from taskvec.transform.subspace.eigen import gram, root, smallest_eigenpairs
+from taskvec.transform.subspace.eigen import cholesky, eigenpairs, lower_gram, root
 
 Whitening = Literal["cov", "sqrt"]
 
-# A Gram matrix squares the singular values; below these shares of its trace rounding decides, and the SVD takes over.
-# A wide layer needs the cut to be known, a tall one each direction, since it is divided by its singular value.
-DEPTH_OF_CUT = 1e-12
-DEPTH_OF_DIRECTIONS = 3e-10
-SVD_DEPTH = 1e-13  # the same for singular values themselves, relative to their norm
+# Gram matrices square singular values; if the one at the cut is below this share of the trace, the SVD has to do it.
+GRAM_DEPTH = 1e-9
+SVD_DEPTH = 1e-13  # the same for singular values themselves, relative to the largest that was seen
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,48 @@ class Pruned:
     determined: bool
 
 
+class _Low(NamedTuple):
+    """The low end of W F = U S V^T: sigma [count] ascending, and left singular vectors [out, count]."""
+
+    values: Tensor
+    directions: Tensor
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """A layer in float64; ``factor`` F [in, in] is C + damping I or its root, and U S V^T = W F is decomposed."""
+    """A layer in float64, and F [in, in]: C + damping I, or with "sqrt" its root."""
 
     weight: Tensor
     moment: Tensor
     damping: float
     whitening: Whitening
 
-    def factor(self) -> Tensor:
+    @property
+    def damped(self) -> Tensor:
+        """C + damping I."""
         damped = self.moment.clone()
         damped.diagonal().add_(self.damping)
-        return damped if self.whitening == "cov" else root(damped)
+        return damped
 
-    @property
-    def wide(self) -> bool:
-        outputs, inputs = self.weight.shape
-        return outputs <= inputs
+    @cached_property
+    def product(self) -> Tensor:
+        """W (C + damping I) [out, in]."""
+        return self.weight @ self.damped
+
+    def total(self) -> Tensor:
+        """Return sum_j sigma_j^2 of W F."""
+        return (self.product * (self.product if self.whitening == "cov" else self.weight)).sum()
+
+    def activated(self) -> Tensor:
+        """Return tr(W C W^T)."""
+        damped = (self.product * self.weight).sum()
+        return damped - self.damping * self.weight.square().sum()
 
 
-@dataclass(frozen=True)
-class _Squares:
-    """sum_j sigma_j^2 of W F, tr(W C W^T), and the Gram matrix [R, R] of W F on its smaller side."""
-
-    matrix: Tensor
-    total: Tensor
-    activated: Tensor
-
-
-def prune(weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, whitening: Whitening = "cov") -> Pruned:
-    """Return the left singular directions of W (C + damping I) beyond the ``rank`` leading ones, in float64.
+def pruned_directions(
+    weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, whitening: Whitening = "cov"
+) -> Tensor:
+    """Return P [out, R - rank]: the left singular directions of W (C + damping I) beyond the ``rank`` leading ones.
 
     ``weight`` [out, in], ``moment`` C [in, in], the mean of x x^T over the layer's input rows. With ``whitening``
     "sqrt" the directions are those of W L with C = L L^T, the best ones for the outputs themselves (spec property 9).
@@ -79,29 +90,41 @@ def prune(weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, wh
         ValueError: if shapes do not fit or ``rank`` is not between 0 and R.
     """
     layer = _layer(weight, moment, damping, whitening)
-    full = min(weight.shape)
-    if not 0 <= rank <= full:
-        raise ValueError(f"rank {rank} is not between 0 and {full}")
-    squares = _squares(layer)
-    pruned = full - rank
-    looked_at = min(pruned + 1, full)  # the smallest one that is kept tells whether the cut is determined
-    values, directions = _smallest(layer, squares, looked_at)
-    values, next_value = values[:pruned], values[-1]
-    directions = directions[:, :pruned]
+    return _low(layer, _count(weight, rank)).directions
+
+
+def prune(weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, whitening: Whitening = "cov") -> Pruned:
+    """Return :func:`pruned_directions` with what they cost.
+
+    Raises:
+        ValueError: if shapes do not fit or ``rank`` is not between 0 and R.
+    """
+    layer = _layer(weight, moment, damping, whitening)
+    count = _count(weight, rank)
+    looked_at = count + 1 if rank else count  # the smallest one that is kept tells whether the cut is determined
+    low = _low(layer, looked_at)
+    directions, total = low.directions[:, :count], layer.total()
     lost = directions.mT @ layer.weight
     lost_activation = (lost @ layer.moment * lost).sum()
-    is_a_cut = 0 < rank < full
-    determined = not is_a_cut or bool(next_value > SVD_DEPTH * squares.total.sqrt())
-    energy = _share(values.square().sum(), squares.total)
-    error = _share(lost_activation, squares.activated)
-    return Pruned(directions, rank, energy, error, determined)
+    smallest_kept = low.values[count:].sum()
+    is_a_cut = count > 0 and rank > 0
+    return Pruned(
+        directions,
+        rank,
+        energy=_share(low.values[:count].square().sum(), total),
+        error=_share(lost_activation, layer.activated()),
+        determined=not is_a_cut or bool(smallest_kept > SVD_DEPTH * total.sqrt()),
+    )
 
 
-def removed(weight: Tensor, directions: Tensor) -> Tensor:
-    """Return P P^T W, what purification takes away, in the weight's dtype; P [out, pruned], accumulated in float64."""
-    directions = directions.double()
-    lost = directions @ (directions.mT @ weight.double())
-    return lost.to(weight.dtype)
+def without(tensor: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
+    """Return tensor - P P^T W [out, in] in the tensor's dtype; P [out, pruned].
+
+    Of the weight itself that is the purified layer, of its delta the purified delta.
+    """
+    directions = directions.to(tensor.dtype)
+    lost = directions.mT @ weight
+    return torch.addmm(tensor, directions, lost, alpha=-1)
 
 
 def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening) -> _Layer:
@@ -111,47 +134,57 @@ def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening)
     return _Layer(weight.double(), moment.double(), damping, whitening)
 
 
-def _squares(layer: _Layer) -> _Squares:
-    if layer.wide:
-        return _wide_squares(layer)
-    inner = gram(layer.weight)
-    activated = (inner * layer.moment).sum()
-    factor = layer.factor()
-    matrix = factor.mT @ inner @ factor
-    return _Squares(matrix, matrix.trace(), activated)
+def _count(weight: Tensor, rank: int) -> int:
+    full = min(weight.shape)
+    if not 0 <= rank <= full:
+        raise ValueError(f"rank {rank} is not between 0 and {full}")
+    return full - rank
 
 
-def _wide_squares(layer: _Layer) -> _Squares:
-    weight = layer.weight
-    moved = weight @ layer.moment
-    activated = (moved * weight).sum()
-    moved.add_(weight, alpha=layer.damping)
-    # W F F^T W^T needs no root: F F^T is C + damping I itself.
-    matrix = gram(moved.mT) if layer.whitening == "cov" else moved @ weight.mT
-    return _Squares(matrix, matrix.trace(), activated)
+def _low(layer: _Layer, count: int) -> _Low:
+    """Return the low end of W F by the cheapest route that is exact."""
+    outputs, inputs = layer.weight.shape
+    if count == 0:
+        return _Low(layer.weight.new_zeros(0), layer.weight.new_zeros(outputs, 0))
+    by_shape = _low_of_wide if outputs < inputs else _low_of_tall
+    return by_shape(layer, count) or _low_by_svd(layer, count)
 
 
-def _smallest(layer: _Layer, squares: _Squares, count: int) -> tuple[Tensor, Tensor]:
-    """Return the ``count`` smallest singular values of W F, ascending, and their left singular vectors [out, count]."""
-    values, vectors = smallest_eigenpairs(squares.matrix, count)
-    uncertain = values[-1:] < DEPTH_OF_CUT * squares.total
-    if not layer.wide:
-        uncertain = values[:1] < DEPTH_OF_DIRECTIONS * squares.total
-    if uncertain.any():
-        return _smallest_by_svd(layer, count)
-    values = values.clamp(min=0).sqrt()
-    if layer.wide:
-        return values, vectors
-    right = layer.factor() @ vectors
-    left = torch.linalg.qr(layer.weight @ right).Q
-    return values, left
+def _low_of_wide(layer: _Layer, count: int) -> _Low | None:
+    """Return the smallest eigenpairs of W F F^T W^T; None where the cut is too deep for float64."""
+    other = layer.product if layer.whitening == "cov" else layer.weight  # F F^T without a root
+    matrix = lower_gram(other.mT) if other is layer.product else layer.product @ other.mT
+    squares, vectors = eigenpairs(matrix, count, "smallest")
+    if squares[-1] < GRAM_DEPTH * matrix.trace():
+        return None
+    return _Low(squares.clamp(min=0).sqrt(), vectors)
 
 
-def _smallest_by_svd(layer: _Layer, count: int) -> tuple[Tensor, Tensor]:
-    product = layer.weight @ layer.factor()
+def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
+    """Return the largest eigenpairs of the inverse; None where W or F is singular, or the cut too high for float64.
+
+    With W^T W = L L^T the columns of W L^-T are orthonormal, and in their coordinates W F F^T W^T is L^T F F^T L, of
+    size [in, in]. Its inverse keeps the accuracy of both factors, whose condition numbers the matrix itself squares.
+    """
+    lower, factor = cholesky(lower_gram(layer.weight)), cholesky(layer.damped)
+    if lower is None or factor is None:
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    half = torch.linalg.solve_triangular(lower, inverse, upper=False)  # L^-1 (C + damping I)^-1
+    by_whitening = {"cov": lower_gram, "sqrt": partial(torch.linalg.solve_triangular, lower, upper=False)}
+    matrix = by_whitening[layer.whitening](half.mT)
+    inverse_squares, vectors = eigenpairs(matrix, count, "largest")
+    if inverse_squares[-1] < GRAM_DEPTH * matrix.trace():
+        return None
+    right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
+    return _Low(inverse_squares.rsqrt(), layer.weight @ right)
+
+
+def _low_by_svd(layer: _Layer, count: int) -> _Low:
+    product = layer.product if layer.whitening == "cov" else layer.weight @ root(layer.damped)
     left, values, _ = torch.linalg.svd(product, full_matrices=False)
     last = len(values) - count
-    return values[last:].flip(0), left[:, last:].flip(1)
+    return _Low(values[last:].flip(0), left[:, last:].flip(1))
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

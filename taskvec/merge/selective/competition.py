@@ -1,0 +1,96 @@
+"""PCB's competition of entries, within their vector and between vectors, on runs of entries [n] of all vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from taskvec.merge.piece import Deltas, Piece
+from taskvec.merge.pieces import read_together
+from taskvec.merge.scheme.consensus import summed
+from taskvec.merge.scheme.select import Wanted, select_together
+from taskvec.vectors import Tensors
+
+
+class Range(NamedTuple):
+    """The smallest and the largest number of interest."""
+
+    low: float
+    high: float
+
+    def clamped(self, numbers: Tensor) -> Tensor:
+        """Return numbers clamped to the range."""
+        return numbers.clamp(self.low, self.high)
+
+    def mapped(self, numbers: Tensor) -> Tensor:
+        """Return numbers clamped and mapped to [0, 1]; of a range without width, 1 for positive ones from it on."""
+        if self.high == self.low:
+            top = (numbers >= self.high) & (numbers > 0)
+            return top.to(numbers.dtype)
+        height = self.clamped(numbers) - self.low
+        return height / (self.high - self.low)
+
+
+class Ranges(NamedTuple):
+    """Of each vector: the range that its magnitudes are clamped to, and the range of its balances."""
+
+    magnitudes: list[Range]
+    balances: list[Range]
+
+
+def balances(deltas: Sequence[Tensor], magnitudes: Sequence[Range], *, normalised: bool) -> list[Tensor]:
+    """Return b_t = exp(T N_t^2) tanh(tau_t * o), N_t the mapped magnitudes and o = sum_t tau_t.
+
+    ``normalised``: o = sum_t sign(tau_t) N_t.
+    """
+    sizes, sides = [], []
+    for delta, own in zip(deltas, magnitudes, strict=True):
+        size = own.mapped(delta.abs())
+        sizes.append(size)
+        sides.append(delta.sign() * size)
+    opponents = summed(sides if normalised else deltas)
+    found = []
+    for delta, size in zip(deltas, sizes, strict=True):
+        within = torch.exp(len(deltas) * size.square())
+        between = torch.tanh(delta * opponents)
+        found.append(within * between)
+    return found
+
+
+def winners(deltas: Sequence[Tensor], contested: Sequence[Tensor], ranges: Ranges) -> Tensor:
+    """Return sum_t s_t sign(tau_t) A_t / sum_t s_t, A the clamped magnitudes, s the mapped balances."""
+    total = torch.zeros_like(deltas[0])
+    scores = torch.zeros_like(deltas[0])
+    for place, delta in enumerate(deltas):
+        score = ranges.balances[place].mapped(contested[place])
+        size = ranges.magnitudes[place].clamped(delta.abs())
+        total += delta.sign() * size * score
+        scores += score
+    return total / scores.clamp(min=1e-12)
+
+
+def every(piece: Piece) -> list[Tensor]:
+    """Return the deltas of all vectors, zeros in place of None: a zero competes, too."""
+    present = piece.parts
+    zero = torch.zeros_like(present[0]) if present else torch.zeros(piece.base.shape)
+    return [zero if delta is None else delta for delta in piece.deltas]
+
+
+def all_entries(base: Tensors, deltas: Deltas) -> Iterator[list[Tensor]]:
+    """Yield runs of all parameters over all vectors, those that no vector changes included."""
+    for name in base:
+        for piece in read_together(base, deltas, name):
+            yield every(piece)
+
+
+def quantiles(runs: Callable[[], Iterable[Sequence[Tensor]]], count: int, low: int, high: int) -> list[Range]:
+    """Return the numbers of two ranks of each of ``count`` arrays."""
+    wanted = []
+    for array in range(count):
+        wanted += [Wanted(array, low), Wanted(array, high)]
+    found = select_together(runs, wanted)
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return [Range(lower.value, upper.value) for lower, upper in pairs]

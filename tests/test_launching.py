@@ -1,0 +1,215 @@
+"""Jobs of a sweep end with it, on the devices it was given; a name, a preset and a value are what was typed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from taskvec.errors import UserError
+from taskvec.runner import compose, expand, explain
+from taskvec.runner.folder import word
+from taskvec.runner.launch import processes
+from taskvec.runner.launch.devices import chosen
+from taskvec.runner.sweep import at_home
+from taskvec.runner.track.wandb import inherited_id
+
+SWEEP = """
+import sys
+from taskvec.runner import signals
+from taskvec.runner.launch import processes
+processes.COMMAND = (sys.executable, sys.argv[1], sys.argv[2])
+signals.install()
+try:
+    processes.run_processes([["a=1"], ["a=2"], ["a=3"]], processes.SweepConfig(jobs=2))
+except KeyboardInterrupt as error:
+    sys.exit(128 + getattr(error, "number", 2))
+"""
+JOB = """
+import os, subprocess, sys, time
+from taskvec.runner import signals
+signals.install()
+subprocess.Popen(["sleep", "300"])
+open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
+signals.die_with_sweep()
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of jobs that each start a process of their own and then wait, and the folder in which jobs sign."""
+    job, signed = tmp_path / "job.py", tmp_path / "signed"
+    job.write_text(JOB)
+    signed.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", SWEEP, str(job), str(signed)], start_new_session=True)
+    until(lambda: len(list(signed.iterdir())) == 2)
+    yield parent, [int(path.name) for path in signed.iterdir()]
+    parent.kill()
+
+
+def until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of a job's group lives; zombies of a killed parent do not count."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(found) == group and state != "Z":
+            return True
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_no_job_outlives_a_sweep_that_was_told_to_end(name, sweep):
+    parent, groups = sweep
+    number = getattr(signal, name)
+    parent.send_signal(number)
+    assert parent.wait(60) == 128 + number
+    until(lambda: not any(map(alive, groups)), 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_job_outlives_a_killed_sweep(sweep):
+    parent, groups = sweep
+    parent.kill()
+    leaders = [Path(f"/proc/{group}/stat") for group in groups]
+    until(lambda: not any(path.exists() and ") Z" not in path.read_text() for path in leaders), 20)
+    for group in groups:
+        os.killpg(group, signal.SIGKILL) if alive(group) else None
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "expected"),
+    [
+        (None, (0, 3), ("0", "3")),
+        ("2,5", (5, 2), ("5", "2")),
+        ("GPU-1a2b-33,GPU-9f00-44", (0, "GPU-9f00"), ("GPU-1a2b-33", "GPU-9f00-44")),
+        ("MIG-aa,MIG-bb", ("MIG-bb", 0), ("MIG-bb", "MIG-aa")),
+        ("2,5", (), ()),
+    ],
+)
+def test_devices_are_among_those_that_were_given(granted, asked, expected, monkeypatch):
+    grant(monkeypatch, granted)
+    assert chosen(asked) == expected
+
+
+NOT_GRANTED = (("2,5", 0), ("", 0), ("GPU-1a", 1), ("MIG-aa,MIG-ab", "MIG-a"), ("3", "GPU-1"))
+LABELS = ("paper/two", "x=1,y=2", 'it\'s "so"', "~", "${seed}", "v[2]", "..", "a\nb", "é" * 300, "-x")
+ODD = ("^blocks", "(q|k).weight", r"blocks\.[01]\.", "~/vit", "a,b", 'it\'s "both"', "${x", "a=b", "#1", "back\\")
+
+
+@pytest.mark.parametrize(("granted", "asked"), NOT_GRANTED)
+def test_other_devices_are_refused(granted, asked, monkeypatch):
+    grant(monkeypatch, granted)
+    with pytest.raises(UserError, match=f"sweep.devices: {asked} is not among"):
+        chosen((asked,))
+
+
+def grant(monkeypatch, granted: str | None) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if granted is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", granted)
+
+
+def test_two_jobs_are_never_one_run_of_wandb(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    assert not {"WANDB_RUN_ID", "WANDB_RESUME"} & set(processes.environment(None))
+    assert inherited_id() is None  # exported in a shell
+    assert "WANDB_RESUME" not in os.environ
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")  # by an agent
+    assert [inherited_id(), inherited_id()] == ["abc", None]
+
+
+# Names and values.
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_run_has_the_name_of_one_file(label):
+    name = word(label)
+    assert re.fullmatch(r"\w[\w.+-]{0,39}", name), name
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A user's folder with a suite and a recipe of names that exist already, one in a folder, and two experiments."""
+    schema = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
+    files = {
+        "suite/mini8": schema.format("suite/images") + "tasks: [mnist, emoji]\n",
+        "suite/a=1, b's [2]/two": schema.format("suite/images") + "tasks: [mnist, kana]\n",
+        "finetune/full": schema.format("finetune/full") + "steps: 7\n",
+        "experiment/one": "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\nfinetune: {lr: 0.1}\n",
+        "experiment/two": "# @package _global_\nparts:\n- {seed: [5, 6], finetune.lr: 0.2}\n",
+        "suite/bomb": "a: &a [x,x,x,x,x,x]\n" + "".join(f"k{i}: &k{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20)),
+    }
+    for name, text in files.items():
+        path = tmp_path / "it's ${mine}" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setenv("TASKVEC_INCLUDE", str(tmp_path / "it's ${mine}"))
+    compose.register_all()
+
+
+def test_a_preset_of_the_users_wins_over_ours_of_the_same_name(mine):
+    config = compose.resolve(compose.compose(["suite=mini8", "finetune=full"]))
+    assert config.suite.tasks == ("mnist", "emoji")
+    assert config.finetune.steps == 7
+
+
+def test_a_preset_lies_in_a_folder_of_any_name(mine):
+    config = compose.resolve(compose.compose(['suite="a=1, b\'s [2]/two"']))
+    assert config.suite.tasks == ("mnist", "kana")
+
+
+def test_a_sweep_over_experiments_keeps_the_sweep_of_each(mine):
+    jobs = [job for words in expand.unions(["experiment=one,two"]) for job in expand.expand(words)]
+    found = sorted((config.experiment, config.seed, config.finetune.lr) for config in map(resolved, jobs))
+    assert found == [("one", 0, 0.1), ("one", 1, 0.1), ("two", 5, 0.2), ("two", 6, 0.2)]
+
+
+def resolved(words):
+    return compose.resolve(compose.compose(words))
+
+
+def test_a_file_that_multiplies_itself_is_refused_in_one_line(mine):
+    with pytest.raises(UserError, match="bomb.yaml: not valid YAML: more than 100 aliases"):
+        compose.compose(["suite=bomb"])
+
+
+def test_what_hydra_cannot_read_is_shown_as_it_can(mine):
+    compose.register_all()
+    drawn = random.Random(5)
+    values = [*ODD, *("".join(drawn.choices("ab\\\"'(){}[]|^$,=~ ", k=8)).strip() or "x" for _ in range(6))]
+    shown = 0
+    for value in values:
+        try:
+            compose.compose([f"finetune.select={value}"])
+        except UserError as error:
+            words = shlex.split(re.search(r"(?:own: |them, )(.*?)(?: is one value)?$", str(error), re.S)[1])
+            assert explain.literal(words[0]) == value, error
+            shown += 1
+    assert shown > 10
+
+
+def test_a_tilde_in_outputs_is_the_home_folder_for_every_launcher(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/o'neil")
+    assert explain.literal(at_home("outputs='~/out'")) == "/home/o'neil/out"
+    assert at_home("outputs=here") == "outputs=here"

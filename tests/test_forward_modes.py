@@ -521,7 +521,7 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
             ["method=kfac", "merge=weights_only"],
             "merge=weights_only takes standard vectors, and these are tangent",
         ),
-        (["method=tangent", "protocol=perplexed"], "protocol=perplexed takes standard vectors"),
+        (["method=tangent", "protocol=perplexed"], "protocol=perplexed takes standard vectors, and these are tangent"),
     ],
 )
 def test_what_cannot_go_together_is_one_line_before_any_work(tiny, tmp_path, monkeypatch, capsys, words, reason):

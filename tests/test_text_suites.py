@@ -356,7 +356,7 @@ def own(lms: Path, tmp_path: Path):
 
 
 MALFORMED = [
-    ({"columns": {"text": None}}, "has no column 'text' (it has label)"),
+    ({"columns": {"text": None}}, "has no column 'text' (it has label, split)"),
     ({"columns": {"text": [*["fine"] * 19, "  "]}}, "row 19 of"),
     ({"columns": {"text": [*["fine"] * 3, None, *["fine"] * 16]}}, "row 3 of"),
     ({"columns": {"text": list(range(20))}}, "column 'text' holds int64, not text"),

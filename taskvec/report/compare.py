@@ -67,8 +67,8 @@ class Side:
             where[key] = value
         return cls(row, where)
 
-    def of(self, lines: Lines) -> list[Line]:
-        """Return the lines of this side.
+    def of(self, lines: Lines, where: Where) -> list[Line]:
+        """Return the lines of this side that fulfil further conditions.
 
         Raises:
             UserError: for an unknown key, or if no run has a row of the name.
@@ -79,7 +79,7 @@ class Side:
             raise UserError(f"compare: no run has a row {self.row!r}{hint}")
         check_keys([line.record for line in lines], self.where, "compare")
         own = [line for line in lines if line.row.row == self.row]
-        return [line for line in own if line.says(self.where)]
+        return [line for line in own if line.says(self.where) and line.says(where)]
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,16 @@ def compare(
     records = [line.record for line in lines]
     check_keys(records, (*by, *where), "compare")
     check_metrics(records, metrics or (), "compare")
-    wanted = [line for line in lines if line.says(where)]
-    one = Side.parse(first).of(wanted)
-    other = Side.parse(second).of(wanted)
+    one = Side.parse(first).of(lines, where)
+    other = Side.parse(second).of(lines, where)
     found = []
     for group, pairs in paired(one, other, by).items():
         found += differences(group, pairs, metrics)
     if not found:
         raise UserError(f"compare: no seed has both {first} and {second}; `taskvec table --rows row seed` lists them")
     grid = Grid([*by, "difference", "metric", "seeds", "mean", "95 % interval", "unit"])
-    for difference in found:
-        grid.lines.append(difference.cells(f"{first} - {second}"))
+    for one_metric in found:
+        grid.lines.append(one_metric.cells(f"{first} - {second}"))
     return render(grid, style)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,15 +79,15 @@ class Result(Config):
 
     def settings(self) -> Json:
         """Return the settings that can change the result, by dotted key."""
-        found = {}
-        for key, value in flatten(self.config):
-            if not self.is_immaterial(key):
-                found[key] = value
+        found = dict(flatten(self.config))
+        for key in self.immaterial_among(found):
+            del found[key]
         return found
 
-    def is_immaterial(self, key: str) -> bool:
-        """Return whether a dotted key of the config, or a record that it belongs to, cannot change results."""
-        return f"{key}.".startswith(tuple(f"{declared}." for declared in self.immaterial))
+    def immaterial_among(self, keys: Iterable[str]) -> frozenset[str]:
+        """Return which dotted keys of the config, or the records that they belong to, cannot change results."""
+        records = tuple(f"{declared}." for declared in self.immaterial)
+        return frozenset(key for key in keys if f"{key}.".startswith(records))
 
 
 def flatten(node: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -88,7 +88,7 @@ def records_of(run: Run) -> Iterator[Record]:
     """Yield the records of a run, which differ in ``row`` and metrics only."""
     result = run.result
     keys = dict(flatten(result.config))
-    immaterial = frozenset(filter(result.is_immaterial, keys))
+    immaterial = result.immaterial_among(keys)
     keys |= labels_of(result.config)
     keys |= {"run": result.run_id, "fingerprint": result.fingerprint, "state": run.state}
     for row in result.rows:

@@ -315,6 +315,8 @@ def test_what_is_refused(tower: Images, images: Tensor, head: Tensor, labels: Te
     broken["blocks.1.attn.q.weight"][0, 0] = torch.nan
     with pytest.raises(UserError, match=r"input_moments: blocks\.1\.attn\.out/gram is not finite"):
         collect(tower, [images], [MOMENTS], parameters=broken)
+    with pytest.raises(UserError, match=r"curvature: the factors of blocks\.0\.attn\.q are not finite"):
+        collect(tower, [images], [EXACT.model_copy(update={"structure": "ekfac"})], parameters=broken)
     with pytest.raises(NotImplementedError, match="Spectrum is not collected"):
         collect(tower, [images], [Spectrum()])
 

@@ -20,7 +20,7 @@ class Approximation(Config):
     MSELoss: c = 2n with reduction "sum" over n examples (its Hessian is 2 I, and it does not divide by n), c = 2/d with
     "mean" over the features' d channels. ``reduce`` gives key projections no curvature, so it leaves them unpenalised:
     their gradients sum to zero over the tokens, because the same shift of all keys moves all scores of a query alike
-    and softmax does not see it (with rotary positions the shift differs from token to token, and something is left).
+    and softmax does not see it (positions that enter the scores of the keys, rotary or DeBERTa's, leave something).
     """
 
     structure: Literal["kfac", "ekfac", "diag_ggn"] = "kfac"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskvec.statistics.passes.survey import Survey
 
 
-@register("statistic", "cross_moments", paper="Theseus, spec theseus 1.1 to 1.3")
+@register("statistic", "cross_moments", paper="Theseus")
 class CrossMoments(Statistic):
     """C = A^T B [a, b] in float64 of the rows A of the source and B of the target, for every space that both observe.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taskvec.statistics.passes.survey import Survey
 
 
-@register("statistic", "fisher", paper="Matena and Raffel, NeurIPS 2022, arXiv 2111.09832; spec merging 2")
+@register("statistic", "fisher", paper="Matena and Raffel, NeurIPS 2022, arXiv 2111.09832")
 class Fisher(Statistic):
     """F = (1/n) sum over groups of ``batch`` examples of (sum_x grad l(x))^2, by editable parameter.
 

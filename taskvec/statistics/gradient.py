@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MEAN, VOTES = "mean/", "votes/"
 
 
-@register("statistic", "gradient", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880; spec atlas 6.6")
+@register("statistic", "gradient", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880")
 class Gradient(Statistic):
     """The gradient of the mean loss of the labels, by parameter: <gradient, tau> is d loss / d alpha at the weights.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskvec.statistics.values import LayerMoments
 
 
-@register("statistic", "input_moments", paper="Jin et al., ICLR 2023, arXiv 2212.09849; spec pave 1.10")
+@register("statistic", "input_moments", paper="Jin et al., ICLR 2023, arXiv 2212.09849")
 class InputMoments(Statistic):
     """sum x x^T [in, in], sum x [in] (float64) and the number of rows x: a layer's inputs at all real tokens.
 

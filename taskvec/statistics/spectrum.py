@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("statistic", "spectrum", paper="PAVE, spec pave 1.2 and 3")
+@register("statistic", "spectrum", paper="PAVE")
 class Spectrum(Statistic):
     """The singular values of W C by layer, descending, [min(out, in)] float64, with C = sum x x^T / rows + damping I.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from taskvec.statistics.values import ParameterGradient
 
 
 class _Sums:
-    """float64 sums by parameter name, handed back in the parameters' own dtype."""
+    """float64 sums by parameter name, handed back in the parameters' own dtype, in float32 at least."""
 
     def __init__(self) -> None:
         self.totals = {}
@@ -29,7 +28,7 @@ class _Sums:
                 self.totals[name] += value
             else:
                 self.totals[name] = value.to(torch.float64, copy=True)
-                self.dtypes[name] = value.dtype
+                self.dtypes[name] = exact(value)
 
     def mean(self, count: int) -> dict[str, Tensor]:
         """Return the sums divided by a count; the sums themselves are used up."""
@@ -60,7 +59,10 @@ class GradientSums(Accumulator):
             return
         for name, gradient in gradients.items():
             sign = gradient.sign().to(torch.int32)
-            self.votes[name] = self.votes[name].add_(sign) if name in self.votes else sign
+            if name in self.votes:
+                self.votes[name] += sign
+            else:
+                self.votes[name] = sign
 
     def finish(self, examples: int) -> ParameterGradient:
         """Return the mean gradient and the votes."""
@@ -82,17 +84,19 @@ class FisherSums(Accumulator):
             return [Root(loss(forward), receive=self._square)]
         terms = weighted_log_likelihoods(forward.logits)
         if self.outcome == "every":
-            ones = torch.ones_like(terms[:, 0])
-            columns = terms.unbind(1)
-            return [Root(column, partial(_same, ones), self._square) for column in columns]
-        weights = torch.ones_like(terms)
+            columns = terms.sum(0).unbind()
+            return [Root(column, receive=self._square) for column in columns]
         if self.outcome == "signed":
             normal = probe(self.seed, 0, forward.first, *terms.shape)
-            weights = normal.sign().to(terms)
-        return [Root(terms, partial(_same, weights), self._square)]
+            terms = terms * normal.sign().to(terms)
+        return [Root(terms.sum(), receive=self._square)]
 
     def _square(self, gradients: Mapping[str, Tensor]) -> None:
-        self.sums.add({name: gradient.square() for name, gradient in gradients.items()})
+        squares = {}
+        for name, gradient in gradients.items():
+            gradient = gradient.to(exact(gradient))
+            squares[name] = gradient.square()
+        self.sums.add(squares)
 
     def finish(self, examples: int) -> dict[str, Tensor]:
         """Return the diagonal by parameter."""
@@ -130,5 +134,6 @@ def weighted_log_likelihoods(logits: Tensor) -> Tensor:
     return probabilities.sqrt() * scores
 
 
-def _same(gradient: Tensor) -> Tensor:
-    return gradient
+def exact(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that a statistic of a tensor is kept in: its own, but float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -155,7 +155,11 @@ def test_glue_is_judged_by_the_metric_of_each_task(run, outputs):
 @pytest.mark.parametrize("model", ["tiny_t5", "tiny_gpt2"])
 def test_models_that_answer_in_words_learn_scores(run, model):
     words = [f"backbone={model}", "suite=glue8", MIRROR, "suite.tasks=[stsb]", "protocol.grid=[0,1]"]
-    assert rows(run(*words, "finetune.steps=150"))["individual"].values("accuracy")["stsb"] > 0.6
+    found = []
+    for seed in range(3):  # a few dozen examples are tested on: one seed's correlation spreads by 0.3
+        outcome = run(*words, "finetune.steps=300", f"seed={seed}")
+        found.append(rows(outcome)["individual"].values("accuracy")["stsb"])
+    assert sum(found) / len(found) > 0.5
 
 
 def test_rows_without_a_label_are_left_out_and_words_are_labels():

@@ -249,6 +249,7 @@ class Plan:
             mode=composed.forward or own_mode,
             expressions=expressions,
         )
+        same_mode(plain.mode, self.config.protocol, "protocol")
         if not composed.merge or not (nodes or takes_none):
             return plain
         same_mode(plain.mode, self.config.merge, "merge")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -21,15 +21,12 @@ from taskvec.training.factor_coefficients import FactorCoefficients
 from taskvec.training.loop import Group
 from taskvec.vectors import Tensors
 
-if TYPE_CHECKING:
-    from taskvec.merge.learned.atlas import Atlas
-
 FUSED = (".q", ".k", ".v")  # ends of the roles that the authors' models pack into one tensor
 
 Leaves = Coefficients | FactorCoefficients
 
 
-def learn(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given) -> Learned:
+def learn(merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given) -> Learned:
     """Return the composition that is learned on ``given.learning``."""
     seed = merge.seed_of(given)
     trained, labels, report = parameterised(merge, base, vectors, given)
@@ -55,7 +52,7 @@ def learn(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given) 
 
 
 def parameterised(
-    merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given
+    merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given
 ) -> tuple[Leaves, Sequence[str], dict[str, Any]]:
     """Return the coefficients as leaves, the labels of their rows, and what to report of the choice of vectors."""
     seed = merge.seed_of(given)
@@ -70,7 +67,7 @@ def parameterised(
     return trained, found.labels, dict(found.report)
 
 
-def blocks_of(merge: Atlas, base: Tensors, layers: Sequence[LinearLayer], seed: int) -> Blocks:
+def blocks_of(merge: Any, base: Tensors, layers: Sequence[LinearLayer], seed: int) -> Blocks:
     """Return the blocks of a merge's settings."""
     shapes = {name: tensor.shape for name, tensor in base.items()}
     found = blocks(merge.by, shapes, matrices=merge.matrices)
@@ -93,7 +90,7 @@ def packed(layers: Sequence[LinearLayer]) -> dict[str, str]:
     return groups
 
 
-def _train(merge: Atlas, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, Any]:
+def _train(merge: Any, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, Any]:
     """Move the leaves to where they stay, and return what to report of it."""
     if merge.search:
         return {"curve": search(learner, merge.search, seed)}
@@ -110,7 +107,7 @@ def _train(merge: Atlas, learner: Learner, jointly: Jointly | None, seed: int) -
     return {"curve": curve, "epoch": keeper.epoch, "validation": keeper.scores}
 
 
-def _readouts(merge: Atlas, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, dict[str, Tensor]]:
+def _readouts(merge: Any, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, dict[str, Tensor]]:
     """Return the adapter's tensors by task: those that were trained along, or else fitted to the learned model."""
     if jointly:
         return detached(jointly.readouts())
@@ -127,7 +124,7 @@ def _keeper(learner: Learner, jointly: Jointly | None) -> KeepBest | None:
     return KeepBest(leaves, judge_of(learner))
 
 
-def _penalties(merge: Atlas, coefficients: Tensor) -> list[Callable[[int], Tensor]]:
+def _penalties(merge: Any, coefficients: Tensor) -> list[Callable[[int], Tensor]]:
     """Return gamma * mean_j ||(lambda_1^(j) ... lambda_n^(j))||_p, where gamma is not zero."""
     if not merge.penalty:
         return []

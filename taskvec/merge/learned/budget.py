@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from taskvec.merge.learned.bases import RandomBasis
 from taskvec.needs import Examples, Given, Signed, label_of
 from taskvec.training.blocks import Blocks
 from taskvec.vectors import Tensors
-
-if TYPE_CHECKING:
-    from taskvec.merge.learned.atlas import Atlas
 
 ROWS = 500  # of a batch of features
 
@@ -38,7 +35,7 @@ class Chosen:
         return Chosen(deltas, labels, {"chosen": labels})
 
 
-def chosen(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
+def chosen(merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
     """Return the vectors within a merge's budget."""
     offered = _offered(merge, base, vectors, given)
     if merge.budget is None or merge.budget >= len(offered.deltas):
@@ -54,7 +51,7 @@ def chosen(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given,
     return _mixed(offered, slopes, merge.budget, cut)
 
 
-def _offered(merge: Atlas, base: Tensors, vectors: Sequence[Signed], given: Given) -> Chosen:
+def _offered(merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given) -> Chosen:
     """Return the run's vectors, or random ones."""
     if merge.random_bases is None:
         labels = [label_of(signed.expression) for signed in vectors]
@@ -76,7 +73,7 @@ def _mixed(offered: Chosen, slopes: Tensor, budget: int, cut: Blocks) -> Chosen:
     return Chosen(mixed, labels, {"share_of_blocks": shares})
 
 
-def _by_features(merge: Atlas, vectors: Sequence[Signed], given: Given) -> list[int]:
+def _by_features(merge: Any, vectors: Sequence[Signed], given: Given) -> list[int]:
     """Return the places of the vectors whose own tasks look most like what is learned on."""
     target = _mean_features(given, given.learning.examples)
     sources = []
@@ -97,7 +94,7 @@ def _mean_features(given: Given, needs: Sequence[Examples]) -> Tensor:
     return torch.stack(means).mean(0)
 
 
-def _slopes(merge: Atlas, deltas: Deltas, given: Given, cut: Blocks) -> Tensor:
+def _slopes(merge: Any, deltas: Deltas, given: Given, cut: Blocks) -> Tensor:
     """Return the gradient at coefficients zero [n, m], summed over the tasks that are learned on."""
     total = torch.zeros(len(deltas), cut.count, dtype=torch.float64)
     for need in merge.gradients(given.scope):

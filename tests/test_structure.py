@@ -123,7 +123,7 @@ def test_readme_commands_are_valid(line: str, tmp_path: Path):
     words = shlex.split(line)[1:]
     if words[0] == "run" or "=" in words[0] or words[0] == "-m":
         words = ["show", *(word for word in words if word not in ("-m", "run") and not word.startswith("sweep."))]
-        words = [re.sub(r"^(seed|protocol)=([^,]+),.*", r"\1=\2", word) for word in words]
+        words = [re.sub(r"^(seed|protocol|merge)=([^,]+),.*", r"\1=\2", word) for word in words]
     elif words[0] not in ("list", "show", "doctor", "completion"):
         words = [*words, "--help"]
     done = command(None, *words)

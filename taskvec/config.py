@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class Config(BaseModel):
     """A frozen record of typed settings; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), defer_build=True
+    )
 
     def material(self) -> dict[str, Any]:
         """Return the fields that can change results."""
@@ -23,11 +25,17 @@ class Config(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change results, as JSON values; no file is looked at."""
-        return {name: plain(value, lambda record: record.settings()) for name, value in self.material().items()}
+        return {
+            name: plain(value, lambda record: record.settings())
+            for name, value in self.material().items()
+        }
 
     def identity(self) -> dict[str, Any]:
         """Return all that determines results, as JSON values: settings, versions, the checksums of files."""
-        return {name: plain(value, lambda record: record.identity()) for name, value in self.material().items()}
+        return {
+            name: plain(value, lambda record: record.identity())
+            for name, value in self.material().items()
+        }
 
 
 class Component(Config):
@@ -103,7 +111,11 @@ def immaterial_keys(config: Config, prefix: str = "") -> list[str]:
 
 def _records(name: str, value: Any) -> Iterator[tuple[str, Config]]:
     """Yield the records that a field holds, itself or by key, with their dotted keys."""
-    named = {f"{name}.{key}": child for key, child in value.items()} if isinstance(value, Mapping) else {name: value}
+    named = (
+        {f"{name}.{key}": child for key, child in value.items()}
+        if isinstance(value, Mapping)
+        else {name: value}
+    )
     for key, child in named.items():
         if isinstance(child, Config):
             yield key, child

@@ -54,7 +54,9 @@ def as_bad_input() -> Iterator[None]:
 
 def expected(error: BaseException) -> bool:
     """Return whether an error says all there is to say, so that nobody needs its traceback."""
-    return isinstance(error, (UserError, NoFeasibleCoefficientError, FloatingPointError)) or disk_is_full(error)
+    return isinstance(
+        error, (UserError, NoFeasibleCoefficientError, FloatingPointError)
+    ) or disk_is_full(error)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -80,7 +82,11 @@ def describe(error: BaseException) -> str:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    place = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})" if trace else ""
+    place = (
+        f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
+        if trace
+        else ""
+    )
     return f"{type(error).__name__}: {message}{place}"
 
 

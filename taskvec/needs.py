@@ -174,7 +174,12 @@ class Grant:
     def covers(self, need: Examples) -> bool:
         """Return whether a need stays within the grant."""
         known = self.tasks is None or need.task in self.tasks
-        return known and self.use == need.use and self.split == need.split and (self.labels or not need.labels)
+        return (
+            known
+            and self.use == need.use
+            and self.split == need.split
+            and (self.labels or not need.labels)
+        )
 
 
 # What is known when planning, and what is given when computing

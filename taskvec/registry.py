@@ -30,7 +30,8 @@ PACKAGES = {
     "objective": "taskvec.training",
     "adapter": "taskvec.merge.adapters",
 }
-PARTS = ("statistic", "question", "objective", "adapter")  # of components; no config group of their own
+# Parts of components: they have no config group of their own.
+PARTS = ("statistic", "question", "objective", "adapter")
 GROUPS = tuple(group for group in PACKAGES if group not in PARTS)
 PACKAGE = Path(__file__).resolve().parent
 MANY = 30
@@ -49,6 +50,11 @@ class Entry:
     paper: str
     source: Path
 
+    @property
+    def shipped(self) -> bool:
+        """Whether it came with taskvec, and not from a file of the user's."""
+        return self.source.is_relative_to(PACKAGE)
+
 
 _entries: dict[tuple[str, str], Entry] = {}
 
@@ -66,7 +72,9 @@ def register(group: str, name: str, *, paper: str = "") -> Callable[[T], T]:
         source = Path(inspect.getfile(schema)).resolve()
         known = _entries.get((group, name))
         if known and known.source != source:
-            raise ValueError(f"{group}={name} is registered by {known.source.name} already; rename one of the two")
+            raise ValueError(
+                f"{group}={name} is registered by {known.source.name} already; rename one of the two"
+            )
         _entries[group, name] = Entry(group, name, schema, paper, source)
         return schema
 
@@ -97,8 +105,12 @@ def load_file(path: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--include {path}: cannot be imported: {type(error).__name__}: {error}") from error
-    helpers = {sys.modules[name] for name in set(sys.modules) - before} | _imported_beside(module, path.parent)
+        raise UserError(
+            f"--include {path}: cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    helpers = {sys.modules[name] for name in set(sys.modules) - before} | _imported_beside(
+        module, path.parent
+    )
     code = _code_of(path, helpers)
     for entry in _entries.values():
         if entry.source == path.resolve():
@@ -109,7 +121,9 @@ def _imported_beside(module: ModuleType, folder: Path) -> set[ModuleType]:
     """Return the modules of a folder that a module refers to, those that were imported earlier too."""
     found = set()
     for value in vars(module).values():
-        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        name = (
+            value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        )
         other = sys.modules.get(name) if isinstance(name, str) else None
         if other is not None and other is not module and _source(other, folder):
             found.add(other)
@@ -125,7 +139,9 @@ def _source(module: ModuleType, folder: Path) -> Path | None:
 
 def _code_of(path: Path, helpers: set[ModuleType]) -> str:
     """Return the checksum of a user's file and of the modules beside it that it imports."""
-    files = {path.resolve()} | {found for helper in helpers if (found := _source(helper, path.parent))}
+    files = {path.resolve()} | {
+        found for helper in helpers if (found := _source(helper, path.parent))
+    }
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -134,7 +150,9 @@ def _code_of(path: Path, helpers: set[ModuleType]) -> str:
 
 def entries(group: str | None = None) -> list[Entry]:
     """Return the registered components, of one group or of all, by name."""
-    return sorted((e for e in _entries.values() if group in (None, e.group)), key=lambda e: (e.group, e.name))
+    return sorted(
+        (e for e in _entries.values() if group in (None, e.group)), key=lambda e: (e.group, e.name)
+    )
 
 
 def lookup(group: str, name: str) -> Entry:
@@ -144,7 +162,9 @@ def lookup(group: str, name: str) -> Entry:
         UserError: if there is none of that name; the message names the nearest.
     """
     if (group, name) not in _entries:
-        raise UserError(f"{group}.kind: unknown {group} {name!r}{did_you_mean(name, [e.name for e in entries(group)])}")
+        raise UserError(
+            f"{group}.kind: unknown {group} {name!r}{did_you_mean(name, [e.name for e in entries(group)])}"
+        )
     return _entries[group, name]
 
 

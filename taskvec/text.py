@@ -5,7 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 JOINERS = "\u200c\u200d"  # they shape letters of Persian and Indic scripts, and emoji
-UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats (direction overrides), surrogates, line separators
+# Controls, formats (direction overrides), surrogates, line separators
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:

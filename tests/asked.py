@@ -16,7 +16,12 @@ from taskvec.training.evaluator import Evaluator
 class Given:
     """The part of :class:`taskvec.needs.Given` that questions use; ``asked`` lists the needs that were read."""
 
-    def __init__(self, model: Any, views: Mapping[tuple[str, str], View], answers: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        model: Any,
+        views: Mapping[tuple[str, str], View],
+        answers: Mapping[str, Any] | None = None,
+    ):
         self.model, self.views, self.answers = model, views, answers or {}
         self.evaluator = Evaluator(model, self.__getitem__)
         self.asked: list[Examples] = []
@@ -34,14 +39,21 @@ def ask(protocol: Any, suite: Any, *, joint: bool = False) -> Asking:
     transform = SimpleNamespace(on="vectors", joint=True, moves=False, grid=None)
     transforms = {JOINT: transform} if joint else {}
     config = SimpleNamespace(
-        suite=suite, protocol=protocol, backbone=None, source=None, transform=transforms, merge=TaskArithmetic()
+        suite=suite,
+        protocol=protocol,
+        backbone=None,
+        source=None,
+        transform=transforms,
+        merge=TaskArithmetic(),
     )
     return Asking(config, Chain(config))
 
 
 def tuned(*tasks: str, ascend: bool = False) -> Tuned:
     """Return the expression of a vector tuned on tasks."""
-    return Tuned(tuple(Examples(task, "train", "learning", labels=True) for task in tasks), ascend=ascend)
+    return Tuned(
+        tuple(Examples(task, "train", "learning", labels=True) for task in tasks), ascend=ascend
+    )
 
 
 def changed(task: str, among: str) -> Changed:

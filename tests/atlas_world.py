@@ -96,7 +96,9 @@ def given(model: Model, signed: list[Signed], views: dict[str, Memory], **more: 
     known = needs | more.pop("known", {})
     scope = Scope(tuple(vector.tasks[0] for vector in signed), learning=tuple(needs))
     scope.backbone = SimpleNamespace(gives={"zero_shot_heads"})
-    found = Given(scope, known=known, model=model, objective=more.pop("objective", CrossEntropy()), **more)
+    found = Given(
+        scope, known=known, model=model, objective=more.pop("objective", CrossEntropy()), **more
+    )
     found.evaluator = Evaluator(model, found.__getitem__)
     found.learning = found.learning or Learning(found.objective, tuple(needs))
     found.answers = {}

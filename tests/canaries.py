@@ -59,7 +59,11 @@ def digest(tensors: Mapping[str, Tensor]) -> Numbers:
     found = {}
     for name, tensor in tensors.items():
         values = tensor.detach().double().flatten()
-        weights = torch.linspace(-1, 1, len(values), dtype=torch.float64) if len(values) > 1 else values.new_ones(1)
+        weights = (
+            torch.linspace(-1, 1, len(values), dtype=torch.float64)
+            if len(values) > 1
+            else values.new_ones(1)
+        )
         found[f"{name}/norm"] = values.norm().item()
         found[f"{name}/along"] = (values * weights[: len(values)]).sum().item()
     return found
@@ -69,7 +73,10 @@ def total(tensors: Mapping[str, Tensor]) -> Numbers:
     """Return the sums of a digest over all tensors: few numbers for a whole vector."""
     parts = digest(tensors)
     norm = math.sqrt(sum(value**2 for name, value in parts.items() if name.endswith("/norm")))
-    return {"norm": norm, "along": sum(value for name, value in parts.items() if name.endswith("/along"))}
+    return {
+        "norm": norm,
+        "along": sum(value for name, value in parts.items() if name.endswith("/along")),
+    }
 
 
 @cache
@@ -122,7 +129,9 @@ def tuned(kind: str, **settings: Any) -> Callable[[], Numbers]:
 
     def numbers() -> Numbers:
         method = registry.lookup("finetune", kind).schema(**SMALL, **settings)
-        method = method.resolved(SimpleNamespace(recipe=SimpleNamespace(drift_weight=10.0, **SMALL)))
+        method = method.resolved(
+            SimpleNamespace(recipe=SimpleNamespace(drift_weight=10.0, **SMALL))
+        )
         others = {"b": views()["b"]}
         if kind == "kfac":
             statistic = method.curvature.statistic
@@ -136,7 +145,9 @@ def tuned(kind: str, **settings: Any) -> Callable[[], Numbers]:
 
 for kind in ("full", "linear_ft", "tangent", "kfac", "tau_jp"):
     canary(f"finetune/{kind}", registry.lookup("finetune", kind).schema)(tuned(kind))
-canary("finetune/full/lora", registry.lookup("finetune", "full").schema)(tuned("full", select="lora", rank=2))
+canary("finetune/full/lora", registry.lookup("finetune", "full").schema)(
+    tuned("full", select="lora", rank=2)
+)
 
 # Statistics
 
@@ -170,7 +181,9 @@ STATISTICS = {
 }
 for name, settings in STATISTICS.items():
     kind = name.partition("/")[0]
-    canary(f"statistic/{name}", registry.lookup("statistic", kind).schema)(statistic(kind, **settings))
+    canary(f"statistic/{name}", registry.lookup("statistic", kind).schema)(
+        statistic(kind, **settings)
+    )
 
 
 @canary("statistic/cross_moments", registry.lookup("statistic", "cross_moments").schema)
@@ -221,7 +234,11 @@ def objective(kind: str) -> Callable[[], Numbers]:
         chosen = registry.lookup("objective", kind).schema()
         logits = torch.linspace(-2, 3, 24).view(8, 3)
         labels = torch.tensor([0, 2, 1, 1, 0, 2, 2, 1])
-        batch = Batch(torch.zeros(8, 1), {"a": slice(0, 5), "b": slice(5, 8)}, {"a": labels[:5], "b": labels[5:]})
+        batch = Batch(
+            torch.zeros(8, 1),
+            {"a": slice(0, 5), "b": slice(5, 8)},
+            {"a": labels[:5], "b": labels[5:]},
+        )
         rows = {"a": logits[:5], "b": logits[5:]}
         return {"loss": chosen.loss(lambda task, inputs: rows[task], batch, {}).item()}
 
@@ -320,7 +337,9 @@ def question(kind: str, settings: Mapping[str, Any], forward: str) -> Callable[[
         asked = registry.lookup("question", kind).schema(**settings)
         signed = []
         for task, vector in vectors().items():
-            signed.append(Signed(Tuned((Examples(task, "train", "learning", labels=True),)), 1.0, vector))
+            signed.append(
+                Signed(Tuned((Examples(task, "train", "learning", labels=True),)), 1.0, vector)
+            )
         composition = Scaled(model().parameters, sum(vectors().values()))
         composition.forward = forward
         answer, _ = asked.answer(_Asked(model(), views()), composition, signed)
@@ -332,7 +351,13 @@ def question(kind: str, settings: Mapping[str, Any], forward: str) -> Callable[[
 def _leaves(value: Any, place: str = "") -> Numbers:
     if isinstance(value, bool | int | float):
         return {place: float(value)}
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
     found: Numbers = {}
     for key, child in children:
         found |= _leaves(child, f"{place}/{key}")
@@ -360,7 +385,9 @@ def agree(recorded: Numbers, found: Numbers) -> bool:
     """Return whether two sets of numbers are the same up to rounding."""
     if recorded.keys() != found.keys():
         return False
-    return all(math.isclose(recorded[key], found[key], rel_tol=TOLERANCE, abs_tol=1e-6) for key in recorded)
+    return all(
+        math.isclose(recorded[key], found[key], rel_tol=TOLERANCE, abs_tol=1e-6) for key in recorded
+    )
 
 
 def records() -> dict[str, Any]:
@@ -370,8 +397,12 @@ def records() -> dict[str, Any]:
 
 def main() -> None:
     """Record canaries again: those named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", nargs="*", required=True, metavar="NAME", help="none named: every one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--record", nargs="*", required=True, metavar="NAME", help="none named: every one"
+    )
     names = parser.parse_args().record or list(CANARIES)
     torch.set_num_threads(1)
     known = records()

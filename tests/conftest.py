@@ -38,9 +38,22 @@ def outputs(warm_outputs: Path, tmp_path: Path) -> Path:
     return fresh
 
 
-def command(include: Path | None, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 120):
+def command(
+    include: Path | None,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    timeout: float = 120,
+):
     """Run ``taskvec`` in a process of its own and return it finished, with its output as text."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("TASKVEC", "WANDB"))}
     own |= {"OMP_NUM_THREADS": "1"} | (environment or {})
-    words = [sys.executable, "-m", "taskvec", *(["--include", str(include)] if include else []), *arguments]
-    return subprocess.run(words, capture_output=True, text=True, env=own, timeout=timeout, cwd=own.get("PWD_FOR_TEST"))
+    words = [
+        sys.executable,
+        "-m",
+        "taskvec",
+        *(["--include", str(include)] if include else []),
+        *arguments,
+    ]
+    return subprocess.run(
+        words, capture_output=True, text=True, env=own, timeout=timeout, cwd=own.get("PWD_FOR_TEST")
+    )

@@ -38,7 +38,11 @@ def docstring(node: ast.AST) -> ast.Expr | None:
     """Return the statement that is a node's docstring."""
     body = getattr(node, "body", None)
     first = body[0] if isinstance(body, list) and body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         return first
     return None
 

@@ -61,7 +61,9 @@ def start(include: Path | None, *arguments: str, folder: Path, **accident: Any) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = [*(["--include", str(include)] if include else []), *map(str, arguments)]
-    return Child(_request({"arguments": words, "folder": str(folder), "accident": accident}), folder)
+    return Child(
+        _request({"arguments": words, "folder": str(folder), "accident": accident}), folder
+    )
 
 
 def run(include: Path | None, *arguments: str, folder: Path, **accident: Any) -> Finished:
@@ -79,7 +81,11 @@ def _server() -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TASKVEC", "WANDB"))}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     atexit.register(server.kill)
     return server
@@ -161,7 +167,14 @@ def _fork(message: dict[str, Any]) -> int:
 class Accident:
     """Counts the events of this process, and lets something happen at one of them."""
 
-    def __init__(self, folder: Path, events: bool = True, kill_at: int = 0, stop_at: int | str = 0, full_at: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        events: bool = True,
+        kill_at: int = 0,
+        stop_at: int | str = 0,
+        full_at: int = 0,
+    ):
         self.kill_at, self.stop_at, self.full_at, self.count = kill_at, stop_at, full_at, 0
         self.log = (folder / "events").open("w", buffering=1)
 
@@ -181,7 +194,12 @@ class Accident:
         self.wrap(TaskArithmetic, "compose", "merge")
         self.wrap(Scaled, "parameters", "merge")
         self.wrap(ClipModel, "logits", "evaluate", lambda *_, **__: not torch.is_grad_enabled())
-        self.wrap(Store, "_compute", "compute", detail=lambda store, node, _: f"{node.label} {node.fingerprint}")
+        self.wrap(
+            Store,
+            "_compute",
+            "compute",
+            detail=lambda store, node, _: f"{node.label} {node.fingerprint}",
+        )
         for name in ("rename", "replace", "fsync", "mkdir", "rmdir", "unlink"):
             self.wrap(os, name, "write", _in_outputs)
         self.wrap(safetensors.torch, "save_file", "write", torn=True)
@@ -216,7 +234,12 @@ class Accident:
         if self.stop_at in (self.count, phase):
             while True:
                 time.sleep(1)
-        if phase == "write" and self.full_at and self.count >= self.full_at and name.startswith("before"):
+        if (
+            phase == "write"
+            and self.full_at
+            and self.count >= self.full_at
+            and name.startswith("before")
+        ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

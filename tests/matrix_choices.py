@@ -74,8 +74,18 @@ def _tasks(protocol: str, suite: str) -> list[str]:
     """Return the words that name a protocol's tasks."""
     first, second, control, held = TASKS[suite]
     if protocol == "analogy":
-        roles = (f"protocol.a={first}", f"protocol.b={second}", f"protocol.c={control}", f"protocol.target={held}")
-        return [f"suite.tasks=[{','.join(TASKS[suite])}]", "suite.control=null", "suite.held_out=[]", *roles]
+        roles = (
+            f"protocol.a={first}",
+            f"protocol.b={second}",
+            f"protocol.c={control}",
+            f"protocol.target={held}",
+        )
+        return [
+            f"suite.tasks=[{','.join(TASKS[suite])}]",
+            "suite.control=null",
+            "suite.held_out=[]",
+            *roles,
+        ]
     if protocol in ("few_shot", "out_of_distribution", "test_time"):
         return [f"protocol.targets=[{first}]"]
     return []
@@ -90,7 +100,11 @@ def between_alike() -> tuple[str, ...]:
     """Return those of them that want backbones of equal shapes."""
     from taskvec.transform.alike import BetweenAlike
 
-    return tuple(entry.name for entry in registry.entries("transform") if issubclass(entry.schema, BetweenAlike))
+    return tuple(
+        entry.name
+        for entry in registry.entries("transform")
+        if issubclass(entry.schema, BetweenAlike)
+    )
 
 
 def choices() -> dict[str, list[Choice]]:
@@ -133,7 +147,11 @@ def _merges() -> Iterator[Choice]:
     for entry in registry.entries("merge"):
         words = [f"merge={entry.name}"]
         if "schedule" in entry.schema.model_fields:
-            words += ["merge.schedule.epochs=null", "merge.schedule.steps=2", "merge.schedule.batch_size=8"]
+            words += [
+                "merge.schedule.epochs=null",
+                "merge.schedule.steps=2",
+                "merge.schedule.batch_size=8",
+            ]
         yield Choice(entry.name, tuple(words))
     for entry in registry.entries("adapter"):
         yield Choice(f"none ({entry.name})", ("merge=none", f"merge.adapter={entry.name}"))
@@ -179,7 +197,12 @@ class Assembly:
                 method = type(method).model_validate(dict(method) | {"forward_mode": value})
             else:
                 protocol = protocol.model_copy(update={"post_hoc": True})
-        parts = {"finetune": method, "protocol": protocol, "source": moved.source, "transform": moved.transform}
+        parts = {
+            "finetune": method,
+            "protocol": protocol,
+            "source": moved.source,
+            "transform": moved.transform,
+        }
         parts["merge"] = self._of("merge", chosen["merge"], family).merge
         return asked.model_copy(update=parts)
 
@@ -270,7 +293,9 @@ class Tables:
         for stage, choice in chosen.items():
             key = tuple((name, one.name) for name, one in (beside | {stage: choice}).items())
             if key not in self._known:
-                self._known[key] = self.assembly.reason(self.assembly.combination(**(beside | {stage: choice})))
+                self._known[key] = self.assembly.reason(
+                    self.assembly.combination(**(beside | {stage: choice}))
+                )
             if self._known[key] is not None:
                 return False
         return True

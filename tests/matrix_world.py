@@ -22,7 +22,12 @@ THINGS = ("film", "song", "book", "play")
 QUALITIES = ("good", "fine", "bad", "dull")
 VERBS = {"train": "was", "val": "is", "test": "seemed"}
 LABELS = [0, 0, 1, 1]  # of the qualities
-QUESTIONS = {"fine_or_not": "Is it good?", "liked": "Was it liked?", "praise": "Praise or blame?", "held": "Any good?"}
+QUESTIONS = {
+    "fine_or_not": "Is it good?",
+    "liked": "Was it liked?",
+    "praise": "Praise or blame?",
+    "held": "Any good?",
+}
 CHOICE = {
     "task": "tiny_choice",
     "dataset_path": "parquet",
@@ -58,7 +63,9 @@ def _widen_images(root: Path) -> None:
     tower = world.MODEL["vision_cfg"] | {"width": 48}
     sizes = world.MODEL | {"vision_cfg": tower}
     model = open_clip.model.CLIP(
-        sizes["embed_dim"], open_clip.model.CLIPVisionCfg(**tower), open_clip.model.CLIPTextCfg(**sizes["text_cfg"])
+        sizes["embed_dim"],
+        open_clip.model.CLIPVisionCfg(**tower),
+        open_clip.model.CLIPTextCfg(**sizes["text_cfg"]),
     )
     folder = root / "clip_wide"
     folder.mkdir()
@@ -67,7 +74,9 @@ def _widen_images(root: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     narrow = (root / "backbone" / "tiny.yaml").read_text()
-    (root / "backbone" / "tiny_wide.yaml").write_text(narrow.replace(f"{root}/clip\n", f"{root}/clip_wide\n"))
+    (root / "backbone" / "tiny_wide.yaml").write_text(
+        narrow.replace(f"{root}/clip\n", f"{root}/clip_wide\n")
+    )
 
 
 def _widen_texts(root: Path) -> None:
@@ -101,4 +110,6 @@ def _write_texts(root: Path) -> None:
     )
     (root / "harness").mkdir()
     files = {"data_files": {"test": f"{root}/reviews/test.parquet"}}
-    (root / "harness" / "tiny_choice.yaml").write_text(yaml.safe_dump(CHOICE | {"dataset_kwargs": files}))
+    (root / "harness" / "tiny_choice.yaml").write_text(
+        yaml.safe_dump(CHOICE | {"dataset_kwargs": files})
+    )

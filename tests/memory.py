@@ -37,7 +37,11 @@ class Memory:
         return self.targets if rows is None else self.targets[rows]
 
     def lengths(self) -> Tensor | None:
-        return (self.inputs >= 0).sum(1) if self.inputs.ndim == 2 and not self.inputs.is_floating_point() else None
+        return (
+            (self.inputs >= 0).sum(1)
+            if self.inputs.ndim == 2 and not self.inputs.is_floating_point()
+            else None
+        )
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
         yield from (torch.arange(len(self)) if order is None else order).split(size)
@@ -48,7 +52,9 @@ def need(task: str, split: str = "test") -> Examples:
     return Examples(task, split, "report", labels=True)
 
 
-def evaluator(model: Any, views: Mapping[str, Memory], **settings: Any) -> tuple[Evaluator, list[Examples]]:
+def evaluator(
+    model: Any, views: Mapping[str, Memory], **settings: Any
+) -> tuple[Evaluator, list[Examples]]:
     """An evaluator of views by task, and their needs."""
     granted = {need(task): view for task, view in views.items()}
     return Evaluator(model, granted.__getitem__, **settings), list(granted)
@@ -73,7 +79,9 @@ class Given:
         gives = {"learned_heads"} if self.learned_heads else set()
         backbone = SimpleNamespace(gives=gives)
         tasks, known = tuple(self.views), tuple(self.others)
-        self.scope = SimpleNamespace(tasks=tasks, side="target", backbone=backbone, others=lambda *_: known)
+        self.scope = SimpleNamespace(
+            tasks=tasks, side="target", backbone=backbone, others=lambda *_: known
+        )
         self.evaluator, _ = evaluator(self.model, self.views)
 
     def __getitem__(self, need: Any) -> Any:

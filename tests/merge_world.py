@@ -68,13 +68,20 @@ def expression(task: str) -> Tuned:
     return Tuned((Examples(task, "train", "learning", labels=True),))
 
 
-def draw(seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64) -> dict:
+def draw(
+    seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64
+) -> dict:
     """Return fresh Gaussian tensors."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for name, s in shapes.items()}
+    return {
+        name: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)
+        for name, s in shapes.items()
+    }
 
 
-def signed(deltas: Sequence[Mapping[str, Tensor]], signs: Sequence[float] | None = None) -> list[Signed]:
+def signed(
+    deltas: Sequence[Mapping[str, Tensor]], signs: Sequence[float] | None = None
+) -> list[Signed]:
     """Return deltas as the vectors of tasks t0, t1, ..."""
     signs = signs or [1.0] * len(deltas)
     return [
@@ -88,7 +95,9 @@ def given_for(vectors: Sequence[Signed], seed: int = 0, **known: Any) -> Given:
     return Given(Scope(tuple(vector.tasks[0] for vector in vectors)), seed, **known)
 
 
-def merged(merge: Merge, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], **how: Any) -> dict:
+def merged(
+    merge: Merge, base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], **how: Any
+) -> dict:
     """Return the merged deltas of a merge that gives one vector."""
     vectors = signed(deltas)
     return dict(merge.compose(base, vectors, given_for(vectors, **how)).direction())
@@ -105,7 +114,9 @@ def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(like[name].shape) for part, name in zip(parts, like, strict=True)}
 
 
-def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], tolerance: float = 1e-12) -> None:
+def close(
+    left: Mapping[str, Tensor], right: Mapping[str, Tensor], tolerance: float = 1e-12
+) -> None:
     """Assert equality up to a tolerance relative to the largest entry, name by name."""
     assert set(left) == set(right)
     for name in left:

@@ -44,7 +44,9 @@ def test_a_cache_without_strength_leaves_the_logits_and_a_sharp_one_decides():
 
 def test_the_cache_by_a_loop():
     seen = shots(2)
-    found = read_out(Tip(strength=2.0, sharpness=1.5).fit(seen, 0), 3 * seen.augmented, seen.augmented_logits)
+    found = read_out(
+        Tip(strength=2.0, sharpness=1.5).fit(seen, 0), 3 * seen.augmented, seen.augmented_logits
+    )
     for row in range(4):
         expected = seen.augmented_logits[row].clone()
         for key, label in zip(seen.features, seen.classes, strict=True):
@@ -58,7 +60,9 @@ def test_lpp_starts_at_class_sums_with_steps_by_formula():
     for label in range(CLASSES):
         own = seen.features[seen.classes == label]
         torch.testing.assert_close(begun.linear[label], own.sum(0))
-    cosines = [(seen.features[seen.classes == c] @ seen.head[c] / 100).mean() for c in range(CLASSES)]
+    cosines = [
+        (seen.features[seen.classes == c] @ seen.head[c] / 100).mean() for c in range(CLASSES)
+    ]
     torch.testing.assert_close(begun.mix, (250 * torch.stack(cosines)).mean().expand(CLASSES))
     sizes = lpp_steps.step_sizes(seen)
     gram = seen.augmented.T @ seen.augmented
@@ -70,7 +74,9 @@ def test_lpp_starts_at_class_sums_with_steps_by_formula():
     torch.testing.assert_close(read_out(readout, seen.features, seen.logits), expected)
 
 
-@pytest.mark.parametrize("adapter", [TipF(), LPP(), LinearProbe()], ids=lambda adapter: adapter.kind)
+@pytest.mark.parametrize(
+    "adapter", [TipF(), LPP(), LinearProbe()], ids=lambda adapter: adapter.kind
+)
 def test_adapters_are_trained_on_frozen_features(adapter):
     seen = shots(4)
     found = adapter.fit(seen, 0)
@@ -111,7 +117,9 @@ def test_no_merge_with_an_adapter_takes_no_vectors_and_labels_are_wanted():
     found = Unmerged(adapter=TipF(epochs=20)).compose(model.parameters, [], own)
     assert set(found.readout("t9")) == {"keys", "classes", "sharpness", "strength"}
     assert len(found.direction()) == 0
-    unlabelled = SimpleNamespace(learning=(Examples("t9", "test", "learning"),), backbone=own.scope.backbone)
+    unlabelled = SimpleNamespace(
+        learning=(Examples("t9", "test", "learning"),), backbone=own.scope.backbone
+    )
     with pytest.raises(UserError, match="learns from labels"):
         Unmerged(adapter=TipF()).needs(unlabelled)
 

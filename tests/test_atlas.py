@@ -48,7 +48,9 @@ def coefficients(merge: Atlas, model: Tower, signed, values=None, **more) -> Coe
     found = Coefficients(model.parameters, [s.delta for s in signed], cut, **more)
     if values is not None:
         found.coefficients.data.copy_(
-            values if isinstance(values, torch.Tensor) else torch.full_like(found.coefficients, values)
+            values
+            if isinstance(values, torch.Tensor)
+            else torch.full_like(found.coefficients, values)
         )
     return found
 
@@ -99,7 +101,9 @@ def test_zero_is_the_base_bit_for_bit_and_equal_coefficients_are_task_arithmetic
     for name, weights in trained.parameters().items():
         torch.testing.assert_close(weights, model.parameters[name] + 0.3 * total[name])
     left_out = set(model.parameters) - set(trained.names)
-    assert left_out == ({n for n, p in model.parameters.items() if p.ndim != 2} if "matrices" in settings else set())
+    assert left_out == (
+        {n for n, p in model.parameters.items() if p.ndim != 2} if "matrices" in settings else set()
+    )
 
 
 def test_one_vector_at_one_is_the_fine_tuned_model_and_the_order_of_vectors_is_free():
@@ -120,9 +124,19 @@ def test_slopes_at_zero_are_inner_products_and_unused_blocks_have_none(seed):
     model, examples = Tower(seed), view(seed)
     signed = vectors(model, seed)
     trained = coefficients(Atlas(), model, signed)
-    own = torch.autograd.grad(loss_of(model, examples, trained.parameters()), trained.coefficients)[0]
-    leaves = {name: p.clone().requires_grad_() for name, p in model.parameters.items() if name != "unused"}
-    gradient = dict(zip(leaves, torch.autograd.grad(loss_of(model, examples, leaves), leaves.values()), strict=True))
+    own = torch.autograd.grad(loss_of(model, examples, trained.parameters()), trained.coefficients)[
+        0
+    ]
+    leaves = {
+        name: p.clone().requires_grad_() for name, p in model.parameters.items() if name != "unused"
+    }
+    gradient = dict(
+        zip(
+            leaves,
+            torch.autograd.grad(loss_of(model, examples, leaves), leaves.values()),
+            strict=True,
+        )
+    )
     found = choosing.slopes(gradient, [s.delta for s in signed], trained.blocks)
     torch.testing.assert_close(found, own)
     assert own[:, trained.blocks.layouts["unused"].first].eq(0).all()
@@ -130,7 +144,9 @@ def test_slopes_at_zero_are_inner_products_and_unused_blocks_have_none(seed):
 
 def test_q_k_v_share_a_coefficient_unless_they_are_split():
     model = Tower(1)
-    joint, split = (blocks_of(Atlas(qkv=how), model.parameters, model.layers, 0) for how in ("joint", "split"))
+    joint, split = (
+        blocks_of(Atlas(qkv=how), model.parameters, model.layers, 0) for how in ("joint", "split")
+    )
     assert split.count == len(model.parameters) == joint.count + 4
     assert joint.layouts["attn.q.weight"].first == joint.layouts["attn.v.weight"].first
     assert joint.layouts["attn.q.bias"].first != joint.layouts["attn.q.weight"].first
@@ -144,9 +160,12 @@ def test_parts_are_a_partition_by_seed():
     assert one.parts().equal(same.parts())
     assert not one.parts().equal(other.parts())
     assert one.summed(torch.ones(WIDTH, WIDTH)).sum() == WIDTH * WIDTH
-    many = blocks_of(Atlas(parts=99), model.parameters, model.layers, 0).layouts["unused"]  # more parts than entries
+    # More parts than entries
+    many = blocks_of(Atlas(parts=99), model.parameters, model.layers, 0).layouts["unused"]
     assert many.summed(torch.ones(2)).sum() == 2
-    alike = blocks_of(Atlas(parts=4, share_parts=True, qkv="split"), model.parameters, model.layers, 0).layouts
+    alike = blocks_of(
+        Atlas(parts=4, share_parts=True, qkv="split"), model.parameters, model.layers, 0
+    ).layouts
     assert alike["attn.q.weight"].parts().equal(alike["attn.out.weight"].parts())
 
 
@@ -187,8 +206,12 @@ def test_half_precision_rounds_as_the_released_code(seed):
         assert weights.dtype == torch.float32
         assert own[name].equal(weights)
     cotangents = {name: torch.randn_like(w) for name, w in official.items()}
-    expected = torch.autograd.grad(sum((w * cotangents[n]).sum() for n, w in official.items()), leaf)[0]
-    found = torch.autograd.grad(sum((w * cotangents[n]).sum() for n, w in own.items()), trained.coefficients)[0]
+    expected = torch.autograd.grad(
+        sum((w * cotangents[n]).sum() for n, w in official.items()), leaf
+    )[0]
+    found = torch.autograd.grad(
+        sum((w * cotangents[n]).sum() for n, w in own.items()), trained.coefficients
+    )[0]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -242,7 +265,9 @@ def learned(merge: Atlas, seed: int = 3, mode: str = "standard", **more):
 
 
 @pytest.mark.parametrize("mode", ["standard", "tangent"])
-@pytest.mark.parametrize("settings", [{}, {"by": "rows"}, {"parts": 4}, {"faithful": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"by": "rows"}, {"parts": 4}, {"faithful": True}], ids=str
+)
 def test_learning_lowers_the_loss_and_the_saved_coefficients_compose_again(mode, settings):
     merge = Atlas(schedule={**QUICK, "steps": 30}, **settings)
     found, own = learned(merge, mode=mode)
@@ -266,15 +291,22 @@ def test_learning_lowers_the_loss_and_the_saved_coefficients_compose_again(mode,
 def test_the_linearised_model_is_linear_in_the_coefficients():
     model, signed = Tower(3), vectors(Tower(3), 3)
     trained = coefficients(Atlas(), model, signed)
-    learner = Learner(given(model, signed, {"t9": view(3)}, forward="tangent"), trained, Atlas().schedule, 0)
+    learner = Learner(
+        given(model, signed, {"t9": view(3)}, forward="tangent"), trained, Atlas().schedule, 0
+    )
 
     def features(values):
         trained.coefficients.data.copy_(values)
         return learner.states()("t9", view(3).inputs).detach()
 
-    one, other = torch.randn_like(trained.coefficients).data, torch.randn_like(trained.coefficients).data
+    one, other = (
+        torch.randn_like(trained.coefficients).data,
+        torch.randn_like(trained.coefficients).data,
+    )
     start = features(torch.zeros_like(one))
-    torch.testing.assert_close(features(one + other) - start, features(one) + features(other) - 2 * start)
+    torch.testing.assert_close(
+        features(one + other) - start, features(one) + features(other) - 2 * start
+    )
 
 
 def test_a_resumed_training_is_the_undisturbed_one_and_seeds_change_it():
@@ -284,8 +316,16 @@ def test_a_resumed_training_is_the_undisturbed_one_and_seeds_change_it():
         model, signed = Tower(3), vectors(Tower(3), 3)
         views = {"t9": view(3), "t8": view(4)}
         chosen = tuple(Examples(task, "val", "selection", labels=True) for task in views)
-        own = given(model, signed, views, checkpoint=store, known=dict(zip(chosen, views.values(), strict=True)))
-        own.learning = Learning(own.objective, own.scope.learning, Rule(kind="highest_accuracy"), chosen)
+        own = given(
+            model,
+            signed,
+            views,
+            checkpoint=store,
+            known=dict(zip(chosen, views.values(), strict=True)),
+        )
+        own.learning = Learning(
+            own.objective, own.scope.learning, Rule(kind="highest_accuracy"), chosen
+        )
         return merge.model_copy(update={"seed": seed}).compose(model.parameters, signed, own)
 
     whole = run(None)
@@ -305,14 +345,22 @@ def test_the_control_stops_negation():
     model, signed = Tower(3), vectors(Tower(3), 3, 1)
     views = {"t9": view(3), "control": view(5)}
     chosen = tuple(Examples(task, "val", "selection", labels=True) for task in views)
-    own = given(model, signed, views, objective=Negation(), known=dict(zip(chosen, views.values(), strict=True)))
+    own = given(
+        model,
+        signed,
+        views,
+        objective=Negation(),
+        known=dict(zip(chosen, views.values(), strict=True)),
+    )
     rule = Rule(kind="lowest_target", control_threshold=0.95)
     own.learning = Learning(own.objective, own.scope.learning, rule, chosen)
-    own.answers = {"zero_shot": Answer(selection={0.0: {"control": 2.0}})}  # more than can be kept: 1.9
+    # More than can be kept: 1.9
+    own.answers = {"zero_shot": Answer(selection={0.0: {"control": 2.0}})}
     stopped = Atlas(schedule={**QUICK, "epochs": 3}).compose(model.parameters, signed, own)
     assert stopped.report["epoch"] == 0
     assert stopped.coefficients.eq(0).all()
-    assert stopped.report["curve"][-1]["step"] == 5  # one epoch of 40 rows, eight of each side a step
+    # One epoch of 40 rows, eight of each side a step
+    assert stopped.report["curve"][-1]["step"] == 5
 
 
 def test_the_penalty_is_the_mean_over_blocks_of_the_norm_over_vectors():
@@ -348,7 +396,9 @@ def test_slopes_of_groups_are_those_of_all_vectors_together():
     gradient = {name: torch.randn_like(p) for name, p in model.parameters.items()}
     deltas = [s.delta for s in signed]
     together = choosing.slopes(gradient, deltas, cut)
-    apart = torch.cat([choosing.slopes(gradient, deltas[:2], cut), choosing.slopes(gradient, deltas[2:], cut)])
+    apart = torch.cat(
+        [choosing.slopes(gradient, deltas[:2], cut), choosing.slopes(gradient, deltas[2:], cut)]
+    )
     assert together.equal(apart)
 
 

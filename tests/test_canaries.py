@@ -33,7 +33,11 @@ def one_thread() -> Iterator[None]:
 def failing() -> set[str]:
     """The canaries whose numbers are not those on record."""
     known = canaries.records()
-    return {name for name in canaries.CANARIES if not canaries.agree(known[name]["numbers"], canaries.numbers_of(name))}
+    return {
+        name
+        for name in canaries.CANARIES
+        if not canaries.agree(known[name]["numbers"], canaries.numbers_of(name))
+    }
 
 
 @pytest.mark.parametrize("name", canaries.CANARIES)
@@ -41,8 +45,12 @@ def test_a_component_computes_what_is_on_record(name):
     record = canaries.records().get(name)
     remedy = f"raise its version and run `python tests/canaries.py --record {name}`"
     assert record is not None, f"no record of {name}: {remedy}"
-    assert record["version"] == canaries.version_of(name), f"the version of {name} is not on record: {remedy}"
-    assert canaries.agree(record["numbers"], canaries.numbers_of(name)), f"{name} computes something else: {remedy}"
+    assert record["version"] == canaries.version_of(name), (
+        f"the version of {name} is not on record: {remedy}"
+    )
+    assert canaries.agree(record["numbers"], canaries.numbers_of(name)), (
+        f"{name} computes something else: {remedy}"
+    )
 
 
 def test_every_component_has_a_canary():
@@ -57,7 +65,9 @@ def scaled(function: Callable, factor: float = 1.05) -> Callable:
 
     def changed(*arguments, **named):
         found = function(*arguments, **named)
-        return tuple(factor * part for part in found) if isinstance(found, tuple) else factor * found
+        return (
+            tuple(factor * part for part in found) if isinstance(found, tuple) else factor * found
+        )
 
     return changed
 
@@ -71,7 +81,12 @@ TANGENT_TRAINING = {"finetune/tangent", "finetune/kfac", "finetune/tau_jp"}
 PATCHES = {
     "collector": (
         "taskvec.statistics.passes.tokens.Tokens.rows",
-        starting("statistic/input_moments", "statistic/spectrum", "statistic/cross_moments", "statistic/curvature")
+        starting(
+            "statistic/input_moments",
+            "statistic/spectrum",
+            "statistic/cross_moments",
+            "statistic/curvature",
+        )
         - {"statistic/curvature/diag_ggn"}
         | {"finetune/kfac"},
     ),
@@ -85,7 +100,9 @@ PATCHES = {
 }
 
 
-def patched(place: str, monkeypatch: pytest.MonkeyPatch, change: Callable[[Callable], Callable]) -> None:
+def patched(
+    place: str, monkeypatch: pytest.MonkeyPatch, change: Callable[[Callable], Callable]
+) -> None:
     """Replace a function by a changed one, wherever it is looked up."""
     import importlib
 
@@ -111,7 +128,8 @@ def test_a_changed_constant_fails_exactly_what_depends_on_it(what, monkeypatch):
     else:
         patched(place, monkeypatch, scaled)
     found = failing()
-    possible = {name for name in expected if name.startswith("question/disentanglement_matrix")}  # labels are coarse
+    # Labels are coarse
+    possible = {name for name in expected if name.startswith("question/disentanglement_matrix")}
     assert expected - possible <= found <= expected
 
 
@@ -142,7 +160,11 @@ def test_a_renamed_variable_fails_none(monkeypatch):
         if isinstance(node, ast.Name) and node.id == "warmup":
             node.id = "ramp"
     renamed: dict[str, Callable] = {}
-    exec(compile(ast.unparse(tree).replace("self.ramp", "self.warmup"), "renamed", "exec"), vars(schedule), renamed)
+    exec(
+        compile(ast.unparse(tree).replace("self.ramp", "self.warmup"), "renamed", "exec"),
+        vars(schedule),
+        renamed,
+    )
     assert "ramp" in renamed["rate"].__code__.co_varnames
     monkeypatch.setattr(schedule.Schedule, "rate", renamed["rate"])
     assert failing() == set()

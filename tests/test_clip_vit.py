@@ -69,7 +69,9 @@ def perturb(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> None
 
 def towers(model_cfg: dict) -> tuple[torch.nn.Module, VisionTransformer]:
     """open_clip's tower with random weights, and ours with the same."""
-    theirs = _build_vision_tower(model_cfg["embed_dim"], model_cfg["vision_cfg"], model_cfg.get("quick_gelu", False))
+    theirs = _build_vision_tower(
+        model_cfg["embed_dim"], model_cfg["vision_cfg"], model_cfg.get("quick_gelu", False)
+    )
     perturb(theirs)
     return theirs.eval(), canonical(theirs, vision_config(model_cfg))
 
@@ -90,7 +92,9 @@ def random_images(config: VisionConfig, count: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, *config.image_size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_same_features(theirs: torch.nn.Module, ours: VisionTransformer, images: torch.Tensor) -> None:
+def assert_same_features(
+    theirs: torch.nn.Module, ours: VisionTransformer, images: torch.Tensor
+) -> None:
     with torch.no_grad():
         expected, got = theirs(images), ours(images)
     assert got.shape == (len(images), ours.config.embed_dim)
@@ -133,7 +137,9 @@ class TestForward:
         config = vision_config(small("sin_cos_2d", image_size=20))
         theirs = _build_vision_tower(12, small("sin_cos_2d", image_size=20)["vision_cfg"])
         ours = VisionTransformer(config)
-        torch.testing.assert_close(ours.positional_embedding.data, theirs.positional_embedding.data, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            ours.positional_embedding.data, theirs.positional_embedding.data, rtol=0, atol=1e-6
+        )
         assert not ours.positional_embedding.requires_grad
 
     def test_hooks_fire_on_every_linear_layer(self):
@@ -146,7 +152,9 @@ class TestForward:
             module.register_forward_hook(lambda *_, name=layer.name: fired.append(name))
         tower(random_images(tower.config))
         assert fired == [layer.name for layer in listed]
-        assert {name for name, module in tower.named_modules() if isinstance(module, torch.nn.Linear)} == set(fired)
+        assert {
+            name for name, module in tower.named_modules() if isinstance(module, torch.nn.Linear)
+        } == set(fired)
         assert [layer.block for layer in listed] == [0] * 6 + [1] * 6 + [None]
         assert listed[3].role == "attn.out"
         assert listed[-1].role == "projection"
@@ -163,7 +171,9 @@ class TestKeyMaps:
         restored = to_open_clip(canonical)
         assert list(restored) == list(prefixed)
         assert all(torch.equal(restored[name], prefixed[name]) for name in prefixed)
-        assert {name: tuple(tensor.shape) for name, tensor in prefixed.items()} == expected_shapes(ours.config)
+        assert {name: tuple(tensor.shape) for name, tensor in prefixed.items()} == expected_shapes(
+            ours.config
+        )
         again = from_open_clip(restored)
         assert all(torch.equal(again[name], canonical[name]) for name in canonical)
 
@@ -175,7 +185,9 @@ class TestKeyMaps:
         assert list(from_open_clip(full)) == list(from_open_clip(bare))
 
     def test_partial_states(self):
-        state = from_open_clip({"visual.transformer.resblocks.3.attn.in_proj_bias": torch.arange(6.0)})
+        state = from_open_clip(
+            {"visual.transformer.resblocks.3.attn.in_proj_bias": torch.arange(6.0)}
+        )
         assert state["blocks.3.attn.k.bias"].tolist() == [2.0, 3.0]
         assert list(to_open_clip(state)) == ["visual.transformer.resblocks.3.attn.in_proj_bias"]
         del state["blocks.3.attn.k.bias"]
@@ -185,7 +197,11 @@ class TestKeyMaps:
 
     @pytest.mark.parametrize(
         ("convert", "name"),
-        [(from_open_clip, "visual.attn_pool.query"), (from_open_clip, "conv2.weight"), (to_open_clip, "head.weight")],
+        [
+            (from_open_clip, "visual.attn_pool.query"),
+            (from_open_clip, "conv2.weight"),
+            (to_open_clip, "head.weight"),
+        ],
     )
     def test_unknown_key_is_named(self, convert, name):
         with pytest.raises(ValueError, match=name.removeprefix("visual.")):
@@ -197,12 +213,18 @@ class TestKeyMaps:
         canonical = from_open_clip(theirs.state_dict())
         canonical["blocks.0.attn.q.weight"].zero_()
         canonical["projection.weight"].zero_()
-        assert all(torch.equal(tensor, before[name]) for name, tensor in theirs.state_dict().items())
+        assert all(
+            torch.equal(tensor, before[name]) for name, tensor in theirs.state_dict().items()
+        )
         assert all(tensor.is_contiguous() for tensor in canonical.values())
 
     @pytest.mark.parametrize(
         ("name", "parameters", "tensors"),
-        [("ViT-B-32", 87_849_216, 152), ("ViT-B-16", 86_192_640, 152), ("ViT-L-14", 303_966_208, 296)],
+        [
+            ("ViT-B-32", 87_849_216, 152),
+            ("ViT-B-16", 86_192_640, 152),
+            ("ViT-L-14", 303_966_208, 296),
+        ],
     )
     def test_published_sizes(self, name, parameters, tensors):
         config = vision_config(open_clip_config(name))
@@ -211,8 +233,11 @@ class TestKeyMaps:
         assert sum(parameter.numel() for parameter in tower.parameters()) == parameters
         packed = to_open_clip(tower.state_dict())
         assert len(packed) == tensors
-        assert len(tower.state_dict()) == tensors + 4 * config.layers  # in_proj: 2 tensors there, 6 here
-        assert {key: tuple(tensor.shape) for key, tensor in packed.items()} == expected_shapes(config)
+        # in_proj: 2 tensors there, 6 here
+        assert len(tower.state_dict()) == tensors + 4 * config.layers
+        assert {key: tuple(tensor.shape) for key, tensor in packed.items()} == expected_shapes(
+            config
+        )
 
 
 class TestDerivatives:
@@ -257,7 +282,9 @@ class TestDerivatives:
         torch.testing.assert_close(jacfwd(jacfwd(energy))(zero), second)
         torch.testing.assert_close(jacrev(jacrev(energy))(zero), second)
         slope = grad(energy)
-        torch.testing.assert_close(second, (slope(zero + 1e-5) - slope(zero - 1e-5)) / 2e-5, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(
+            second, (slope(zero + 1e-5) - slope(zero - 1e-5)) / 2e-5, rtol=1e-5, atol=1e-8
+        )
 
     def test_dual_level_without_functorch(self, double_tower):
         tower, images, _, _ = double_tower
@@ -268,7 +295,9 @@ class TestDerivatives:
 
     def test_fused_and_written_attention_have_the_same_gradient(self, double_tower):
         tower, images, parameters, _ = double_tower
-        written = grad(lambda params: functional_call(tower, params, (images,)).square().sum())(parameters)
+        written = grad(lambda params: functional_call(tower, params, (images,)).square().sum())(
+            parameters
+        )
         fused = torch.autograd.grad(tower(images).square().sum(), list(tower.parameters()))
         for expected, got in zip(written.values(), fused, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
@@ -289,7 +318,14 @@ class TestConfig:
         assert "attentional pooling" in refused["coca_ViT-L-14"]
         families = ("timm tower", "ResNet", "attentional pooling")
         assert all(any(family in message for family in families) for message in refused.values())
-        assert {"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-bigG-14", "ViT-H-14-CLIPA", "coca_base"}.isdisjoint(refused)
+        assert {
+            "ViT-B-32",
+            "ViT-B-16",
+            "ViT-L-14",
+            "ViT-bigG-14",
+            "ViT-H-14-CLIPA",
+            "coca_base",
+        }.isdisjoint(refused)
 
     def test_covered_architectures_have_open_clips_names_and_shapes(self):
         distinct = {}
@@ -304,15 +340,22 @@ class TestConfig:
         for config, model_cfg in distinct.items():
             with torch.device("meta"):
                 settings = {**model_cfg["vision_cfg"], "layers": 2}
-                theirs = _build_vision_tower(model_cfg["embed_dim"], settings, config.activation == "quick_gelu")
-            shapes = {f"visual.{name}": tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+                theirs = _build_vision_tower(
+                    model_cfg["embed_dim"], settings, config.activation == "quick_gelu"
+                )
+            shapes = {
+                f"visual.{name}": tuple(tensor.shape)
+                for name, tensor in theirs.state_dict().items()
+            }
             assert list(shapes.items()) == list(expected_shapes(config).items())
 
     def test_quick_gelu_comes_from_the_description_or_the_caller(self):
         description = open_clip_config("ViT-B-32-quickgelu")
         assert vision_config(description).activation == "quick_gelu"
         assert vision_config(description, quick_gelu=False).activation == "gelu"
-        assert vision_config(open_clip_config("ViT-B-32"), quick_gelu=True) == vision_config(description)
+        assert vision_config(open_clip_config("ViT-B-32"), quick_gelu=True) == vision_config(
+            description
+        )
 
     def test_activation_of_every_tag_is_open_clips(self):
         for name in open_clip_names():
@@ -327,7 +370,10 @@ class TestConfig:
     def test_repository_of_every_tag_is_open_clips(self):
         for name, tag in open_clip.list_pretrained():
             place = open_clip.get_pretrained_cfg(name, tag)["hf_hub"]
-            assert tag_repository(name, tag) == ("/".join(place.split("/")[:2]) or None), (name, tag)
+            assert tag_repository(name, tag) == ("/".join(place.split("/")[:2]) or None), (
+                name,
+                tag,
+            )
         assert tag_repository("ViT-B/32", "no-such-tag") is None
 
     @pytest.mark.parametrize(
@@ -365,14 +411,22 @@ class TestConfig:
             vision_config(small(act_kwargs={"approximate": "tanh"}), quick_gelu=True)
 
     def test_names(self, tmp_path):
-        assert open_clip_config("ViT-B/32") == open_clip_config("ViT-B-32") == open_clip.get_model_config("ViT-B-32")
+        assert (
+            open_clip_config("ViT-B/32")
+            == open_clip_config("ViT-B-32")
+            == open_clip.get_model_config("ViT-B-32")
+        )
         with pytest.raises(ValueError, match="did you mean .*ViT-B-32-quickgelu"):
             open_clip_config("vit-b-32-quickgel")
         with pytest.raises(ValueError, match="no architecture '../secret'"):
             open_clip_config("../secret")
         with pytest.raises(ValueError, match="has no open_clip_config.json"):
             open_clip_config(f"local-dir:{tmp_path}")
-        for content, words in (("{}", "has no 'model_cfg'"), ("[1]", "has no 'model_cfg'"), ("{", "is not JSON")):
+        for content, words in (
+            ("{}", "has no 'model_cfg'"),
+            ("[1]", "has no 'model_cfg'"),
+            ("{", "is not JSON"),
+        ):
             (tmp_path / "open_clip_config.json").write_text(content)
             with pytest.raises(ValueError, match=words):
                 open_clip_config(str(tmp_path))
@@ -412,7 +466,9 @@ def folder(tmp_path_factory):
         clip.logit_scale.fill_(math.log(37.0))
     save_file(clip.state_dict(), path / "open_clip_model.safetensors")
     preprocess_cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bilinear"}
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}))
+    (path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+    )
     return path
 
 
@@ -440,11 +496,19 @@ class TestLoading:
         copied = folder.parent / "copy"
         copied.mkdir()
         state = {**clip.state_dict(), **to_open_clip(tower.state_dict())}
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, copied / "open_clip_model.safetensors")
-        (copied / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()},
+            copied / "open_clip_model.safetensors",
+        )
+        (copied / "open_clip_config.json").write_text(
+            (folder / "open_clip_config.json").read_text()
+        )
         again, _, _ = load_open_clip(f"local-dir:{copied}")
         assert list(again.state_dict()) == list(clip.state_dict())
-        assert all(torch.equal(tensor, clip.state_dict()[name]) for name, tensor in again.state_dict().items())
+        assert all(
+            torch.equal(tensor, clip.state_dict()[name])
+            for name, tensor in again.state_dict().items()
+        )
 
     @pytest.fixture
     def named(self, folder, monkeypatch, tmp_path):
@@ -482,7 +546,9 @@ class TestLoading:
         assert same(load_open_clip(named, "openai", path, quick_gelu=True)[0]) == [True, True]
         assert same(load_open_clip(named, checkpoint=path)[0]) == [False, False]
         assert same(load_open_clip(str(folder), quick_gelu=False)[0]) == [False, False]
-        with pytest.raises(ValueError, match="'openai' of ViT-B-32 were trained with quick_gelu=True"):
+        with pytest.raises(
+            ValueError, match="'openai' of ViT-B-32 were trained with quick_gelu=True"
+        ):
             load_open_clip(named, "openai", path, quick_gelu=False)
 
     @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -517,7 +583,9 @@ class TestLoading:
             load_open_clip("RN50", pretrained="openai")
         with pytest.raises(ValueError, match="has shape"):
             load_open_clip("ViT-B-32", checkpoint=folder / "open_clip_model.safetensors")
-        (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+        (tmp_path / "open_clip_config.json").write_text(
+            (folder / "open_clip_config.json").read_text()
+        )
         with pytest.raises(ValueError, match=r"open_clip_model\.safetensors does not exist"):
             load_open_clip(str(tmp_path))
 
@@ -530,7 +598,9 @@ class TestZeroShot:
         expected = open_clip.build_zero_shot_classifier(clip, tokenizer, CLASSES, TEMPLATES)
         assert head.dtype == torch.float32
         assert not head.requires_grad
-        torch.testing.assert_close(head, clip.logit_scale.exp().detach() * expected.T, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            head, clip.logit_scale.exp().detach() * expected.T, rtol=1e-5, atol=1e-5
+        )
 
     def test_rows_have_the_norm_of_the_logit_scale(self, loaded):
         clip, tokenizer, _ = loaded
@@ -548,7 +618,9 @@ class TestZeroShot:
         features, head = torch.randn(4, 6), torch.randn(3, 6)
         logits = classify(features, head)
         torch.testing.assert_close(classify(features * torch.rand(4, 1).add(0.1), head), logits)
-        torch.testing.assert_close(logits, F.cosine_similarity(features[:, None], head, dim=-1) * head.norm(dim=1))
+        torch.testing.assert_close(
+            logits, F.cosine_similarity(features[:, None], head, dim=-1) * head.norm(dim=1)
+        )
         assert classify(features.bfloat16(), head).dtype == torch.float32
 
     def test_errors(self, loaded):

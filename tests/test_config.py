@@ -18,7 +18,15 @@ from taskvec.runner import compose
 from taskvec.runner.configs import conf_dir, options, register_all
 from taskvec.runner.expand import expand, unions
 
-HEAVY = ("torch", "torchvision", "transformers", "open_clip", "wandb", "datasets", "safetensors.torch")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip",
+    "wandb",
+    "datasets",
+    "safetensors.torch",
+)
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
@@ -164,7 +172,9 @@ def outcomes(user: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """All commands of this file in one process without torch: exit status, output and heavy modules after each."""
     place = tmp_path_factory.mktemp("cwd")
     (place / "broken.py").write_text("def broken(:\n")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TASKVEC")} | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TASKVEC")} | {
+        "PYTHONPATH": str(ROOT)
+    }
     lines = {line: fill(line, user, place) for line in [*ERRORS, *GOOD]}
     done = subprocess.run(
         [sys.executable, "-c", f"HEAVY = {HEAVY!r}\n{DRIVER}"],
@@ -173,7 +183,8 @@ def outcomes(user: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert sorted(path.name for path in place.iterdir()) == ["broken.py"]  # an error leaves nothing behind
+    # An error leaves nothing behind
+    assert sorted(path.name for path in place.iterdir()) == ["broken.py"]
     return {line: found[filled] for line, filled in lines.items()}
 
 
@@ -186,7 +197,9 @@ def test_an_error_is_one_line_and_status_2(line, outcomes):
     found = outcomes[line]
     assert found["code"] == 2, found
     assert found["out"] == ""
-    assert found["err"].startswith("taskvec: error: ") and found["err"].count("\n") == 1, found["err"]
+    assert found["err"].startswith("taskvec: error: ") and found["err"].count("\n") == 1, found[
+        "err"
+    ]
     for word in ERRORS[line]:
         assert word in found["err"], f"{word!r} is not in {found['err']!r}"
 
@@ -208,14 +221,24 @@ def test_the_command_itself_leaves_torch_alone(tmp_path):
     code = "import sys; from taskvec.cli import main; status = main(sys.argv[1:])\n"
     code += f"print(status, [name for name in {HEAVY!r} if name in sys.modules])"
     for words, expected in ((["show"], "0 []"), (["finetune.lrr=1"], "2 []")):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.stdout.splitlines()[-1] == expected, done.stderr
 
 
 def test_help_names_every_verb_and_list_every_component(outcomes):
     for verb in VERBS:
         assert f"  {verb} " in outcomes["--help"]["out"]
-    for name in ("task_arithmetic", "arXiv 2212.04089", "mini8", "mini_clip_s", "clip_vit_l14", "demo", "negation"):
+    for name in (
+        "task_arithmetic",
+        "arXiv 2212.04089",
+        "mini8",
+        "mini_clip_s",
+        "clip_vit_l14",
+        "demo",
+        "negation",
+    ):
         assert name in outcomes["list"]["out"]
     assert "backbone" not in outcomes["list merge task"]["out"]
 
@@ -248,14 +271,20 @@ def test_every_shipped_option_composes_and_validates(group, option):
     config = compose.resolve(compose.compose(words))
     if group == "experiment":
         assert config.experiment == option
-        assert [compose.resolve(compose.compose(job)) for sweep in unions(words) for job in expand(sweep)]
+        assert [
+            compose.resolve(compose.compose(job))
+            for sweep in unions(words)
+            for job in expand(sweep)
+        ]
     elif group == "method":
         assert config.method == option
     elif group != "transform":
         assert config.choices[group] == option
 
 
-@pytest.mark.parametrize("entry", registry.entries(), ids=lambda entry: f"{entry.group}={entry.name}")
+@pytest.mark.parametrize(
+    "entry", registry.entries(), ids=lambda entry: f"{entry.group}={entry.name}"
+)
 def test_every_component_says_what_it_is_and_where_it_comes_from(entry):
     first = (entry.schema.__doc__ or "").splitlines()[0] if "__doc__" in vars(entry.schema) else ""
     assert len(first) > 10 and first.endswith((".", ","))
@@ -278,7 +307,9 @@ def test_a_method_chooses_the_option_of_its_own_stage_alone(method):
     assert key.removeprefix("override /") in registry.STAGES and choice in ([method], method)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "taskvec" / "vectors").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "taskvec" / "vectors").glob("*.py")), ids=lambda path: path.name
+)
 def test_vectors_need_only_torch_and_safetensors(path):
     allowed = {"torch", "safetensors", "taskvec", "__future__", *sys.stdlib_module_names}
     named = set()

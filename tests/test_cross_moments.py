@@ -21,12 +21,15 @@ from taskvec.statistics.passes.pairing import paired, resize_grid, resize_line
 from taskvec.statistics.passes.tokens import Tokens
 
 EXACT = CrossMoments(precision="float64", grams=True)
-WIDE = {"image_size": 12, "patch_size": 4, "width": 12, "head_width": 6}  # 3 x 3 patches and 12 channels
+# 3 x 3 patches and 12 channels
+WIDE = {"image_size": 12, "patch_size": 4, "width": 12, "head_width": 6}
 
 
 def observed(model: Tower) -> dict[str, tuple[str, str]]:
     """Return a tower's spaces, with one more that is seen where another is."""
-    return clip_spaces(model.config).of(model.parameters).observed | {"also": ("blocks.1.attn.k", "input")}
+    return clip_spaces(model.config).of(model.parameters).observed | {
+        "also": ("blocks.1.attn.k", "input")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +90,22 @@ def test_moments_equal_naive_ones(size: int, towers, images):
     for space in found.spaces:
         a, b = resized(own[space]).flatten(0, 1), other[space].flatten(0, 1)
         moment = found.moment(space, *weights)
-        assert moment.rows == len(a) == len(b) == (5 if space in ("projection.in", "embedding") else 50)
+        assert (
+            moment.rows
+            == len(a)
+            == len(b)
+            == (5 if space in ("projection.in", "embedding") else 50)
+        )
         for value, expected in zip(
             (moment.cross, moment.source, moment.target, moment.squares, *moment.grams),
-            (a.T @ b, a.sum(0), b.sum(0), torch.stack([a.square().sum(), b.square().sum()]), a.T @ a, b.T @ b),
+            (
+                a.T @ b,
+                a.sum(0),
+                b.sum(0),
+                torch.stack([a.square().sum(), b.square().sum()]),
+                a.T @ a,
+                b.T @ b,
+            ),
             strict=True,
         ):
             torch.testing.assert_close(value, expected, **CLOSE)
@@ -101,11 +116,18 @@ def test_distinct_spaces_are_summed_once(towers, images):
     (found,) = collect(towers, [images], [CrossMoments()])
     assert found.aliases["also"] == "blocks.1.attn.in"
     roles = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.fc", "mlp.proj")
-    assert set(found.derived) == {*(f"blocks.{n}.{role}" for n in (0, 1) for role in roles), "embedding"}
+    assert set(found.derived) == {
+        *(f"blocks.{n}.{role}" for n in (0, 1) for role in roles),
+        "embedding",
+    }
     assert found.derived["blocks.0.attn.v"][0] == "blocks.0.attn.in"
     tensors, _ = CrossMoments().pack(found)
     summed = {name.rpartition("/")[0] for name in tensors if name.endswith("/cross")}
-    inner = {f"blocks.{n}.{space}" for n in (0, 1) for space in ("attn.in", "attn.heads", "mlp.in", "mlp.hidden")}
+    inner = {
+        f"blocks.{n}.{space}"
+        for n in (0, 1)
+        for space in ("attn.in", "attn.heads", "mlp.in", "mlp.hidden")
+    }
     assert summed == inner | {"residual", "ln_pre", "projection.in"}
 
 
@@ -122,11 +144,17 @@ def test_values_are_views_of_stored_tensors(towers, images, tmp_path):
         assert torch.equal(again.moment(space, *weights).cross, value.moment(space, *weights).cross)
 
 
-def random_moment(a: int, b: int, rows: int = 40, grams: bool = True) -> tuple[CrossMoment, Tensor, Tensor]:
+def random_moment(
+    a: int, b: int, rows: int = 40, grams: bool = True
+) -> tuple[CrossMoment, Tensor, Tensor]:
     first, second = (1 + torch.randn(rows, width, dtype=torch.float64) for width in (a, b))
     squares = torch.stack([first.square().sum(), second.square().sum()])
     kept = (first.T @ first, second.T @ second) if grams else None
-    return CrossMoment(first.T @ second, first.sum(0), second.sum(0), squares, rows, kept), first, second
+    return (
+        CrossMoment(first.T @ second, first.sum(0), second.sum(0), squares, rows, kept),
+        first,
+        second,
+    )
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -152,7 +180,11 @@ def test_centred_moments_and_residuals(a: int, b: int):
     moment, first, second = random_moment(a, b)
     centred = moment.centred()
     x, y = first - first.mean(0), second - second.mean(0)
-    for found, expected in ((centred.cross, x.T @ y), (centred.grams[0], x.T @ x), (centred.grams[1], y.T @ y)):
+    for found, expected in (
+        (centred.cross, x.T @ y),
+        (centred.grams[0], x.T @ x),
+        (centred.grams[1], y.T @ y),
+    ):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(centred.squares, torch.stack([x.square().sum(), y.square().sum()]))
     u, _, v = torch.linalg.svd(moment.cross, full_matrices=False)
@@ -168,8 +200,12 @@ def test_centred_moments_and_residuals(a: int, b: int):
 
 def test_pairing_by_hand():
     grid = torch.tensor([9.0, 0, 1, 2, 3]).reshape(1, 5, 1)
-    torch.testing.assert_close(resize_grid(grid, 10).flatten(), torch.tensor([9, 0, 0.5, 1, 1, 1.5, 2, 2, 2.5, 3]))
-    torch.testing.assert_close(resize_grid(grid[:, 1:], 9).flatten(), torch.tensor([0, 0.5, 1, 1, 1.5, 2, 2, 2.5, 3]))
+    torch.testing.assert_close(
+        resize_grid(grid, 10).flatten(), torch.tensor([9, 0, 0.5, 1, 1, 1.5, 2, 2, 2.5, 3])
+    )
+    torch.testing.assert_close(
+        resize_grid(grid[:, 1:], 9).flatten(), torch.tensor([0, 0.5, 1, 1, 1.5, 2, 2, 2.5, 3])
+    )
     assert resize_grid(grid, 9) is None
     torch.testing.assert_close(resize_line(grid[0, 1:3], 3).flatten(), torch.tensor([0, 0.5, 1]))
     ones = torch.ones(2, 5, 3)
@@ -196,7 +232,8 @@ def test_padding_never_counts(align: str):
     pair = Text(), Text(linear=True)
     for model in pair:
         model.observed = {
-            name: (name, side) for name, side in (("first", "output"), ("second", "input"), ("head", "input"))
+            name: (name, side)
+            for name, side in (("first", "output"), ("second", "input"), ("head", "input"))
         }
     statistic = CrossMoments(precision="float64", align=align)
     short, long = [2, 5, 3, 4], [4, 5, 6, 1]
@@ -206,7 +243,11 @@ def test_padding_never_counts(align: str):
         return statistic.pack(collect(pair, cut(inputs, size), [statistic])[0])
 
     tight, meta = moments((5, 6), 4)
-    assert meta["rows"] == {"first": {"interpolate": 16}.get(align, 4), "head": 4, "second": meta["rows"]["first"]}
+    assert meta["rows"] == {
+        "first": {"interpolate": 16}.get(align, 4),
+        "head": 4,
+        "second": meta["rows"]["first"],
+    }
     for widths, size in (((8, 8), 4), ((6, 8), 1), ((7, 7), 3)):
         tensors, other = moments(widths, size)
         assert other == meta
@@ -225,13 +266,22 @@ def test_gradients_of_a_pair(towers, images):
         head=heads,
         labels=labels,
     )
-    assert not found.derived and "gradients are taken at outputs" in found.left_out["blocks.0.mlp.hidden"]
+    assert (
+        not found.derived
+        and "gradients are taken at outputs" in found.left_out["blocks.0.mlp.hidden"]
+    )
     means = []
     for model, head, inputs in zip(towers, heads, images, strict=True):
         seen = []
-        hook = model.module.blocks[1].mlp.fc.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
-        weights = {name: weight.clone().requires_grad_() for name, weight in model.parameters.items()}
-        value = F.cross_entropy(model.logits(model.features(weights, inputs), head), labels, reduction="sum")
+        hook = model.module.blocks[1].mlp.fc.register_forward_hook(
+            lambda _, __, output, seen=seen: seen.append(output)
+        )
+        weights = {
+            name: weight.clone().requires_grad_() for name, weight in model.parameters.items()
+        }
+        value = F.cross_entropy(
+            model.logits(model.features(weights, inputs), head), labels, reduction="sum"
+        )
         means.append(torch.autograd.grad(value, seen[0])[0].mean(1))
         hook.remove()
     moment = found.moment("blocks.1.mlp.fc", *(model.parameters for model in towers))
@@ -244,7 +294,9 @@ def test_what_is_left_out_or_refused(towers):
         model.observed = {"first": ("first", "output"), "second": ("second", "input")}
     inputs = texts([2, 3], 3), texts([2, 3], 3)
     (found,) = collect(pair, [inputs], [CrossMoments()])
-    assert found.left_out == {"second": "it is called 2 times per pass"} and found.spaces == ["first"]
+    assert found.left_out == {"second": "it is called 2 times per pass"} and found.spaces == [
+        "first"
+    ]
     pair[1].observed = {"other": ("first", "output")}
     with pytest.raises(UserError, match="no space in common"):
         collect(pair, [inputs], [CrossMoments()])

@@ -21,7 +21,14 @@ from taskvec.statistics.passes import tokens
 from taskvec.statistics.settings import CurvatureSettings
 
 EXACT = FeatureCurvature(probes=0, precision="float64")
-SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "layers": 2, "head_width": 4, "mlp_ratio": 2.0}
+SMALL = {
+    "image_size": 8,
+    "patch_size": 4,
+    "width": 8,
+    "layers": 2,
+    "head_width": 4,
+    "mlp_ratio": 2.0,
+}
 
 
 class Tower(Model):
@@ -49,7 +56,11 @@ class Net(nn.Module):
     def __init__(self, *, linear: bool, pooled: bool, twice: bool = False, tied: bool = False):
         super().__init__()
         torch.manual_seed(1)
-        self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2, bias=False)
+        self.first, self.second, self.head = (
+            nn.Linear(3, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 2, bias=False),
+        )
         self.norm = nn.Identity() if linear else nn.RMSNorm(4, eps=1e-3)
         self.act = nn.Identity() if linear else nn.Tanh()
         self.pooled, self.twice = pooled, twice
@@ -72,7 +83,11 @@ class Net(nn.Module):
 class Text(Model):
     """``Net`` as a model."""
 
-    layers = [LinearLayer("first", "fc"), LinearLayer("second", "fc"), LinearLayer("head", "projection")]
+    layers = [
+        LinearLayer("first", "fc"),
+        LinearLayer("second", "fc"),
+        LinearLayer("head", "projection"),
+    ]
 
     def __init__(self, **kinds: bool):
         super().__init__(Net(**{"linear": False, "pooled": True} | kinds))
@@ -86,7 +101,9 @@ class Text(Model):
 
 def texts(lengths: list[int], longest: int, seed: int = 0) -> Tensor:
     """Return random tokens whose content depends on their place alone, then padding full of large numbers."""
-    values = torch.randn(len(lengths), 8, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = torch.randn(
+        len(lengths), 8, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     real = torch.arange(8) < torch.tensor(lengths).unsqueeze(1)
     values = torch.where(real.unsqueeze(-1), values, 1e3)
     return torch.cat([values, real.unsqueeze(-1)], dim=-1)[:, :longest]
@@ -102,7 +119,9 @@ def images() -> Tensor:
     return torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-def curvature(model: Model, batches, layers, settings: FeatureCurvature, *, head: Tensor | None = None) -> Curvature:
+def curvature(
+    model: Model, batches, layers, settings: FeatureCurvature, *, head: Tensor | None = None
+) -> Curvature:
     """Collect one curvature at theta_0, of some layers."""
     model = copy.copy(model)
     model.layers = layers
@@ -176,12 +195,18 @@ def test_reduce_is_exact_with_examples_of_different_length():
     torch.testing.assert_close(torch.kron(block.gradients, block.inputs), exact)
 
 
-@pytest.mark.parametrize("vision", [{}, {"ls_init_value": 0.3}, {"pool_type": "avg"}, {"no_ln_pre": True}], ids=str)
+@pytest.mark.parametrize(
+    "vision", [{}, {"ls_init_value": 0.3}, {"pool_type": "avg"}, {"no_ln_pre": True}], ids=str
+)
 def test_full_blocks_are_exact(vision: dict, images: Tensor):
     model = Tower(**vision)
     found = curvature(model, images.split(2), model.layers, EXACT)
     jacobians = jacobian(model, images)
-    expected = {name for name, weight in model.parameters.items() if weight.ndim == 1 and ".bias" not in name}
+    expected = {
+        name
+        for name, weight in model.parameters.items()
+        if weight.ndim == 1 and ".bias" not in name
+    }
     biases = {name for name in model.parameters if ".bias" in name and "ln" in name}
     assert found.vectors.keys() == expected | biases
     for name, block in found.vectors.items():
@@ -192,11 +217,15 @@ def test_full_blocks_are_exact(vision: dict, images: Tensor):
 def test_any_norm_is_taken_by_its_affine_form():
     model, inputs = Text(), texts([4, 2, 6], 6)
     found = curvature(model, [inputs], model.layers, EXACT)
-    torch.testing.assert_close(found.vectors["norm.weight"].matrix, gram(jacobian(model, inputs)["norm.weight"]))
+    torch.testing.assert_close(
+        found.vectors["norm.weight"].matrix, gram(jacobian(model, inputs)["norm.weight"])
+    )
 
 
 def test_diagonal_is_exact(tower: Tower, images: Tensor):
-    found = curvature(tower, images.split(2), tower.layers, EXACT.model_copy(update={"structure": "diag_ggn"}))
+    found = curvature(
+        tower, images.split(2), tower.layers, EXACT.model_copy(update={"structure": "diag_ggn"})
+    )
     jacobians = jacobian(tower, images)
     for name, block in found.layers.items():
         exact = gram(joined(tower, jacobians, name)).diagonal()
@@ -229,11 +258,16 @@ def test_per_example_gradients_stay_in_one_chunk(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(tokens, "CHUNK", chunk)
         total, made = torch.zeros(5, 3), []
         product = torch.bmm
-        monkeypatch.setattr(torch, "bmm", lambda a, b: made.append((a.shape[0], out := product(a, b))) or out)  # noqa: B023
+
+        def counted(a, b, made=made, product=product):
+            made.append(a.shape[0])
+            return product(a, b)
+
+        monkeypatch.setattr(torch, "bmm", counted)
         tokens.add_squares(total, gradients, inputs)
         monkeypatch.undo()
         torch.testing.assert_close(total, whole)
-        assert max(count for count, _ in made) == min(9, max(1, chunk // 15))
+        assert max(made) == min(9, max(1, chunk // 15))
 
 
 def test_factors_are_symmetric_and_positive(tower: Tower, images: Tensor):
@@ -255,7 +289,9 @@ def test_cutting_into_batches_changes_nothing(structure: str, tower: Tower, imag
     settings = EXACT.model_copy(update={"probes": 2, "structure": structure})
     whole = curvature(tower, [images], tower.layers, settings)
     again = curvature(tower, [images], tower.layers, settings)
-    assert all(torch.equal(tensor, again.pack()[0][name]) for name, tensor in whole.pack()[0].items())
+    assert all(
+        torch.equal(tensor, again.pack()[0][name]) for name, tensor in whole.pack()[0].items()
+    )
     cut = curvature(tower, images.split(2), tower.layers, settings)
     if structure == "ekfac":  # eigenvectors have free signs
         torch.testing.assert_close(whole.trace(), cut.trace())
@@ -280,7 +316,9 @@ def test_padding_never_counts(structure: str, sharing: str):
 def test_tokens_of_text_are_weighted_alike():
     model, inputs = Text(), texts([2, 5], 5)
     found = curvature(model, [inputs], model.layers, EXACT).layers["first"]
-    rows = torch.cat([inputs[..., :3], torch.ones(2, 5, 1, dtype=torch.float64)], -1)[inputs[..., 3] > 0]
+    rows = torch.cat([inputs[..., :3], torch.ones(2, 5, 1, dtype=torch.float64)], -1)[
+        inputs[..., 3] > 0
+    ]
     torch.testing.assert_close(found.inputs, rows.T @ rows / 7)
 
 
@@ -289,7 +327,12 @@ def test_one_probe_is_unbiased():
     exact = curvature(model, [inputs], model.layers, EXACT)
     for probes, seeds in ((1, 300), (3, 100)):
         drawn = [
-            curvature(model, [inputs], model.layers, EXACT.model_copy(update={"probes": probes, "seed": seed}))
+            curvature(
+                model,
+                [inputs],
+                model.layers,
+                EXACT.model_copy(update={"probes": probes, "seed": seed}),
+            )
             for seed in range(seeds)
         ]
         for name, block in exact.layers.items():
@@ -304,7 +347,9 @@ def test_the_authors_conventions(structure: str, tower: Tower, images: Tensor):
     """B times M / R and F times M for KFAC; D times M and F times M n for EKFAC (spec 3.2, 3.5)."""
     clean = EXACT.model_copy(update={"probes": 4, "structure": structure})
     ours = curvature(tower, images.split(2), tower.layers, clean)
-    theirs = curvature(tower, images.split(2), tower.layers, clean.model_copy(update={"faithful": True}))
+    theirs = curvature(
+        tower, images.split(2), tower.layers, clean.model_copy(update={"faithful": True})
+    )
     for name, block in ours.layers.items():
         count = 1 if name == "projection" else tower.config.tokens
         if structure == "kfac":
@@ -322,7 +367,9 @@ def test_the_authors_conventions(structure: str, tower: Tower, images: Tensor):
 def test_what_is_refused_and_what_is_left_out(tower: Tower, images: Tensor):
     inputs = texts([2, 3], 3)
     twice = curvature(Text(twice=True), [inputs], Text.layers, EXACT)
-    assert twice.untracked == dict.fromkeys(("second.weight", "second.bias"), "it is called 2 times per pass")
+    assert twice.untracked == dict.fromkeys(
+        ("second.weight", "second.bias"), "it is called 2 times per pass"
+    )
     tied = curvature(Text(tied=True), [inputs], Text.layers, EXACT)
     assert tied.layers.keys() == {"first", "head"}
     assert tied.untracked["second.weight"] == "it is shared by several modules"
@@ -350,13 +397,18 @@ def test_language_models(name: str, tmp_path):
     inputs[1, 4:] = inputs[2, 6:] = -1
     settings = FeatureCurvature(structure="diag_ggn", probes=0)
     found = curvature(model, inputs.split(3), layers, settings, head=HEAD)
-    jacobians = jacrev(lambda parameters: model.features(parameters, inputs, HEAD))(model.parameters)
+    jacobians = jacrev(lambda parameters: model.features(parameters, inputs, HEAD))(
+        model.parameters
+    )
     expected = {layer: diagonal(joined(model, jacobians, layer)) for layer in found.layers}
     expected |= {vector: diagonal(jacobians[vector]) for vector in found.vectors}
     for part, block in (found.layers | found.vectors).items():
         torch.testing.assert_close(block.values.flatten(), expected[part], rtol=1e-3, atol=1e-5)
     embeddings = {n for n, reason in found.untracked.items() if "kind" in reason}
-    assert all(model.parameters[n].ndim == 2 and model.module.get_parameter(n).shape[0] != 24 for n in embeddings)
+    assert all(
+        model.parameters[n].ndim == 2 and model.module.get_parameter(n).shape[0] != 24
+        for n in embeddings
+    )
     twice = {n.split(".")[-2] for n, reason in found.untracked.items() if "2 times" in reason}
     assert twice == ({"query_proj", "key_proj"} if name == "deberta_v3" else set())
 
@@ -400,7 +452,9 @@ def test_against_curvlinops(sharing: str, reduction: str, pooled: bool, examples
     operator.compute_kronecker_factors()
     for weight in weights:
         weight.requires_grad_(False)
-    found = curvature(model, inputs.split(2), model.layers, EXACT.model_copy(update={"sharing": sharing}))
+    found = curvature(
+        model, inputs.split(2), model.layers, EXACT.model_copy(update={"sharing": sharing})
+    )
     constant = 2 * examples if reduction == "sum" else 2 / channels
     for layer in layers:
         factors = operator._gradient_covariances, operator._input_covariances
@@ -411,13 +465,23 @@ def test_against_curvlinops(sharing: str, reduction: str, pooled: bool, examples
 
 def test_reduce_gives_key_projections_no_curvature(tower: Tower, images: Tensor):
     """Softmax does not see the same shift of all keys, so their gradients sum to zero over the tokens."""
-    reduced = curvature(tower, [images], tower.layers, EXACT.model_copy(update={"sharing": "reduce"}))
+    reduced = curvature(
+        tower, [images], tower.layers, EXACT.model_copy(update={"sharing": "reduce"})
+    )
     expanded = curvature(tower, [images], tower.layers, EXACT)
     for name, block in reduced.layers.items():
         largest = block.gradients.abs().max() / expanded.layers[name].gradients.abs().max()
         assert (largest < 1e-20) == name.endswith("attn.k")
-    moved = {name: torch.randn_like(weight) for name, weight in tower.parameters.items() if "attn.k" in name}
-    blocks = [(name, reduced.layers[name.removesuffix(".weight")]) for name in moved if name.endswith("weight")]
+    moved = {
+        name: torch.randn_like(weight)
+        for name, weight in tower.parameters.items()
+        if "attn.k" in name
+    }
+    blocks = [
+        (name, reduced.layers[name.removesuffix(".weight")])
+        for name in moved
+        if name.endswith("weight")
+    ]
     for name, block in blocks:
         joined = torch.cat([moved[name], moved[name.replace("weight", "bias")].unsqueeze(1)], 1)
         assert (joined * block.matmul(joined)).sum().abs() < 1e-20

@@ -55,7 +55,9 @@ def test_the_hold_out_has_the_papers_sizes_and_indices(count):
 def test_the_hold_out_is_that_of_random_split(count):
     size = min(count // 10, 5000)
     generator = torch.Generator().manual_seed(0)
-    expected = torch.utils.data.random_split(range(count), [count - size, size], generator=generator)
+    expected = torch.utils.data.random_split(
+        range(count), [count - size, size], generator=generator
+    )
     train, val = (part.tolist() for part in hold_out(count))
     assert [part.indices for part in expected] == [train, val]
     assert sorted(train + val) == list(range(count))
@@ -63,7 +65,17 @@ def test_the_hold_out_is_that_of_random_split(count):
 
 # --- preprocessing --------------------------------------------------------------------------------------------------
 
-SIZES = [(32, 32), (224, 224), (300, 200), (200, 300), (17, 90), (301, 299), (1, 1), (5, 3), (225, 223)]
+SIZES = [
+    (32, 32),
+    (224, 224),
+    (300, 200),
+    (200, 300),
+    (17, 90),
+    (301, 299),
+    (1, 1),
+    (5, 3),
+    (225, 223),
+]
 MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]
 TARGETS = [(32, 32), (33, 33), (224, 224), (24, 40), (48, 30)]
 
@@ -74,15 +86,23 @@ def picture(width: int, height: int, mode: str) -> Image.Image:
     noise = rng.integers(0, 256, (height, width, 4))
     ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]
     pixels = np.where(rng.random((height, width, 1)) < 0.5, noise, ramp).astype(np.uint8)
-    return Image.fromarray(pixels, "RGBA").convert("RGB").convert(mode) if mode != "RGBA" else Image.fromarray(pixels)
+    return (
+        Image.fromarray(pixels, "RGBA").convert("RGB").convert(mode)
+        if mode != "RGBA"
+        else Image.fromarray(pixels)
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
 @pytest.mark.parametrize("target", TARGETS, ids=lambda size: "x".join(map(str, size)))
-def test_resizing_is_open_clips_evaluation_transform_bit_for_bit(target, resize_mode, interpolation):
+def test_resizing_is_open_clips_evaluation_transform_bit_for_bit(
+    target, resize_mode, interpolation
+):
     settings = {"size": target, "resize_mode": resize_mode, "interpolation": interpolation}
-    theirs = image_transform_v2(PreprocessCfg(**settings, mean=(0.0,) * 3, std=(1.0,) * 3), is_train=False)
+    theirs = image_transform_v2(
+        PreprocessCfg(**settings, mean=(0.0,) * 3, std=(1.0,) * 3), is_train=False
+    )
     for width, height in SIZES:
         for mode in MODES:
             image = upright_rgb(picture(width, height, mode))
@@ -97,7 +117,9 @@ def test_normalisation_is_open_clips_to_one_rounding(seed):
     rng = np.random.default_rng(seed)
     mean, std = rng.uniform(0.3, 0.6, 3).tolist(), rng.uniform(0.2, 0.3, 3).tolist()
     image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    theirs = image_transform_v2(PreprocessCfg(size=(32, 32), mean=mean, std=std), is_train=False)(image)
+    theirs = image_transform_v2(PreprocessCfg(size=(32, 32), mean=mean, std=std), is_train=False)(
+        image
+    )
     model = ClipModel(torch.nn.Linear(1, 1), mean, std)
     ours = model.prepare(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])[0][0]
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -105,7 +127,10 @@ def test_normalisation_is_open_clips_to_one_rounding(seed):
 
 def test_an_unknown_resize_mode_is_named():
     with pytest.raises(UserError, match="resize_mode 'longest' is not supported"):
-        resize_and_crop(picture(9, 9, "RGB"), {"size": (4, 4), "interpolation": "bicubic", "resize_mode": "longest"})
+        resize_and_crop(
+            picture(9, 9, "RGB"),
+            {"size": (4, 4), "interpolation": "bicubic", "resize_mode": "longest"},
+        )
 
 
 # --- the embedded suite ---------------------------------------------------------------------------------------------
@@ -115,7 +140,9 @@ RAW = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 def decoded(name: str, task: ImageTask, split: str, size: int) -> View:
     """The decoded split as a method sees it."""
-    return View.of(decode_split(name, task, split, {"size": (size, size)} | RAW), name=f"{name}/{split}")
+    return View.of(
+        decode_split(name, task, split, {"size": (size, size)} | RAW), name=f"{name}/{split}"
+    )
 
 
 MINI8 = ASSETS / "mini8"
@@ -156,7 +183,9 @@ def test_hugging_face_reads_every_split_with_its_features(task):
     names = data["test"].features["label"].names
     for split in SPLITS:
         features = data[split].features
-        assert isinstance(features["image"], datasets.Image) and isinstance(features["label"], datasets.ClassLabel)
+        assert isinstance(features["image"], datasets.Image) and isinstance(
+            features["label"], datasets.ClassLabel
+        )
         assert features["label"].names == names
         assert len(set(names)) == len(names)
         assert set(data[split]["label"]) <= set(range(len(names)))
@@ -191,8 +220,13 @@ def test_no_image_is_in_two_splits(task):
 
 def tasks_of_images() -> list[str]:
     """The shipped tasks that have, or inherit, prompt templates."""
-    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((conf_dir() / "task").glob("*.yaml"))}
-    return [name for name, node in nodes.items() if "templates" in nodes.get(node.get("extends"), node)]
+    nodes = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in sorted((conf_dir() / "task").glob("*.yaml"))
+    }
+    return [
+        name for name, node in nodes.items() if "templates" in nodes.get(node.get("extends"), node)
+    ]
 
 
 @pytest.mark.parametrize("name", tasks_of_images())
@@ -200,18 +234,29 @@ def test_every_shipped_task_definition_fits_its_files(name):
     task = load_tasks({"tasks": [name]}, ImageSuite, [conf_dir()])[name]
     assert task.folder.parent == MINI8
     names = class_names(name, task)
-    assert len(set(names)) == len(names) == len(loaded(task.folder.name)["test"].features["label"].names)
+    assert (
+        len(set(names))
+        == len(names)
+        == len(loaded(task.folder.name)["test"].features["label"].names)
+    )
     for split in SPLITS:
         described = describe(name, task, split)
-        assert described["sha256"] == hashlib.sha256((task.folder / f"{split}.parquet").read_bytes()).hexdigest()
+        assert (
+            described["sha256"]
+            == hashlib.sha256((task.folder / f"{split}.parquet").read_bytes()).hexdigest()
+        )
         labels = decoded(name, task, split, 32).labels().tolist()
         kept = range(len(names)) if task.keep is None else [names.index(c) for c in task.keep]
-        assert labels == [label for label in loaded(task.folder.name)[split]["label"] if label in kept]
+        assert labels == [
+            label for label in loaded(task.folder.name)[split]["label"] if label in kept
+        ]
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_every_embedded_task_has_a_definition_of_its_name(name):
-    assert load_tasks({"tasks": [name]}, ImageSuite, [conf_dir()])[name].path == f"pkg://mini8/{name}"
+    assert (
+        load_tasks({"tasks": [name]}, ImageSuite, [conf_dir()])[name].path == f"pkg://mini8/{name}"
+    )
 
 
 # --- decoding a user's files ----------------------------------------------------------------------------------------
@@ -228,7 +273,10 @@ def folder(tmp_path: Path) -> Path:
     for start, (split, count) in enumerate({"train": 50, "val": 10, "test": 20}.items()):
         labels = [i % 3 for i in range(count)]
         world.write_table(
-            tmp_path / f"{split}.parquet", [cell(60 * start + i) for i in range(count)], labels, list("xyz")
+            tmp_path / f"{split}.parquet",
+            [cell(60 * start + i) for i in range(count)],
+            labels,
+            list("xyz"),
         )
     return tmp_path
 
@@ -258,7 +306,10 @@ def test_a_missing_val_split_is_held_out_of_train(folder):
     assert decode(folder, "train", splits=splits) == (train, [i % 3 for i in train])
     assert decode(folder, "val", splits=splits) == (val, [i % 3 for i in val])
     assert decode(folder, "test", splits=splits)[0] == list(range(120, 140))
-    own, cut = describe("t", task(folder), "train"), describe("t", task(folder, splits=splits), "train")
+    own, cut = (
+        describe("t", task(folder), "train"),
+        describe("t", task(folder, splits=splits), "train"),
+    )
     assert own["sha256"] == cut["sha256"] and own != cut
 
 
@@ -286,11 +337,15 @@ def test_split_names_are_file_names(folder):
     assert decode(folder, "train", splits=renamed)[0] == list(range(50))
 
 
-def rewrite(folder: Path, images: list | None = None, labels: list | None = None, names: list | None = ()) -> None:
+def rewrite(
+    folder: Path, images: list | None = None, labels: list | None = None, names: list | None = ()
+) -> None:
     count = len(images or labels or range(3))
     images = [cell(i) for i in range(count)] if images is None else images
     labels = [i % 3 for i in range(count)] if labels is None else labels
-    world.write_table(folder / "test.parquet", images, labels, list("xyz") if names == () else names)
+    world.write_table(
+        folder / "test.parquet", images, labels, list("xyz") if names == () else names
+    )
 
 
 def drop(folder: Path, column: str) -> None:
@@ -304,18 +359,54 @@ def drop(folder: Path, column: str) -> None:
         (lambda f: drop(f, "image"), {}, r"test\.parquet has no column 'image' \(it has label\)"),
         (lambda f: drop(f, "label"), {}, r"test\.parquet has no column 'label' \(it has image\)"),
         (lambda f: None, {"image": "img"}, r"no column 'img' \(it has image, label\)"),
-        (lambda f: rewrite(f, labels=[0, 1, 3]), {}, r"test\.parquet has label 3, but the task has 3 classes"),
-        (lambda f: rewrite(f, labels=[0, -1, 2]), {}, r"test\.parquet has label -1, but the task has 3 classes"),
-        (lambda f: rewrite(f, labels=[0, None, 2]), {}, r"test\.parquet has label None, but the task has 3 classes"),
-        (lambda f: rewrite(f, names=None), {}, r"no class names; give them as 'classes' in task/t\.yaml"),
+        (
+            lambda f: rewrite(f, labels=[0, 1, 3]),
+            {},
+            r"test\.parquet has label 3, but the task has 3 classes",
+        ),
+        (
+            lambda f: rewrite(f, labels=[0, -1, 2]),
+            {},
+            r"test\.parquet has label -1, but the task has 3 classes",
+        ),
+        (
+            lambda f: rewrite(f, labels=[0, None, 2]),
+            {},
+            r"test\.parquet has label None, but the task has 3 classes",
+        ),
+        (
+            lambda f: rewrite(f, names=None),
+            {},
+            r"no class names; give them as 'classes' in task/t\.yaml",
+        ),
         (lambda f: rewrite(f, images=[], labels=[]), {}, r"test\.parquet holds no examples"),
-        (lambda f: None, {"classes": ("a", "b")}, r"2 'classes' in task/t\.yaml, 3 in .*test\.parquet"),
-        (lambda f: None, {"keep": ("x", "w", "v")}, r"'keep' names unknown classes w, v \(it has x, y, z\)"),
-        (lambda f: (f / "test.parquet").write_bytes(b"PAR1"), {}, r"test\.parquet is not a readable Parquet file"),
+        (
+            lambda f: None,
+            {"classes": ("a", "b")},
+            r"2 'classes' in task/t\.yaml, 3 in .*test\.parquet",
+        ),
+        (
+            lambda f: None,
+            {"keep": ("x", "w", "v")},
+            r"'keep' names unknown classes w, v \(it has x, y, z\)",
+        ),
+        (
+            lambda f: (f / "test.parquet").write_bytes(b"PAR1"),
+            {},
+            r"test\.parquet is not a readable Parquet file",
+        ),
         (lambda f: (f / "test.parquet").unlink(), {}, r"no test\.parquet in .* \(split 'test'\)"),
-        (lambda f: None, {"path": "/nowhere/at/all"}, r"no folder /nowhere/at/all; see 'path' in task/t\.yaml"),
+        (
+            lambda f: None,
+            {"path": "/nowhere/at/all"},
+            r"no folder /nowhere/at/all; see 'path' in task/t\.yaml",
+        ),
         (lambda f: None, {"path": "pkg://mini8/nothing"}, r"no folder .*mini8/nothing"),
-        (lambda f: rewrite(f, labels=[0, 0, 0]), {"keep": ("y",)}, r"split 'test' holds no examples"),
+        (
+            lambda f: rewrite(f, labels=[0, 0, 0]),
+            {"keep": ("y",)},
+            r"split 'test' holds no examples",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_task_file_and_fault(folder, damage, settings, message):
@@ -326,7 +417,8 @@ def test_a_wrong_file_is_one_line_that_names_task_file_and_fault(folder, damage,
 
 
 @pytest.mark.parametrize(
-    "broken", [{"bytes": b"not an image", "path": None}, {"bytes": cell(1)["bytes"][:45], "path": None}]
+    "broken",
+    [{"bytes": b"not an image", "path": None}, {"bytes": cell(1)["bytes"][:45], "path": None}],
 )
 def test_an_image_that_cannot_be_decoded_is_named_by_its_row(folder, broken):
     rewrite(folder, images=[cell(0), cell(1), broken, cell(2)])
@@ -361,7 +453,9 @@ GOOD = {"path": "pkg://mini8/mnist", "templates": ["a photo of {}"]}
 )
 def test_a_wrong_definition_is_one_line_that_names_file_and_key(tmp_path, text, message):
     (tmp_path / "task").mkdir()
-    (tmp_path / "task" / "t.yaml").write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    (tmp_path / "task" / "t.yaml").write_text(
+        text if isinstance(text, str) else yaml.safe_dump(text)
+    )
     with pytest.raises(UserError, match=message) as caught:
         load_tasks({"tasks": ["t"]}, ImageSuite, [tmp_path, conf_dir()])
     assert "\n" not in str(caught.value)
@@ -371,14 +465,20 @@ def test_a_definition_extends_another_and_the_users_folder_comes_first(tmp_path)
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "few.yaml").write_text("extends: mnist\nkeep: ['0', '1']\n")
     (tmp_path / "task" / "kana.yaml").write_text(yaml.safe_dump(GOOD))
-    found = load_tasks({"tasks": ["few"], "control": "kana", "held_out": ["mnist"]}, ImageSuite, [tmp_path, conf_dir()])
+    found = load_tasks(
+        {"tasks": ["few"], "control": "kana", "held_out": ["mnist"]},
+        ImageSuite,
+        [tmp_path, conf_dir()],
+    )
     assert found["few"].path == found["mnist"].path == found["kana"].path == "pkg://mini8/mnist"
     assert found["few"].templates == found["mnist"].templates
     assert found["few"].keep == ("0", "1") and found["mnist"].keep is None
 
 
 def test_an_unknown_task_has_its_nearest_match():
-    with pytest.raises(UserError, match=r"suite\.tasks: unknown task 'mnits'; did you mean 'mnist'\?"):
+    with pytest.raises(
+        UserError, match=r"suite\.tasks: unknown task 'mnits'; did you mean 'mnist'\?"
+    ):
         load_tasks({"tasks": ["mnits"]}, ImageSuite, [conf_dir()])
 
 

@@ -27,19 +27,31 @@ OPERATIONS = {
     "masked": lambda v: F.scaled_dot_product_attention(*heads(v), attn_mask=torch.eye(4).bool()),
     "biased": lambda v: F.scaled_dot_product_attention(*heads(v), attn_mask=v["x"] @ v["x"].mT),
     "values alone": lambda v: F.scaled_dot_product_attention(*[torch.eye(6).double()] * 2, v["w"]),
-    "keys alone": lambda v: F.scaled_dot_product_attention(torch.eye(6).double(), v["w"], torch.eye(6).double()),
+    "keys alone": lambda v: F.scaled_dot_product_attention(
+        torch.eye(6).double(), v["w"], torch.eye(6).double()
+    ),
     "groups": lambda v: F.scaled_dot_product_attention(
         v["x"].view(1, 2, 2, 6), *[v["w"].view(1, 1, 6, 6)] * 2, enable_gqa=True
     ),
-    "activations": lambda v: F.gelu(v["x"], approximate="tanh") + F.silu(v["x"]) - torch.tanh(v["x"]).sigmoid(),
-    "products": lambda v: v["x"] * v["b"] * 2 * v["b"].square() + v["b"][0] * v["x"] - (3 * v["b"]) * v["x"][0].pow(3),
-    "powers": lambda v: v["x"].square().add(1).rsqrt() + 1.5 ** v["x"] + v["x"].square() ** v["b"].square(),
+    "activations": lambda v: (
+        F.gelu(v["x"], approximate="tanh") + F.silu(v["x"]) - torch.tanh(v["x"]).sigmoid()
+    ),
+    "products": lambda v: (
+        v["x"] * v["b"] * 2 * v["b"].square() + v["b"][0] * v["x"] - (3 * v["b"]) * v["x"][0].pow(3)
+    ),
+    "powers": lambda v: (
+        v["x"].square().add(1).rsqrt() + 1.5 ** v["x"] + v["x"].square() ** v["b"].square()
+    ),
     "several powers": lambda v: v["b"].square().pow(torch.arange(1.0, 4.0).double().view(3, 1)),
-    "views": lambda v: v["x"].unflatten(-1, (2, 3)).transpose(0, 1).flatten(1)[:, ::2].permute(1, 0).reshape(3, -1),
+    "views": lambda v: (
+        v["x"].unflatten(-1, (2, 3)).transpose(0, 1).flatten(1)[:, ::2].permute(1, 0).reshape(3, -1)
+    ),
     "broadcast": lambda v: v["x"].expand(2, 4, 6) + v["b"] - 3 * v["x"] / (2 + v["b"].square()),
     "chunks": lambda v: torch.cat([x * i for i, x in enumerate(v["x"].chunk(3, dim=-1))]),
     "the largest": lambda v: v["x"].max(dim=1).values + v["x"].sort(dim=0).values.sum(),
-    "integers on the way": lambda v: v["x"][v["x"].argmax(dim=0)] * (v["x"] > 0).to(v["x"].dtype).sum(),
+    "integers on the way": lambda v: (
+        v["x"][v["x"].argmax(dim=0)] * (v["x"] > 0).to(v["x"].dtype).sum()
+    ),
     "writing": lambda v: (v["x"] @ v["w"]).add_(v["b"]).mul_(2),
     "writing into constants": lambda v: into(torch.zeros_like(v["x"]), v["x"] @ v["w"]),
     "in place by a flag": lambda v: F.silu(v["x"] @ v["w"], inplace=True),
@@ -62,13 +74,20 @@ def into(target, source):
 def test_equals_one_jvp_per_direction(name, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"x": (4, 6), "w": (6, 6), "b": (6,)}
-    values = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
-    directions = {n: torch.randn(DIRECTIONS, *s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+    values = {
+        n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()
+    }
+    directions = {
+        n: torch.randn(DIRECTIONS, *s, generator=generator, dtype=torch.float64)
+        for n, s in shapes.items()
+    }
     before = {n: x.clone() for n, x in values.items()}
     value, tangents = differentiate(OPERATIONS[name], values, directions)
     for i in range(DIRECTIONS):
         with sdpa_kernel(SDPBackend.MATH):  # the one that has a forward mode
-            expected, slope = jvp(OPERATIONS[name], (values,), ({n: d[i] for n, d in directions.items()},))
+            expected, slope = jvp(
+                OPERATIONS[name], (values,), ({n: d[i] for n, d in directions.items()},)
+            )
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(tangents[i], slope, rtol=1e-11, atol=1e-12)
     assert type(value) is type(tangents) is torch.Tensor

@@ -32,7 +32,11 @@ HOSTILE = {
     "nan": b'{"state": NaN}',
     "latin": '{"state": "é"}'.encode("latin-1"),
     "zeros": bytes(1000),
-    "huge": b'{"state": "failed", "reason": "' + b"x" * 1000 + b'", "experiments": [' + b'"a",' * 100 + b'"b"]}',
+    "huge": b'{"state": "failed", "reason": "'
+    + b"x" * 1000
+    + b'", "experiments": ['
+    + b'"a",' * 100
+    + b'"b"]}',
 }
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x9b\u202e]")
 
@@ -73,7 +77,15 @@ def test_hostile_records_stop_no_verb_and_steer_no_terminal(verb, hostile, capfd
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "a: " * 5000, "&a [*a]", "x: !!python/object/apply:os.system [ls]", "\x00", "a: 'b"]
+    "text",
+    [
+        "[" * 100_000,
+        "a: " * 5000,
+        "&a [*a]",
+        "x: !!python/object/apply:os.system [ls]",
+        "\x00",
+        "a: 'b",
+    ],
 )
 def test_no_yaml_hurts(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
@@ -98,7 +110,9 @@ def test_an_unreadable_folder_is_not_an_empty_one(tmp_path):
 
     assert "cannot be read: Permission denied" in as_nobody(look, tmp_path)
     (tmp_path / "outputs" / "runs").chmod(0o755)
-    assert "unreadable" in as_nobody(lambda: str([f.status() for f in run_folders(tmp_path / "outputs")]), tmp_path)
+    assert "unreadable" in as_nobody(
+        lambda: str([f.status() for f in run_folders(tmp_path / "outputs")]), tmp_path
+    )
 
 
 def as_nobody(look, folder: Path) -> str:
@@ -132,7 +146,11 @@ def test_a_mistake_of_ours_names_the_file_with_its_traceback(monkeypatch, capfd)
     monkeypatch.setattr("taskvec.cli.list.main", broken)
     assert cli.main(["list"]) == 70
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "a mistake in taskvec: KeyError" in said and not CONTROLS.search(said)
+    assert (
+        said.count("\n") == 1
+        and "a mistake in taskvec: KeyError" in said
+        and not CONTROLS.search(said)
+    )
     log = Path(re.search(r"the traceback is in (\S+\.log)", said)[1])
     assert "Traceback" in log.read_text()
     log.unlink()
@@ -142,7 +160,11 @@ def test_a_full_output_is_told_and_a_closed_one_is_not(tmp_path):
     command = [sys.executable, "-m", "taskvec", "table", "--help"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
-    assert ended.stderr.count("\n") <= 1 and "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+    assert (
+        ended.stderr.count("\n") <= 1
+        and "Traceback" not in ended.stderr
+        and "Exception" not in ended.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +183,9 @@ def test_a_full_disk_is_recorded_as_such(error):
 def test_a_disk_that_fills_in_mid_run_leaves_one_line_and_its_reason(tmp_path_factory, tmp_path):
     tiny = world.build(tmp_path_factory.mktemp("tiny"))
     outputs = tmp_path / "outputs"
-    ended = forked.run(tiny, *world.FAST, f"outputs={outputs}", folder=tmp_path / "full", full_at=60)
+    ended = forked.run(
+        tiny, *world.FAST, f"outputs={outputs}", folder=tmp_path / "full", full_at=60
+    )
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr and ended.stderr.count("No space left") == 1
     (folder,) = run_folders(outputs)
@@ -202,7 +226,9 @@ def no_flock(monkeypatch):
 
 def test_without_flock_a_living_holder_excludes_and_a_dead_one_does_not(tmp_path, no_flock):
     path = tmp_path / "x.lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         assert locking.is_held(path)
@@ -216,7 +242,9 @@ def test_without_flock_a_living_holder_excludes_and_a_dead_one_does_not(tmp_path
         assert os.path.lexists(f"{path}.lease")
 
 
-def test_without_flock_the_marker_of_a_silent_holder_elsewhere_expires(tmp_path, no_flock, monkeypatch):
+def test_without_flock_the_marker_of_a_silent_holder_elsewhere_expires(
+    tmp_path, no_flock, monkeypatch
+):
     monkeypatch.setattr(locking, "LEASE_SECONDS", 0.5)
     path = tmp_path / "x.lock"
     lock = locking.taken(path)
@@ -248,7 +276,11 @@ def test_prune_keeps_what_unfinished_runs_made_unless_they_are_named(tmp_path, c
         (tmp_path / "store" / "partial" / fingerprint).mkdir(parents=True)
 
     def left() -> set[str]:
-        return {path.name for kind in ("vector", "partial") for path in (tmp_path / "store" / kind).glob("[0-9a-f]*")}
+        return {
+            path.name
+            for kind in ("vector", "partial")
+            for path in (tmp_path / "store" / kind).glob("[0-9a-f]*")
+        }
 
     assert cli.main(["store", "prune", "--outputs", str(tmp_path)]) == 0
     assert left() == {*kept.values(), "f" * 32}

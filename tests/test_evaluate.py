@@ -82,13 +82,17 @@ def vector(model: Model, seed: int, names=None) -> TaskVector:
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for name in names or model.parameters:
-        drawn[name] = torch.randn(model.parameters[name].shape, generator=generator, dtype=torch.float64)
+        drawn[name] = torch.randn(
+            model.parameters[name].shape, generator=generator, dtype=torch.float64
+        )
     return TaskVector(drawn)
 
 
 def classes(model: Model, view: Memory, weights) -> Tensor:
     """The predicted class of every example, one at a time."""
-    found = [model.features(weights, view.inputs[i : i + 1]) @ view.head.T for i in range(len(view))]
+    found = [
+        model.features(weights, view.inputs[i : i + 1]) @ view.head.T for i in range(len(view))
+    ]
     return torch.cat(found).argmax(1)
 
 
@@ -125,7 +129,11 @@ def test_tasks_may_have_models_and_heads_of_their_own(seed, forward):
         for at in needs:
             tau, view = alpha * own.get(at.task, shared), views[at.task]
             linear = sum(jvp_features(model, tau, view.inputs))
-            features = linear if forward == "tangent" else model.features(tau.apply_to(model.parameters), view.inputs)
+            features = (
+                linear
+                if forward == "tangent"
+                else model.features(tau.apply_to(model.parameters), view.inputs)
+            )
             expected = (-1 if at.task == "a" else 1) * features @ view.head.T
             assert torch.equal(found[alpha][at], expected.argmax(1))
 
@@ -138,8 +146,13 @@ def test_each_vector_may_have_a_coefficient_of_its_own(seed, forward):
     composition = Summed(model.parameters, vectors)
     composition.forward = forward
     ask, (at,) = evaluator(model, views)
-    found, _ = ask.predictions(composition, [at], {"first": {"a": 0.7, "b": 0.0}, "both": {"a": 0.7, "b": -0.4}})
-    for key, tau in (("first", 0.7 * vectors["a"]), ("both", 0.7 * vectors["a"] + -0.4 * vectors["b"])):
+    found, _ = ask.predictions(
+        composition, [at], {"first": {"a": 0.7, "b": 0.0}, "both": {"a": 0.7, "b": -0.4}}
+    )
+    for key, tau in (
+        ("first", 0.7 * vectors["a"]),
+        ("both", 0.7 * vectors["a"] + -0.4 * vectors["b"]),
+    ):
         single = Scaled(model.parameters, tau)
         single.forward = forward
         assert torch.equal(found[key][at], ask.predictions(single, [at], (1.0,))[0][1.0][at])
@@ -172,7 +185,10 @@ def test_surprise_is_the_likelihood_of_every_document(seed, forward, monkeypatch
             words = text[text >= 0].tolist()
             states = model.token_states(tau.apply_to(model.parameters, alpha), text[None])[0]
             if forward == "tangent":
-                ends = [model.token_states(tau.apply_to(model.parameters, h), text[None])[0] for h in (1e-6, -1e-6)]
+                ends = [
+                    model.token_states(tau.apply_to(model.parameters, h), text[None])[0]
+                    for h in (1e-6, -1e-6)
+                ]
                 states = model.token_states({}, text[None])[0] + alpha * (ends[0] - ends[1]) / 2e-6
             log_p = (states @ model.parameters["table.weight"][:, :4].T).log_softmax(-1)
             expected = -sum(log_p[i, word].item() for i, word in enumerate(words[1:]))
@@ -203,7 +219,9 @@ def test_a_coefficient_that_overflows_is_excluded_and_the_others_count(forward):
     expected, _ = ask.predictions(calm, needs, (0.5, 1.0))
     assert excluded == {1.5: "the merged hidden.bias is not finite"}
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[alpha][at], expected[alpha][at]) for alpha in found for at in needs)
+    assert all(
+        torch.equal(found[alpha][at], expected[alpha][at]) for alpha in found for at in needs
+    )
     assert ask.surprise(steep, needs[0], (0.5, 1.5))[1] == excluded
     with pytest.raises(NotFinite, match=r"at alpha = 2.0 the merged hidden\.bias is not finite$"):
         ask.predictions(steep, needs, (2.0,))
@@ -232,7 +250,9 @@ def test_of_a_linearised_model_only_the_base_is_left_where_the_derivative_overfl
     found, excluded = ask.predictions(composition, [at], (0.0, 1.0))
     assert excluded == {1.0: "the model's outputs on a/test are not finite"}
     assert torch.equal(found[0.0][at], classes(model, view, {}))
-    broken = Scaled(model.parameters, TaskVector({"hidden.bias": torch.full((4,), math.nan).double()}))
+    broken = Scaled(
+        model.parameters, TaskVector({"hidden.bias": torch.full((4,), math.nan).double()})
+    )
     broken.forward = "tangent"
     with pytest.raises(NotFinite, match=r"hidden\.bias of the task vector is not finite"):
         ask.predictions(broken, [at], (0.0, 1.0))
@@ -267,7 +287,9 @@ def test_logits_are_differentiable_in_coefficients(seed, linearised):
         logits = ask.logits(weights, at, slice(0, 9), direction if linearised else None)
         return F.cross_entropy(logits, view.targets[:9])
 
-    assert torch.autograd.gradcheck(loss, torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        loss, torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    )
 
 
 @SEEDS
@@ -356,7 +378,9 @@ def test_alpha_zero_is_the_base_and_alpha_one_the_sum(run, outputs: Path):
     result, _ = run("suite.tasks=[stripes]", "protocol.grid=[0,1]")
     rows = {row.row: row for row in result.rows}
     curve = {point["alpha"]: point["mean"] for point in result.curves["merged"]}
-    at_one, individual = (rows[name].values("accuracy") for name in ("merged_alpha_1", "individual"))
+    at_one, individual = (
+        rows[name].values("accuracy") for name in ("merged_alpha_1", "individual")
+    )
     assert at_one == individual, "alpha = 1 of one vector is the tuned model"
     assert rows["individual"].mean("normalised") == 1.0
     assert set(curve) == {0.0, 1.0}
@@ -398,7 +422,14 @@ def test_analogy_runs_on_four_tasks(run):
     result, _ = run("protocol=analogy", "suite.tasks=[stripes,corners,colours,control]", "suite.control=null",
                     *words, "protocol.target=control")  # fmt: skip
     names = [row.row for row in result.rows]
-    assert names == ["zero_shot", "individual", "auxiliary", "auxiliary_alpha_1", "analogy", "analogy_alpha_1"]
+    assert names == [
+        "zero_shot",
+        "individual",
+        "auxiliary",
+        "auxiliary_alpha_1",
+        "analogy",
+        "analogy_alpha_1",
+    ]
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

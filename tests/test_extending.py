@@ -22,7 +22,11 @@ STUDY = ["finetune.steps=2", "finetune.warmup=1", "suite.tasks=[stripes]", "prot
 
 def blocks(language: str) -> list[str]:
     """Return the text of the guide's blocks in a language."""
-    return [text for found, text in BLOCK.findall(GUIDE.read_text(encoding="utf-8")) if found == language]
+    return [
+        text
+        for found, text in BLOCK.findall(GUIDE.read_text(encoding="utf-8"))
+        if found == language
+    ]
 
 
 @pytest.fixture(scope="module")

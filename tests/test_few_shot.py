@@ -12,8 +12,17 @@ import world
 from taskvec.graph.result import read_result
 
 FAST = [*world.FAST, "finetune.steps=3"]
-LEARN = ["method=atlas", "merge.schedule.epochs=3", "merge.schedule.lr=0.1", "merge.schedule.augment=none"]
-BY_VALIDATION = ["protocol.select=validation", "protocol.targets=[corners]", "protocol.individual=false"]
+LEARN = [
+    "method=atlas",
+    "merge.schedule.epochs=3",
+    "merge.schedule.lr=0.1",
+    "merge.schedule.augment=none",
+]
+BY_VALIDATION = [
+    "protocol.select=validation",
+    "protocol.targets=[corners]",
+    "protocol.individual=false",
+]
 SHOTS = ["protocol=few_shot", "protocol.shots=2"]
 
 
@@ -40,8 +49,21 @@ def computed(folder: Path) -> list[str]:
 
 def test_an_interrupted_sweep_fits_nothing_twice(tiny, outputs, tmp_path):
     """Shots, seeds and peers in one sweep, killed in the middle: what was complete stays, the rest follows."""
-    words = ["-m", *FAST, *LEARN, "protocol=few_shot", "protocol.shots=1,2", "protocol.seed=0,1", "merge=atlas,none"]
-    words += ["merge.adapter=tip", "protocol.targets=[stripes]", "protocol.individual=false", f"outputs={outputs}"]
+    words = [
+        "-m",
+        *FAST,
+        *LEARN,
+        "protocol=few_shot",
+        "protocol.shots=1,2",
+        "protocol.seed=0,1",
+        "merge=atlas,none",
+    ]
+    words += [
+        "merge.adapter=tip",
+        "protocol.targets=[stripes]",
+        "protocol.individual=false",
+        f"outputs={outputs}",
+    ]
     killed = forked.run(tiny, *words, folder=tmp_path / "killed", kill_at=250)
     assert killed.returncode == -9
     assert len(list(outputs.glob("runs/*/result.json"))) < 8
@@ -56,14 +78,30 @@ def test_an_interrupted_sweep_fits_nothing_twice(tiny, outputs, tmp_path):
 
 
 def test_the_target_is_kept_out_of_its_vectors_and_validation_is_not_seen(tiny, shared, tmp_path):
-    found = run(tiny, shared, tmp_path / "run", *LEARN, *SHOTS, "protocol.individual=false", "protocol.tuned=true")
+    found = run(
+        tiny,
+        shared,
+        tmp_path / "run",
+        *LEARN,
+        *SHOTS,
+        "protocol.individual=false",
+        "protocol.tuned=true",
+    )
     assert [row.row for row in found.rows] == ["zero_shot", "tuned", "merged"]
     assert found.data_seen["selection"] == []
     labels = [stage.label for stage in found.stages if stage.kind == "composition"]
     assert "atlas of corners+colours" in labels
-    assert found.reports["atlas of corners+colours"]["figures"]["coefficients"]["rows"] == ["corners", "colours"]
+    assert found.reports["atlas of corners+colours"]["figures"]["coefficients"]["rows"] == [
+        "corners",
+        "colours",
+    ]
     refused = forked.run(
-        tiny, *FAST, f"outputs={shared}", *SHOTS, "method=task_arithmetic", folder=tmp_path / "refused"
+        tiny,
+        *FAST,
+        f"outputs={shared}",
+        *SHOTS,
+        "method=task_arithmetic",
+        folder=tmp_path / "refused",
     )
     assert refused.returncode == 2
     assert "needs a merge that learns" in refused.stderr
@@ -78,17 +116,32 @@ def test_validation_chooses_an_epoch_where_it_is_asked(tiny, shared, tmp_path):
 
 
 def test_held_out_tasks_are_reported_on_alone(tiny, shared, tmp_path):
-    world_words = ["suite.tasks=[stripes,corners]", "suite.held_out=[colours]", "protocol.targets=[stripes]"]
+    world_words = [
+        "suite.tasks=[stripes,corners]",
+        "suite.held_out=[colours]",
+        "protocol.targets=[stripes]",
+    ]
     words = [*LEARN, "protocol=out_of_distribution", "protocol.shots=2", *world_words]
     found = run(tiny, shared, tmp_path / "run", *words)
     merged = next(row for row in found.rows if row.row == "merged")
     assert set(merged.values("accuracy")) == {"stripes", "colours"}
-    seen = {use: splits for use, splits in found.data_seen.items() if any("colours" in split for split in splits)}
+    seen = {
+        use: splits
+        for use, splits in found.data_seen.items()
+        if any("colours" in split for split in splits)
+    }
     assert set(seen) == {"report"}
 
 
 def test_pseudo_labels_are_reported_and_no_label_is_learned_from(tiny, shared, tmp_path):
-    found = run(tiny, shared, tmp_path / "run", *LEARN, "protocol=test_time", "merge.objective={kind: ufm, share: 0.5}")
+    found = run(
+        tiny,
+        shared,
+        tmp_path / "run",
+        *LEARN,
+        "protocol=test_time",
+        "merge.objective={kind: ufm, share: 0.5}",
+    )
     merged = next(row for row in found.rows if row.row == "merged")
     assert set(merged.values("precision")) == set(world.TASKS)
     assert 0 < merged.metrics["trusted"].mean < 1
@@ -101,31 +154,61 @@ def test_pseudo_labels_are_reported_and_no_label_is_learned_from(tiny, shared, t
     [
         ["merge.objective=entropy"],
         ["merge.objective=simclr", "merge.schedule.augment=random_resized_crop"],
-        ["merge.objective={kind: sar, margin: 1.0}", "merge.schedule.sam=0.05", "merge.schedule.optimiser=sgd"],
+        [
+            "merge.objective={kind: sar, margin: 1.0}",
+            "merge.schedule.sam=0.05",
+            "merge.schedule.optimiser=sgd",
+        ],
         ["merge.objective={kind: ufm, faithful: true}"],
     ],
     ids=["entropy", "simclr", "sar", "released"],
 )
 def test_every_objective_moves_the_model(words, tiny, shared, tmp_path):
-    found = run(tiny, shared, tmp_path / "run", *LEARN, "protocol=test_time", "protocol.targets=[corners]", *words)
+    found = run(
+        tiny,
+        shared,
+        tmp_path / "run",
+        *LEARN,
+        "protocol=test_time",
+        "protocol.targets=[corners]",
+        *words,
+    )
     picture = found.reports["atlas of stripes+colours"]["figures"]["coefficients"]
     assert max(abs(value) for line in picture["values"] for value in line) > 0
 
 
 def test_a_budget_takes_one_gradient_a_target_and_labels_are_granted_for_it(tiny, shared, tmp_path):
-    found = run(tiny, shared, tmp_path / "run", *LEARN, *SHOTS, "merge.budget=1", "protocol.individual=false")
+    found = run(
+        tiny,
+        shared,
+        tmp_path / "run",
+        *LEARN,
+        *SHOTS,
+        "merge.budget=1",
+        "protocol.individual=false",
+    )
     gradients = [stage for stage in found.stages if stage.kind == "statistic"]
     assert len(gradients) == 3
-    assert sum(found.reports["atlas of stripes+colours"]["share_of_blocks"].values()) == pytest.approx(1)
+    assert sum(
+        found.reports["atlas of stripes+colours"]["share_of_blocks"].values()
+    ) == pytest.approx(1)
     refused = forked.run(
-        tiny, *FAST, f"outputs={shared}", *LEARN, "protocol=test_time", "merge.budget=1", folder=tmp_path / "refused"
+        tiny,
+        *FAST,
+        f"outputs={shared}",
+        *LEARN,
+        "protocol=test_time",
+        "merge.budget=1",
+        folder=tmp_path / "refused",
     )
     assert refused.returncode == 2
     assert "takes the loss of labels" in refused.stderr
 
 
 def test_negation_learns_one_vector_and_keeps_the_control(tiny, shared, tmp_path):
-    found = run(tiny, shared, tmp_path / "run", *LEARN, "protocol=negation", "protocol.random=false")
+    found = run(
+        tiny, shared, tmp_path / "run", *LEARN, "protocol=negation", "protocol.random=false"
+    )
     negated = next(row for row in found.rows if row.row == "negated")
     assert negated.alpha == 1.0
     zero_shot = next(row for row in found.rows if row.row == "zero_shot")

@@ -27,16 +27,30 @@ SVG = "{http://www.w3.org/2000/svg}"
 def result(*rows: Row, **parts) -> Result:
     row = Row(row="merged", alpha=0.5, selected_on="val", metrics={"accuracy": metric({"a": 0.5})})
     criterion = Criterion(name="validation", value=0.0)
-    return Result(run_id="a-run", fingerprint="0", config={}, rows=rows or (row,), criterion=criterion, **parts)
+    return Result(
+        run_id="a-run",
+        fingerprint="0",
+        config={},
+        rows=rows or (row,),
+        criterion=criterion,
+        **parts,
+    )
 
 
 def everything() -> Result:
     slanted = [[2 * abs(a) + abs(b) / 2 for b in GRID] for a in GRID]
     maps = {"a+b": {"grid": GRID, "labels": slanted, "features": slanted}}
-    maps |= {"drift": {"rows": ["a", "b"], "columns": ["a", "b"], "matrix": [[3.0, 0.5], [2e-5, 7.0]]}}
+    maps |= {
+        "drift": {"rows": ["a", "b"], "columns": ["a", "b"], "matrix": [[3.0, 0.5], [2e-5, 7.0]]}
+    }
     maps |= {"kernel_regime": {"a": {"non_linear": 1.0}}}
-    points = [{"alpha": a, "mean": a / 2, "accuracy": {"a": a / 2, "b": a / 3}, "control": 0.9} for a in (0, 0.5, 1)]
-    spectrum = Lines(x="index", y="eigenvalue", scale="log", series={"layer 0": [(0, 1.0), (1, 1e-4)]})
+    points = [
+        {"alpha": a, "mean": a / 2, "accuracy": {"a": a / 2, "b": a / 3}, "control": 0.9}
+        for a in (0, 0.5, 1)
+    ]
+    spectrum = Lines(
+        x="index", y="eigenvalue", scale="log", series={"layer 0": [(0, 1.0), (1, 1e-4)]}
+    )
     reports = {"pave": {"kept": 3, "figures": {"spectrum": spectrum.data()}}}
     return result(maps=maps, curves={"merged": points}, reports=reports)
 
@@ -56,7 +70,11 @@ def test_what_is_drawn_follows_from_what_it_is():
         ("a+b", "Surface", "a+b: error in labels"), ("a+b", "Surface", "a+b: error in features (KL)"),
         ("drift", "Heat", "drift"), ("merged", "Lines", "merged"), ("pave/spectrum", "Lines", "pave: spectrum"),
     ]  # fmt: skip
-    assert found["a+b"][0].x.endswith(" a") and found["a+b"][0].y.endswith(" b") and found["a+b"][0].high == 5.0
+    assert (
+        found["a+b"][0].x.endswith(" a")
+        and found["a+b"][0].y.endswith(" b")
+        and found["a+b"][0].high == 5.0
+    )
 
 
 def test_a_perplexity_has_an_axis_of_its_own():
@@ -67,12 +85,20 @@ def test_a_perplexity_has_an_axis_of_its_own():
         {"alpha": a, "mean": 0.5, "accuracy": {"mail": 0.5}, "perplexity": p}
         for a, p in ((0, 148.0), (0.25, 151.5), (0.5, float("inf")))
     ]
-    (picture,) = panels(result(row, curves={"negated/mail": [*points, {"alpha": 1.0, "excluded": "a loss"}]}))[
-        "negated/mail"
-    ]
-    assert picture.series == {"mail": ((0, 50.0), (0.25, 50.0), (0.5, 50.0))} and picture.unit == "fraction"
-    assert picture.beside["perplexity"][:2] == ((0, 148.0), (0.25, 151.5)) and picture.beside_unit == "perplexity"
-    assert picture.y == "accuracy, % on validation" and picture.beside_y == "perplexity on validation"
+    (picture,) = panels(
+        result(row, curves={"negated/mail": [*points, {"alpha": 1.0, "excluded": "a loss"}]})
+    )["negated/mail"]
+    assert (
+        picture.series == {"mail": ((0, 50.0), (0.25, 50.0), (0.5, 50.0))}
+        and picture.unit == "fraction"
+    )
+    assert (
+        picture.beside["perplexity"][:2] == ((0, 148.0), (0.25, 151.5))
+        and picture.beside_unit == "perplexity"
+    )
+    assert (
+        picture.y == "accuracy, % on validation" and picture.beside_y == "perplexity on validation"
+    )
     assert picture.chosen == 0.25 and picture.excluded == (1.0,)
     axes = painted(picture)
     left, right = axes.figure.axes
@@ -81,10 +107,17 @@ def test_a_perplexity_has_an_axis_of_its_own():
 
 
 def test_a_curve_without_accuracies_is_drawn_in_its_unit():
-    row = Row(row="merged_1.0", metrics={"bits_per_byte": Metric(values={"t": 1.0}, unit="bits", better="lower")})
+    row = Row(
+        row="merged_1.0",
+        metrics={"bits_per_byte": Metric(values={"t": 1.0}, unit="bits", better="lower")},
+    )
     points = [{"alpha": a, "mean": a, "bits_per_byte": {"t": a}} for a in (0.5, 1.0)]
     (picture,) = panels(result(row, curves={"merged": points}))["merged"]
-    assert (picture.series, picture.y, picture.beside) == ({"t": ((0.5, 0.5), (1.0, 1.0))}, "bits", {})
+    assert (picture.series, picture.y, picture.beside) == (
+        {"t": ((0.5, 0.5), (1.0, 1.0))},
+        "bits",
+        {},
+    )
 
 
 def test_old_results_are_drawn_with_their_units(tmp_path: Path):
@@ -103,7 +136,10 @@ def test_what_does_not_fit_is_left_out_with_a_word(caplog: pytest.LogCaptureFixt
         "c": {"matrix": 3},
         "d": {"rows": [], "columns": [], "matrix": []},
     }
-    reports = {"x": {"figures": [{"figure": "heat"}, 3, Bars(labels=["a"], series={"k": [1]}).data()]}, "y\x1b": {}}
+    reports = {
+        "x": {"figures": [{"figure": "heat"}, 3, Bars(labels=["a"], series={"k": [1]}).data()]},
+        "y\x1b": {},
+    }
     curves = {"merged": [{"accuracy": {"a": 1}}, {"mean": 1}], "short": []}
     with caplog.at_level(logging.WARNING):
         assert list(panels(result(maps=maps, reports=reports, curves=curves))) == ["x/3"]
@@ -127,7 +163,9 @@ def test_the_first_task_is_on_x_and_the_origin_below():
     axes = painted(Surface(grid=GRID, values=values, high=44))
     (mesh,) = axes.collections
     drawn = mesh.get_array().reshape(5, 5)
-    assert (drawn[1, 3], drawn[3, 1]) == (values[3][1], values[1][3]), "rows of the picture are the second task"
+    assert (drawn[1, 3], drawn[3, 1]) == (values[3][1], values[1][3]), (
+        "rows of the picture are the second task"
+    )
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
     assert low < -1 < 2 < high and left < -1 < 2 < right
     (box,) = axes.patches
@@ -137,12 +175,19 @@ def test_the_first_task_is_on_x_and_the_origin_below():
 
 def test_an_unordered_grid_is_drawn_in_order():
     axes = painted(Surface(grid=[1.0, -1.0, 0.0], values=[[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
-    assert axes.collections[0].get_array().reshape(3, 3).T.tolist() == [[5, 6, 4], [8, 9, 7], [2, 3, 1]]
+    assert axes.collections[0].get_array().reshape(3, 3).T.tolist() == [
+        [5, 6, 4],
+        [8, 9, 7],
+        [2, 3, 1],
+    ]
 
 
 def test_matrices_say_their_numbers():
     axes = painted(Heat(rows=["a", "b"], columns=["c", "d"], values=[[0.0, 0.25], [1e-6, 1234.0]]))
-    found = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.texts}
+    found = {
+        (round(text.get_position()[0]), round(text.get_position()[1])): text.get_text()
+        for text in axes.texts
+    }
     assert found == {(0, 0): "0", (1, 0): "0.25", (0, 1): "1e-6", (1, 1): "1e3"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "d"]
@@ -184,7 +229,8 @@ def test_every_picture_is_drawn(suffix: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["$\\frac{", "<script>&'\"", "a--b", "\x1b[2J\x07", "_hidden", "\ud800", "ünï\u202ecode"]
+    "name",
+    ["$\\frac{", "<script>&'\"", "a--b", "\x1b[2J\x07", "_hidden", "\ud800", "ünï\u202ecode"],
 )
 def test_names_are_text_and_nothing_else(name: str, tmp_path: Path):
     pytest.importorskip("matplotlib")
@@ -193,13 +239,18 @@ def test_names_are_text_and_nothing_else(name: str, tmp_path: Path):
     matrix = {"rows": [name], "columns": [name], "matrix": [[1.0]]}
     bars = Bars(labels=[name], series={name: [1.0], "b": [2.0]}, title=name, x=name, y=name).data()
     found = result(
-        row, maps={name: matrix}, curves={f"merged/{name}": points}, reports={name: {"figures": {name: bars}}}
+        row,
+        maps={name: matrix},
+        curves={f"merged/{name}": points},
+        reports={name: {"figures": {name: bars}}},
     )
     draw(found.model_copy(update={"run_id": name}), tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
     ElementTree.fromstring(text)  # well-formed
     assert not any(character in text for character in "\x1b\x07\u202e")
-    assert {child.tag for child in ElementTree.fromstring(text).iter()}.isdisjoint({f"{SVG}script", f"{SVG}a"})
+    assert {child.tag for child in ElementTree.fromstring(text).iter()}.isdisjoint(
+        {f"{SVG}script", f"{SVG}a"}
+    )
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,14 @@ TOKENS = ASSETS / "mini_lm_tokenizer"
 SIZES = {"vocab_size": 6144, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = SIZES | {"intermediate_size": 24, "num_key_value_heads": 2, "max_position_embeddings": 140}
 VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-TEXT = {"context_length": 16, "vocab_size": 6144, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "own"}
+TEXT = {
+    "context_length": 16,
+    "vocab_size": 6144,
+    "width": 16,
+    "heads": 2,
+    "layers": 1,
+    "hf_tokenizer_name": "own",
+}
 PAYLOAD = """
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -42,7 +49,9 @@ PROMPT = (["good", "bad"], ["a {}"])
 def marker(tmp_path, monkeypatch) -> Path:
     """A file that the payloads write; whoever asks is answered with yes."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     return tmp_path / "marker"
 
 
@@ -72,11 +81,14 @@ def clip(tmp_path) -> Path:
     folder.mkdir()
     model_cfg = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
     model = open_clip.CLIP(**model_cfg)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS
+    )
     preprocess_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3}
     edit(folder / DESCRIPTION, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
     copy_tokenizer(folder)
-    edit(folder / "config.json", model_type="llama")  # transformers reads the tokenizer's class here
+    # Transformers reads the tokenizer's class here
+    edit(folder / "config.json", model_type="llama")
     return folder
 
 
@@ -94,15 +106,25 @@ def payload(folder: Path, marker: Path) -> None:
 
 
 def tokenizer_code(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]})
+    edit(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
+    )
 
 
 def old_tokenizer_code(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", auto_map=["evil.Tokenizer", "evil.Tokenizer"], tokenizer_class="Tokenizer")
+    edit(
+        folder / "tokenizer_config.json",
+        auto_map=["evil.Tokenizer", "evil.Tokenizer"],
+        tokenizer_class="Tokenizer",
+    )
 
 
 def model_code(folder: Path) -> None:
-    edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
+    edit(
+        folder / "config.json",
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    )
 
 
 def unknown_model_code(folder: Path) -> None:
@@ -174,11 +196,18 @@ def test_clip_folders_run_no_code(clip, marker, hostile):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"trust_remote_code": True}, {"bpe_path": "/etc/passwd"}, {"reduction_mask": "random"}, {"clean": "other"}],
+    [
+        {"trust_remote_code": True},
+        {"bpe_path": "/etc/passwd"},
+        {"reduction_mask": "random"},
+        {"clean": "other"},
+    ],
 )
 def test_settings_of_a_clip_tokenizer_are_an_allow_list(clip, settings):
     text_cfg(clip, tokenizer_kwargs=settings)
-    assert f"tokenizer_kwargs: {next(iter(settings))}" in refused(Clip(architecture=str(clip)).check)
+    assert f"tokenizer_kwargs: {next(iter(settings))}" in refused(
+        Clip(architecture=str(clip)).check
+    )
 
 
 def test_consent_runs_the_code_and_counts_it(llama, marker):
@@ -236,17 +265,25 @@ class TestIdentity:
         halves = [dict(list(state.items())[half::2]) for half in (0, 1)]
         for half, tensors in enumerate(halves):
             save_file(tensors, llama / inside.format(half), {"format": "pt"})
-        places = {name: inside.format(half) for half, tensors in enumerate(halves) for name in tensors}
+        places = {
+            name: inside.format(half) for half, tensors in enumerate(halves) for name in tensors
+        }
         edit(llama / "model.safetensors.index.json", metadata={}, weight_map=places)
         backbone = Causal(model=str(llama))
         backbone.check()
         before = backbone.identity()
-        assert torch.equal(backbone.load("cpu").parameters["model.norm.weight"], state["model.norm.weight"])
+        assert torch.equal(
+            backbone.load("cpu").parameters["model.norm.weight"], state["model.norm.weight"]
+        )
         name = next(iter(halves[1]))
-        save_file(halves[1] | {name: halves[1][name] + 1}, llama / inside.format(1), {"format": "pt"})
+        save_file(
+            halves[1] | {name: halves[1][name] + 1}, llama / inside.format(1), {"format": "pt"}
+        )
         assert Causal(model=str(llama)).identity() != before
 
-    @pytest.mark.parametrize("outside", ["../other/model.safetensors", "{root}/other/model.safetensors"])
+    @pytest.mark.parametrize(
+        "outside", ["../other/model.safetensors", "{root}/other/model.safetensors"]
+    )
     def test_shards_outside_are_refused(self, llama, tmp_path, outside):
         (tmp_path / "other").mkdir()
         shutil.move(llama / "model.safetensors", tmp_path / "other")
@@ -262,20 +299,34 @@ class TestIdentity:
         content = json.loads((clip / "tokenizer.json").read_text())
         ids = content["model"]["vocab"]
         words = [word for word in ids if word.isalpha()]
-        content["model"]["vocab"] = ids | dict(zip(words, [ids[word] for word in reversed(words)], strict=True))
+        content["model"]["vocab"] = ids | dict(
+            zip(words, [ids[word] for word in reversed(words)], strict=True)
+        )
         (clip / "tokenizer.json").write_text(json.dumps(content))
         again = Clip(architecture=str(clip), mean=(0.5,) * 3, std=(0.5,) * 3)
         assert not torch.equal(again.heads({"task": PROMPT})["task"], head)
         assert again.identity() != before
 
     def test_an_adapter_beside_a_full_model_has_no_effect(self, llama, tmp_path):
-        edit(llama / "adapter_config.json", peft_type="LORA", base_model_name_or_path=str(tmp_path), r=2)
-        save_file({"base_model.model.model.norm.weight": torch.zeros(16)}, llama / "adapter_model.safetensors")
+        edit(
+            llama / "adapter_config.json",
+            peft_type="LORA",
+            base_model_name_or_path=str(tmp_path),
+            r=2,
+        )
+        save_file(
+            {"base_model.model.model.norm.weight": torch.zeros(16)},
+            llama / "adapter_model.safetensors",
+        )
         backbone = Causal(model=str(llama))
         backbone.check()
         state = load_file(llama / "model.safetensors")
         parameters = backbone.load("cpu").parameters
-        assert all(torch.equal(parameters[name], tensor) for name, tensor in state.items() if name in parameters)
+        assert all(
+            torch.equal(parameters[name], tensor)
+            for name, tensor in state.items()
+            if name in parameters
+        )
 
     def test_another_version_of_the_tokenizer_is_not_read(self, llama):
         backbone = Causal(model=str(llama))
@@ -299,7 +350,11 @@ class TestIdentity:
             shutil.copytree(llama, repository / "snapshots" / (40 * letter))
             state = load_file(llama / "model.safetensors")
             state["model.norm.weight"] += ord(letter)
-            save_file(state, repository / "snapshots" / (40 * letter) / "model.safetensors", {"format": "pt"})
+            save_file(
+                state,
+                repository / "snapshots" / (40 * letter) / "model.safetensors",
+                {"format": "pt"},
+            )
         seen = []
         for letter in "ab":
             (repository / "refs" / "main").write_text(40 * letter)
@@ -308,7 +363,8 @@ class TestIdentity:
             seen.append((backbone.identity(), backbone.preprocessing()))
         assert seen[0][0] != seen[1][0]
         assert seen[0][1] != seen[1][1]
-        (repository / "refs" / "main").write_text(40 * "a")  # moved on again after the plan was made
+        # Moved on again after the plan was made
+        (repository / "refs" / "main").write_text(40 * "a")
         loaded = backbone.load("cpu").parameters["model.norm.weight"]
         assert loaded[0] == 1 + ord("b")
 
@@ -317,7 +373,9 @@ class TestFinite:
     """Weights that are not finite are refused by name, whoever loads them."""
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    @pytest.mark.parametrize("name", ["visual.class_embedding", "token_embedding.weight", "logit_scale"])
+    @pytest.mark.parametrize(
+        "name", ["visual.class_embedding", "token_embedding.weight", "logit_scale"]
+    )
     def test_clip(self, clip, name, value):
         state = load_file(clip / WEIGHTS)
         state[name].view(-1)[-1] = value

@@ -44,7 +44,10 @@ def splits(request: pytest.FixtureRequest) -> dict[str, Split]:
     found = {}
     for split, count in COUNTS.items():
         labels = sorted([*CLASSES, *rng.choice(CLASSES, count - 3).tolist()])
-        found[split] = [(label, world.png(rng.integers(0, 256, (11, 9, 3)).astype(np.uint8))) for label in labels]
+        found[split] = [
+            (label, world.png(rng.integers(0, 256, (11, 9, 3)).astype(np.uint8)))
+            for label in labels
+        ]
     return found
 
 
@@ -53,7 +56,9 @@ def splits(request: pytest.FixtureRequest) -> dict[str, Split]:
 
 def one_parquet(folder: Path, split: str, rows: Split) -> None:
     cells = [{"bytes": png, "path": None} for _, png in rows]
-    world.write_table(folder / f"{split}.parquet", cells, [CLASSES.index(c) for c, _ in rows], list(CLASSES))
+    world.write_table(
+        folder / f"{split}.parquet", cells, [CLASSES.index(c) for c, _ in rows], list(CLASSES)
+    )
 
 
 def five_parquets(folder: Path, split: str, rows: Split) -> None:
@@ -85,7 +90,9 @@ def csv_of_paths(folder: Path, split: str, rows: Split) -> None:
     with (folder / f"{split}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label"])
-        writer.writerows([f"images/{split}/{label}/{i:03d}.png", label] for i, (label, _) in enumerate(rows))
+        writer.writerows(
+            [f"images/{split}/{label}/{i:03d}.png", label] for i, (label, _) in enumerate(rows)
+        )
 
 
 def json_lines_of_paths(folder: Path, split: str, rows: Split) -> None:
@@ -125,7 +132,9 @@ def task(folder: Path, **settings) -> ImageTask:
 
 
 def content(folder: Path, split: str, **settings) -> tuple[torch.Tensor, list[int]]:
-    view = View.of(decode_split("t", task(folder, **settings), split, PREPROCESSING), name=f"t/{split}")
+    view = View.of(
+        decode_split("t", task(folder, **settings), split, PREPROCESSING), name=f"t/{split}"
+    )
     return view.take(slice(None)), view.labels().tolist()
 
 
@@ -170,7 +179,10 @@ def test_a_missing_validation_split_is_held_out_of_train_and_said(tmp_path, spli
     write(tmp_path, "validation", splits["val"])  # another usual name
     assert torch.equal(content(tmp_path, "val")[0], expected(splits["val"]))
     assert torch.equal(content(tmp_path, "train")[0], whole)
-    assert torch.equal(content(tmp_path, "val", splits={"train": "train", "val": None, "test": "test"})[0], whole[val])
+    assert torch.equal(
+        content(tmp_path, "val", splits={"train": "train", "val": None, "test": "test"})[0],
+        whole[val],
+    )
 
 
 def test_classes_rename_folders_or_list_them_in_another_order(tmp_path, splits):
@@ -179,7 +191,9 @@ def test_classes_rename_folders_or_list_them_in_another_order(tmp_path, splits):
     order = [CLASSES.index(label) for label, _ in splits["test"]]
     assert content(tmp_path, "test", classes=("w", "x", "y"))[1] == order
     turned = ("wolf", "a cat", "dog")
-    assert content(tmp_path, "test", classes=turned)[1] == [turned.index(label) for label, _ in splits["test"]]
+    assert content(tmp_path, "test", classes=turned)[1] == [
+        turned.index(label) for label, _ in splits["test"]
+    ]
     with pytest.raises(UserError, match="'classes' in task/t.yaml lacks dog, which "):
         describe("t", task(tmp_path, classes=("wolf", "a cat", "Dog")), "test")
 
@@ -199,7 +213,9 @@ def test_a_split_may_lack_a_class_of_train(tmp_path, splits):
 # --- identity is content --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [image_folder, csv_of_paths, json_lines_of_paths, parquet_of_paths])
+@pytest.mark.parametrize(
+    "write", [image_folder, csv_of_paths, json_lines_of_paths, parquet_of_paths]
+)
 def test_the_images_behind_paths_count(tmp_path, splits, write):
     for split, rows in splits.items():
         write(tmp_path, split, rows)
@@ -227,7 +243,8 @@ def test_the_class_of_a_folder_counts(tmp_path, splits):
 def test_where_files_lie_does_not_count(tmp_path, splits):
     for split, rows in splits.items():
         one_parquet(tmp_path / "a", split, rows)
-        one_parquet(tmp_path / "label=3" / "x=y [z]*", split, rows)  # looks like partitions and patterns
+        # Looks like partitions and patterns
+        one_parquet(tmp_path / "label=3" / "x=y [z]*", split, rows)
     other = tmp_path / "label=3" / "x=y [z]*"
     assert describe("t", task(tmp_path / "a"), "test") == describe("t", task(other), "test")
     assert torch.equal(content(other, "test")[0], expected(splits["test"]))
@@ -240,13 +257,19 @@ def broken(folder: Path, splits: dict[str, Split], name: str) -> None:
     five_parquets(folder, "train", splits["train"])
     image_folder(folder, "val", splits["val"])
     one_parquet(folder, "test", splits["test"])
-    train, val, test = folder / "data/train-00003-of-00005.parquet", folder / "val", folder / "test.parquet"
+    train, val, test = (
+        folder / "data/train-00003-of-00005.parquet",
+        folder / "val",
+        folder / "test.parquet",
+    )
     stray = val / "dog/notes.txt"
     actions = {
         "missing part": train.unlink,
         "two sets": lambda: shutil.copy(train, folder / "data/train-00003-of-00004.parquet"),
         "two formats": lambda: (folder / "test.csv").write_text("image,label\n"),
-        "other columns": lambda: parquet.write_table(parquet.read_table(train).drop_columns(["label"]), train),
+        "other columns": lambda: parquet.write_table(
+            parquet.read_table(train).drop_columns(["label"]), train
+        ),
         "other names": lambda: one_parquet_named(train, ["x", "y", "z"]),
         "no image": lambda: stray.write_text(""),
         "loose image": lambda: shutil.copy(next((val / "dog").iterdir()), val),
@@ -265,11 +288,27 @@ def one_parquet_named(path: Path, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "split", "said"),
     [
-        ("missing part", "train", r"1 of the 5 files beside .*train-00000-of-00005.parquet are missing: \[3\]"),
+        (
+            "missing part",
+            "train",
+            r"1 of the 5 files beside .*train-00000-of-00005.parquet are missing: \[3\]",
+        ),
         ("two sets", "train", "are of more than one set; keep one"),
-        ("two formats", "test", r"both .*test.csv and .*test.parquet could be meant \(split 'test'\)"),
-        ("other columns", "train", "the columns of .*train-00003-of-00005.parquet are not those of .*train-00000"),
-        ("other names", "train", "train-00003-of-00005.parquet has other class names of 'label' than"),
+        (
+            "two formats",
+            "test",
+            r"both .*test.csv and .*test.parquet could be meant \(split 'test'\)",
+        ),
+        (
+            "other columns",
+            "train",
+            "the columns of .*train-00003-of-00005.parquet are not those of .*train-00000",
+        ),
+        (
+            "other names",
+            "train",
+            "train-00003-of-00005.parquet has other class names of 'label' than",
+        ),
         ("no image", "val", r"val/dog/notes.txt is no image \(by its suffix\)"),
         ("loose image", "val", r"val/\d+.png is in no folder of a class"),
         ("empty class", "val", "val/fox holds no image"),
@@ -291,7 +330,10 @@ def test_a_truncated_image_is_named_with_its_file_and_row(tmp_path, splits):
         folder = tmp_path / write.__name__
         for split, own in (splits | {"train": rows}).items():
             write(folder, split, own)
-        where = {"five_parquets": r"row \d of .*train-00003-of-00005.parquet", "image_folder": r".*/020.png"}
+        where = {
+            "five_parquets": r"row \d of .*train-00003-of-00005.parquet",
+            "image_folder": r".*/020.png",
+        }
         said = rf"task t: train image 20 cannot be decoded: .*\({where[write.__name__]}\)"
         with pytest.raises(UserError, match=said):
             content(folder, "train")
@@ -364,7 +406,10 @@ def test_texts_and_labels_are_the_same_from_every_format(tmp_path, write, labels
     for split in ("train", "test"):
         texts = [f"{split} {word}" for word in rng.choice(WORDS, 600).tolist()]
         wanted[split] = texts
-        write(tmp_path / split, [{"text": t, "label": given[c]} for t, c in zip(texts, truth, strict=True)])
+        write(
+            tmp_path / split,
+            [{"text": t, "label": given[c]} for t, c in zip(texts, truth, strict=True)],
+        )
     read, found = pieces(tmp_path, **settings)
     assert read == wanted["test"]
     assert found == ([given[c] for c in truth] if labels == "scores" else truth)
@@ -373,17 +418,45 @@ def test_texts_and_labels_are_the_same_from_every_format(tmp_path, write, labels
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("test.csv", "text,label\nfine,0\nshort\n", "test.csv is damaged: line 3 has 1 cells, the header 2"),
-        ("test.csv", "text,text\na,b\n", "the first line of .*test.csv must name each column, once"),
+        (
+            "test.csv",
+            "text,label\nfine,0\nshort\n",
+            "test.csv is damaged: line 3 has 1 cells, the header 2",
+        ),
+        (
+            "test.csv",
+            "text,text\na,b\n",
+            "the first line of .*test.csv must name each column, once",
+        ),
         ("test.csv", "", "the first line of .*test.csv must name each column, once"),
-        ("test.csv", 'text,label\n"never closed,0\n', "test.csv is damaged: unexpected end of data"),
+        (
+            "test.csv",
+            'text,label\n"never closed,0\n',
+            "test.csv is damaged: unexpected end of data",
+        ),
         ("test.csv", "text,label\n", "test.csv holds no examples"),
         ("test.csv", "text,label\n  ,0\n", "test row 0 holds no text"),
         ("test.csv", "text,label\nfine,\n", "has label '', but the task has 2 classes"),
-        ("test.jsonl", '{"text": "a", "label": 0}\nnonsense\n', "test.jsonl is damaged: Expecting value"),
-        ("test.jsonl", "[1, 2]\n", "test.jsonl is damaged: line 1 is no JSON object; one object a line is read"),
-        ("test.jsonl", '{"text": "a", "label": 0}\n{"text": 3, "label": 1}\n', "mixes values of different types"),
-        ("test.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "has label None, but the task has 2 classes"),
+        (
+            "test.jsonl",
+            '{"text": "a", "label": 0}\nnonsense\n',
+            "test.jsonl is damaged: Expecting value",
+        ),
+        (
+            "test.jsonl",
+            "[1, 2]\n",
+            "test.jsonl is damaged: line 1 is no JSON object; one object a line is read",
+        ),
+        (
+            "test.jsonl",
+            '{"text": "a", "label": 0}\n{"text": 3, "label": 1}\n',
+            "mixes values of different types",
+        ),
+        (
+            "test.jsonl",
+            '{"text": "a", "label": 0}\n{"text": "b"}\n',
+            "has label None, but the task has 2 classes",
+        ),
         ("test.jsonl", "{}\n", r"has no column 'text' \(it has \)"),
         ("test.jsonl", '{"text": ' + "[" * 100_000 + "\n", "test.jsonl is damaged: "),
     ],
@@ -440,7 +513,9 @@ def test_a_corpus_is_read_from_every_format(tmp_path, write):
             return torch.zeros(len(examples), 1, dtype=torch.int32)
 
         found = tokenise_corpus("t", corpus, split, tokenise)
-        assert read == [text for text in documents[start::2] if text] and len(found["inputs"]) == len(read)
+        assert read == [text for text in documents[start::2] if text] and len(
+            found["inputs"]
+        ) == len(read)
     with pytest.raises(UserError, match=r"take more than 1 MB"):
         write(tmp_path / "book", [{"text": "x" * 1000} for _ in range(1200)])
         describe("t", corpus.model_copy(update={"max_text_mb": 1}), "val")

@@ -61,12 +61,23 @@ def direction(model: ClipModel, seed: int, size: float = 0.1, names=None) -> Tas
     generator = torch.Generator().manual_seed(seed)
     chosen = model.parameters if names is None else names
     return TaskVector(
-        {n: size * torch.randn(model.parameters[n].shape, generator=generator, dtype=torch.float64) for n in chosen}
+        {
+            n: size
+            * torch.randn(model.parameters[n].shape, generator=generator, dtype=torch.float64)
+            for n in chosen
+        }
     )
 
 
 def recipe(**settings) -> Recipe:
-    plain = {"kind": "full", "augment": "none", "warmup": 2, "batch_size": 5, "lr": 1e-2, "steps": 4}
+    plain = {
+        "kind": "full",
+        "augment": "none",
+        "warmup": 2,
+        "batch_size": 5,
+        "lr": 1e-2,
+        "steps": 4,
+    }
     return Full(**plain | settings)
 
 
@@ -76,7 +87,8 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 # --- which parameters move --------------------------------------------------------------------------------------------
 
-COUNTS = {  # parameters and tensors, attention's weights of B in spec 5.1; q, k and v are tensors of their own here
+# Parameters and tensors, attention's weights of B in spec 5.1; q, k and v are tensors of their own here
+COUNTS = {
     ("ViT-B-32", "attn_w"): (28_311_552, 48),
     ("ViT-B-32", "attn_wb"): (28_311_552 + 36_864, 96),
     ("ViT-B-32", "attn_b"): (36_864, 48),
@@ -137,8 +149,11 @@ def test_only_the_selected_move(seed, select, mode, decay, monkeypatch: pytest.M
     vector = settings.learn(Given(model, {"t": view(seed)}, seed=seed)).vector
     names = selected(select, model.parameters, LAYERS)
     assert list(vector) == names and 0 < len(names) < len(before)
-    assert all(vector[name].any() for name in names if not name.endswith("attn.k.bias"))  # softmax ignores it
-    assert all(torch.equal(model.parameters[name], before[name]) for name in before), "theta_0 never changes"
+    # Softmax ignores it
+    assert all(vector[name].any() for name in names if not name.endswith("attn.k.bias"))
+    assert all(torch.equal(model.parameters[name], before[name]) for name in before), (
+        "theta_0 never changes"
+    )
     tuned = vector.apply_to(model.parameters)
     assert all(tuned[name] is model.parameters[name] for name in before.keys() - set(names))
     (optimiser,) = optimisers
@@ -178,10 +193,19 @@ def test_full_is_plain_fine_tuning_step_by_step(seed: int):
 @SEEDS
 def test_parameterisations_start_at_the_base(seed: int):
     model = tower(seed)
-    for select, decay, kind in (("full", "zero", Weights), ("mlp", "base", Deltas), ("lora", "zero", Factors)):
-        made = recipe(select=select, decay_towards=decay, rank=2).parameterise(Given(model, {}, seed=seed))
+    for select, decay, kind in (
+        ("full", "zero", Weights),
+        ("mlp", "base", Deltas),
+        ("lora", "zero", Factors),
+    ):
+        made = recipe(select=select, decay_towards=decay, rank=2).parameterise(
+            Given(model, {}, seed=seed)
+        )
         assert type(made) is kind
-        assert all(torch.equal(weight, model.parameters[name]) for name, weight in made.parameters().items())
+        assert all(
+            torch.equal(weight, model.parameters[name])
+            for name, weight in made.parameters().items()
+        )
         assert not any(delta.any() for delta in made.deltas().values())
         assert made.parameters().keys() == made.deltas().keys() <= model.parameters.keys()
 
@@ -209,7 +233,9 @@ def test_low_rank_deltas_are_those_that_peft_merges(seed: int):
     torch.manual_seed(seed)
     plain = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     base = {name: p.detach().clone() for name, p in plain.named_parameters()}
-    wrapped = peft.get_peft_model(plain, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0", "2"]))
+    wrapped = peft.get_peft_model(
+        plain, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0", "2"])
+    )
     names = ["0.weight", "2.weight"]
     made = Factors(base, names, rank=2, alpha=6.0, seed=seed)
     state = dict(wrapped.named_parameters())
@@ -217,7 +243,9 @@ def test_low_rank_deltas_are_those_that_peft_merges(seed: int):
         layer = name.removesuffix(".weight")
         made.leaves[f"{name}/B"].data.normal_()
         for ours, theirs in (("A", "lora_A"), ("B", "lora_B")):
-            state[f"base_model.model.{layer}.{theirs}.default.weight"].data.copy_(made.leaves[f"{name}/{ours}"])
+            state[f"base_model.model.{layer}.{theirs}.default.weight"].data.copy_(
+                made.leaves[f"{name}/{ours}"]
+            )
     merged = dict(wrapped.merge_and_unload().named_parameters())
     for name in names:
         close(made.parameters()[name].detach(), merged[name].detach(), 1e-6)
@@ -244,7 +272,9 @@ def test_what_weight_decay_pulls_to(seed: int, towards: str):
     def nothing(batch: One, state) -> Tensor:
         return sum((0 * leaf).sum() for leaf in made.leaves.values())
 
-    loop.train([loop.Group(made.leaves)], nothing, One(), Schedule(lr=1e-2, weight_decay=0.5, steps=1))
+    loop.train(
+        [loop.Group(made.leaves)], nothing, One(), Schedule(lr=1e-2, weight_decay=0.5, steps=1)
+    )
     for name, weight in made.parameters().items():
         target = 0 if towards == "zero" else model.parameters[name]
         close(weight.detach() - target, (start[name] - target) * (1 - 1e-2 * 0.5), 1e-12)
@@ -264,7 +294,11 @@ def test_at_tau_zero_it_is_the_model_itself(seed: int):
     features, derivatives = along(model, [TaskVector({})] * 2)(data.inputs, None)
     with torch.no_grad():  # as derivatives along several vectors are taken
         plain = model.features(model.parameters, data.inputs)
-    assert torch.equal(features, plain) and derivatives.shape == (2, *plain.shape) and not derivatives.any()
+    assert (
+        torch.equal(features, plain)
+        and derivatives.shape == (2, *plain.shape)
+        and not derivatives.any()
+    )
 
 
 @SEEDS
@@ -287,7 +321,9 @@ def test_a_jvp_is_the_slope_and_the_product_with_the_jacobian(seed: int):
     step = 1e-5
     ends = [model.features(tau.apply_to(model.parameters, s), data.inputs) for s in (step, -step)]
     close(found, (ends[0] - ends[1]) / (2 * step), 1e-6)
-    slope = jacrev(lambda parameters: model.features(parameters, data.inputs))(dict(model.parameters))
+    slope = jacrev(lambda parameters: model.features(parameters, data.inputs))(
+        dict(model.parameters)
+    )
     expected = sum(slope[name].flatten(2) @ tau[name].flatten() for name in tau)
     close(found, expected, 1e-11)
 
@@ -317,7 +353,9 @@ def test_the_gradient_at_tau_zero_is_the_networks_own(seed: int):
         deltas = made.deltas() if mode == "tangent" else None
         ask, _ = evaluator(model, {})
         logits = ask.scores(data.inputs, data.head, made.parameters(), deltas)
-        found[mode] = torch.autograd.grad(F.cross_entropy(logits, data.targets), list(made.leaves.values()))
+        found[mode] = torch.autograd.grad(
+            F.cross_entropy(logits, data.targets), list(made.leaves.values())
+        )
     for plain, tangent in zip(*found.values(), strict=True):
         close(tangent, plain, 1e-12)
 
@@ -336,7 +374,9 @@ def test_tangent_training_is_gradient_descent_on_the_linearisation(seed: int):
     leaves = {name: torch.zeros_like(weight).requires_grad_() for name, weight in part.items()}
     optimiser = torch.optim.AdamW(leaves.values(), weight_decay=0.2)
     for step in range(5):
-        features = start + sum(slope[name].flatten(2) @ leaf.flatten() for name, leaf in leaves.items())
+        features = start + sum(
+            slope[name].flatten(2) @ leaf.flatten() for name, leaf in leaves.items()
+        )
         loss = F.cross_entropy(F.normalize(features, dim=-1) @ data.head.T, data.targets)
         optimiser.zero_grad()
         loss.backward()
@@ -362,13 +402,17 @@ class Bent(Composition):
         return self.tau.apply_to(self.base, alpha * alpha)
 
 
-def predictions(model: ClipModel, composition: Composition, views: dict[str, Memory], mode: str) -> dict:
+def predictions(
+    model: ClipModel, composition: Composition, views: dict[str, Memory], mode: str
+) -> dict:
     """Predictions by coefficient and task."""
     composition.forward = mode
     ask, needs = evaluator(model, views)
     found, excluded = ask.predictions(composition, needs, GRID)
     assert not excluded
-    return {alpha: {need.task: classes for need, classes in at.items()} for alpha, at in found.items()}
+    return {
+        alpha: {need.task: classes for need, classes in at.items()} for alpha, at in found.items()
+    }
 
 
 @SEEDS
@@ -386,7 +430,9 @@ def test_a_grid_is_each_coefficient_alone(seed: int, bent: bool, monkeypatch: py
 
     monkeypatch.setattr(walk, "jvp_along", counted)
     found = predictions(model, (Bent if bent else Scaled)(model.parameters, tau), views, "tangent")
-    assert calls["images"] == 17 * (len(GRID) if bent else 1), "one jvp per image, however long the grid"
+    assert calls["images"] == 17 * (len(GRID) if bent else 1), (
+        "one jvp per image, however long the grid"
+    )
     changed = 0
     for alpha in GRID:
         for task, data in views.items():
@@ -406,10 +452,14 @@ def test_post_hoc_of_a_model_linear_in_what_moved_is_the_model(seed: int):
     model.features = lambda parameters, inputs, head=None: raw(parameters, inputs)
     tau = direction(model, seed, size=0.5, names=["projection.weight"])
     composition = Scaled(model.parameters, tau)
-    tangent, standard = (predictions(model, composition, {"t": data}, mode) for mode in ("tangent", "standard"))
+    tangent, standard = (
+        predictions(model, composition, {"t": data}, mode) for mode in ("tangent", "standard")
+    )
     assert all(torch.equal(tangent[alpha]["t"], standard[alpha]["t"]) for alpha in GRID)
     close(
-        sum(jvp_features(model, tau, data.inputs)), model.features(tau.apply_to(model.parameters), data.inputs), 1e-12
+        sum(jvp_features(model, tau, data.inputs)),
+        model.features(tau.apply_to(model.parameters), data.inputs),
+        1e-12,
     )
     scaled = predictions(model, Scaled(model.parameters, 0.5 * tau), {"t": data}, "tangent")
     assert torch.equal(scaled[1.0]["t"], tangent[0.5]["t"]), "(alpha, tau) is (1, alpha tau)"
@@ -454,7 +504,12 @@ LIGHT = "finetune.curvature.examples=16"
             "finetune.select=attn_w",
             "finetune.penalty.weight=1",
         ),
-        ("method=kfac", LIGHT, "finetune.curvature.structure=diag_ggn", "finetune.forward_mode=standard"),
+        (
+            "method=kfac",
+            LIGHT,
+            "finetune.curvature.structure=diag_ggn",
+            "finetune.forward_mode=standard",
+        ),
         ("finetune=tau_jp", "finetune.examples=8"),
         ("protocol.post_hoc=true",),
         ("method=tangent", "protocol=negation"),
@@ -475,19 +530,31 @@ def test_runs_end_to_end(run, words: tuple[str, ...]):
 def test_what_vectors_do_inside_is_measured_end_to_end(run, method: str):
     result = run(TWO, f"method={method}", "protocol=disentanglement")
     assert {row.row for row in result.rows} == {"xi_labels", "xi_features", "xi_matrix"}
-    assert set(result.maps) == {"stripes+corners", "matrix"} and result.maps["stripes+corners"]["grid"] == [0, 0.5, 1]
-    assert result.maps["stripes+corners"]["features"][0][0] == 0 < result.maps["stripes+corners"]["features"][2][2]
+    assert set(result.maps) == {"stripes+corners", "matrix"} and result.maps["stripes+corners"][
+        "grid"
+    ] == [0, 0.5, 1]
+    assert (
+        result.maps["stripes+corners"]["features"][0][0]
+        == 0
+        < result.maps["stripes+corners"]["features"][2][2]
+    )
     questions = "protocol.questions=[drift,kernel_regime,orthogonality]"
     result = run(TWO, f"method={method}", "protocol=analysis", questions)
     assert set(result.maps) == {"drift", "kernel_regime", "orthogonality"}
     rows = {row.row: row.values("accuracy") for row in result.rows}
-    errors = next(row for row in result.rows if row.row == "relative_feature_error").values("relative_feature_error")
+    errors = next(row for row in result.rows if row.row == "relative_feature_error").values(
+        "relative_feature_error"
+    )
     mode = "post_hoc" if method == "tangent" else "non_linear"
-    assert rows[mode] == rows["individual"], "the individual models are evaluated in their own forward mode"
+    assert rows[mode] == rows["individual"], (
+        "the individual models are evaluated in their own forward mode"
+    )
     assert min(errors.values()) > 0
 
 
-def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, tmp_path: Path, monkeypatch):
+def test_an_interrupted_kfac_run_resumes_to_the_same_result(
+    run, outputs: Path, tmp_path: Path, monkeypatch
+):
     import shutil
 
     other = tmp_path / "other"
@@ -517,15 +584,23 @@ def test_an_interrupted_kfac_run_resumes_to_the_same_result(run, outputs: Path, 
         (["finetune.select=attn_x"], "unknown selector; known: full, attn_w"),
         (["finetune.select='blocks.('"], "not a regular expression"),
         (["finetune.select='^nowhere[.]'"], "selects none of the backbone's"),
-        (["method=tangent", "protocol.post_hoc=true"], "protocol.post_hoc: finetune=tangent is linear already"),
+        (
+            ["method=tangent", "protocol.post_hoc=true"],
+            "protocol.post_hoc: finetune=tangent is linear already",
+        ),
         (
             ["method=kfac", "merge=weights_only"],
             "merge=weights_only takes standard vectors, and these are tangent",
         ),
-        (["method=tangent", "protocol=perplexed"], "protocol=perplexed takes standard vectors, and these are tangent"),
+        (
+            ["method=tangent", "protocol=perplexed"],
+            "protocol=perplexed takes standard vectors, and these are tangent",
+        ),
     ],
 )
-def test_what_cannot_go_together_is_one_line_before_any_work(tiny, tmp_path, monkeypatch, capsys, words, reason):
+def test_what_cannot_go_together_is_one_line_before_any_work(
+    tiny, tmp_path, monkeypatch, capsys, words, reason
+):
     (tmp_path / "own.py").write_text('''
 from taskvec.merge.task_arithmetic import TaskArithmetic
 from taskvec.protocols.addition import Addition
@@ -545,7 +620,8 @@ class Perplexed(Addition):
     forward_modes = frozenset({"standard"})
 ''')
     monkeypatch.setitem(os.environ, "TASKVEC_INCLUDE", f"{tiny}{os.pathsep}{tmp_path / 'own.py'}")
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what a user registers here stays here
+    # What a user registers here stays here
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     loaded = []
     monkeypatch.setattr("taskvec.models.clip.backbone.Clip.load", lambda *_: loaded.append(1))
     assert cli.main([*FAST, f"outputs={tmp_path}/out", *words]) == 2
@@ -554,7 +630,9 @@ class Perplexed(Addition):
     assert not loaded and not (tmp_path / "out" / "runs").exists()
 
 
-@pytest.mark.parametrize("vision", [CONFIG, CONFIG | {"pos_embed_type": "sin_cos_2d"}, CONFIG | {"ls_init_value": 0.1}])
+@pytest.mark.parametrize(
+    "vision", [CONFIG, CONFIG | {"pos_embed_type": "sin_cos_2d"}, CONFIG | {"ls_init_value": 0.1}]
+)
 def test_a_header_names_the_trainable_parameters(vision: dict, tmp_path: Path):
     config = {"model_cfg": {"embed_dim": 6, "vision_cfg": vision, "text_cfg": {}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))

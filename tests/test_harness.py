@@ -27,10 +27,17 @@ from taskvec.runner import compose
 from taskvec.runner.execute import execute
 
 TEXTS = [
-    f"the {thing} was {quality}" for thing in ("film", "song", "book") for quality in ("good", "bad", "dull", "fine")
+    f"the {thing} was {quality}"
+    for thing in ("film", "song", "book")
+    for quality in ("good", "bad", "dull", "fine")
 ]
 WORDS = ("negative", "positive")
-LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA |= {"intermediate_size": 48, "max_position_embeddings": 128, "tie_word_embeddings": True}
 SCHEMA = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
 CHOICE = {
@@ -60,7 +67,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("lm_eval")
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("harness")
-    backbone = Causal(model="pkg://mini_lm_s", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>")
+    backbone = Causal(
+        model="pkg://mini_lm_s", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
+    )
     tokens = backbone.text_tokenizer
     torch.manual_seed(3)
     config = AutoConfig.for_model("llama", vocab_size=len(tokens), initializer_range=0.3, **LLAMA)
@@ -69,20 +78,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / kind).mkdir()
     settings = f"model: {root}/model\ntokenizer: pkg://mini_lm_tokenizer\nstart_token: '<|end|>'\nmax_length: 40\n"
     (root / "backbone" / "tiny_lm.yaml").write_text(SCHEMA.format("backbone/causal") + settings)
-    (root / "suite" / "tiny_texts.yaml").write_text(SCHEMA.format("suite/texts") + "tasks: [good, bad]\n")
+    (root / "suite" / "tiny_texts.yaml").write_text(
+        SCHEMA.format("suite/texts") + "tasks: [good, bad]\n"
+    )
     labels = [i % 2 for i in range(len(TEXTS))]
     for task in ("good", "bad"):
         frame = f"path: {root}/data\nclasses: [negative, positive]\nframe: 'Is it {task}? {{text}}\\nSentiment:'\n"
         (root / "task" / f"{task}.yaml").write_text(frame)
     for split in ("train", "val", "test"):
-        parquet.write_table(pa.table({"text": TEXTS, "label": labels}), root / "data" / f"{split}.parquet")
-    model = Causal(model=str(root / "model"), tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>").load("cpu")
+        parquet.write_table(
+            pa.table({"text": TEXTS, "label": labels}), root / "data" / f"{split}.parquet"
+        )
+    model = Causal(
+        model=str(root / "model"), tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
+    ).load("cpu")
     written = [greedy(model, tokens, text) for text in TEXTS]
     assert len(set(written)) > 1
-    parquet.write_table(pa.table({"text": TEXTS, "label": labels, "written": written}), root / "lm" / "test.parquet")
-    source = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": f"{root}/lm/test.parquet"}}}
+    parquet.write_table(
+        pa.table({"text": TEXTS, "label": labels, "written": written}), root / "lm" / "test.parquet"
+    )
+    source = {
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": f"{root}/lm/test.parquet"}},
+    }
     for task in (CHOICE, WRITE, UNSAFE):
-        (root / "lm" / f"{task['task']}.yaml").write_text(yaml.safe_dump(task | source | {"test_split": "test"}))
+        (root / "lm" / f"{task['task']}.yaml").write_text(
+            yaml.safe_dump(task | source | {"test_split": "test"})
+        )
     return root
 
 
@@ -99,8 +121,18 @@ def run(world, tmp_path, monkeypatch):
     compose.register_all()
 
     def go(*overrides: str):
-        fixed = ["backbone=tiny_lm", "suite=tiny_texts", "protocol=harness", f"protocol.include_path={world}/lm"]
-        fixed += ["finetune.steps=4", "finetune.warmup=1", "finetune.lr=0.02", "finetune.batch_size=12"]
+        fixed = [
+            "backbone=tiny_lm",
+            "suite=tiny_texts",
+            "protocol=harness",
+            f"protocol.include_path={world}/lm",
+        ]
+        fixed += [
+            "finetune.steps=4",
+            "finetune.warmup=1",
+            "finetune.lr=0.02",
+            "finetune.batch_size=12",
+        ]
         words = [*fixed, f"outputs={tmp_path}/outputs", *overrides]
         return execute(compose.resolve(compose.compose(words)), tuple(words))
 
@@ -108,7 +140,10 @@ def run(world, tmp_path, monkeypatch):
 
 
 def ids(tokens, text: str) -> list[int]:
-    return [tokens.convert_tokens_to_ids("<|end|>"), *tokens(text, add_special_tokens=False)["input_ids"]]
+    return [
+        tokens.convert_tokens_to_ids("<|end|>"),
+        *tokens(text, add_special_tokens=False)["input_ids"],
+    ]
 
 
 @torch.no_grad()
@@ -134,7 +169,9 @@ def score(model, tokens, parameters) -> list[bool]:
         for word in WORDS:
             row = ids(tokens, f"Review: {text}\nSentiment: {word}")
             inputs = torch.tensor([row], dtype=torch.int32)
-            found = model.token_log_probs(model.token_states(parameters, inputs), inputs, parameters)[0]
+            found = model.token_log_probs(
+                model.token_states(parameters, inputs), inputs, parameters
+            )[0]
             totals.append(float(found[len(context) - 1 :].sum()))
         right.append(totals[1] > totals[0] if i % 2 else totals[0] >= totals[1])
     return right
@@ -146,7 +183,9 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
     assert first.state == "done", first.reason
     rows = {row.row: row for row in first.result.rows}
     assert set(rows) == {"zero_shot", "merged_0.5", "merged_1.0"}
-    backbone = Causal(model=str(world / "model"), tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>")
+    backbone = Causal(
+        model=str(world / "model"), tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
+    )
     model, tokens = backbone.load("cpu"), backbone.text_tokenizer
     files = list((tmp_path / "outputs" / "store" / "vector").glob("*/tensors.safetensors"))
     vectors = [load_file(path) for path in files]
@@ -158,13 +197,23 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
         )
         assert first.result.maps[label]["tiny_choice"]["main"] == "acc,none"
         assert first.result.maps[label]["tiny_choice"]["examples"] == {"tiny_choice": len(TEXTS)}
-    records = [json.loads(path.read_text()) for path in (tmp_path / "outputs/store/answer").glob("*/artefact.json")]
-    name = next(r["label"] for r in records if r["label"].startswith("answer merged/1.0/tiny_choice"))
-    folder = next(p for p in (tmp_path / "outputs/store/answer").iterdir() if name in (p / "artefact.json").read_text())
+    records = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "outputs/store/answer").glob("*/artefact.json")
+    ]
+    name = next(
+        r["label"] for r in records if r["label"].startswith("answer merged/1.0/tiny_choice")
+    )
+    folder = next(
+        p
+        for p in (tmp_path / "outputs/store/answer").iterdir()
+        if name in (p / "artefact.json").read_text()
+    )
     stored = load_file(folder / "tensors.safetensors")["example/tiny_choice/acc,none"]
     assert stored.bool().tolist() == score(model, tokens, merged)
     assert run(*words).state == "skipped"
-    again = run("protocol.tasks=[tiny_choice]", "protocol.alphas=[1]")  # other cells of the same run
+    # Other cells of the same run
+    again = run("protocol.tasks=[tiny_choice]", "protocol.alphas=[1]")
     assert not any(stage["computed"] for stage in again.result.timing["artefacts"].values())
     path = world / "lm" / "tiny_choice.yaml"
     text = path.read_text()
@@ -177,7 +226,9 @@ def test_a_merged_model_scores_as_our_own_forward_does_and_runs_once(run, world,
     assert {stage["kind"] for stage in costs if stage["computed"]} == {"answer"}
 
 
-def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, tmp_path, monkeypatch):
+def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(
+    run, world, tmp_path, monkeypatch
+):
     for overrides, message in (
         (["protocol.tasks=[tiny_code]"], "tiny_code executes code.*protocol.allow_code=true"),
         (["protocol.tasks=[humaneval]"], "humaneval executes code"),
@@ -185,9 +236,15 @@ def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, 
         (["protocol.tasks=[humaneval]", "protocol.allow_code=true"], "HF_ALLOW_CODE_EVAL=1"),
         (["protocol.tasks=[tiny_chioce]"], "no task or group 'tiny_chioce'"),
         (["protocol.tasks=[tiny_choice]", "protocol.grid=[0,1]"], "protocol.grid.*protocol.alphas"),
-        (["protocol.tasks=[tiny_choice]", "protocol.metrics={tiny_write: x}"], "tiny_write not in protocol.tasks"),
+        (
+            ["protocol.tasks=[tiny_choice]", "protocol.metrics={tiny_write: x}"],
+            "tiny_write not in protocol.tasks",
+        ),
         (["protocol.tasks=[tiny_choice]", "finetune=tangent"], "takes standard vectors"),
-        (["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"], "does not give; take a causal language model"),
+        (
+            ["protocol.tasks=[tiny_choice]", "backbone=mini_encoder"],
+            "does not give; take a causal language model",
+        ),
         (["protocol.tasks=[tiny_choice]", "protocol.include_path=/nowhere"], "no folder /nowhere"),
     ):
         with pytest.raises(UserError, match=message):
@@ -201,7 +258,13 @@ def test_what_cannot_run_is_refused_with_its_remedy_before_any_work(run, world, 
 def test_every_preset_names_tasks_that_the_harness_has():
     pytest.importorskip("lm_eval")
     compose.register_all()
-    for preset, allowed in (("gsm8k", True), ("math", True), ("ifeval", True), ("humaneval", False), ("mbpp", False)):
+    for preset, allowed in (
+        ("gsm8k", True),
+        ("math", True),
+        ("ifeval", True),
+        ("humaneval", False),
+        ("mbpp", False),
+    ):
         config = yaml.safe_load((compose.conf_dir() / "protocol" / f"{preset}.yaml").read_text())
         schema = lookup("protocol", "harness").schema
         protocol = schema(tasks=config["tasks"])
@@ -233,7 +296,10 @@ def own_task(world: Path, folder: Path, name: str, **changes) -> Path:
     text = SCRIPT.replace("CANARY", str(folder / "canary"))
     for file in ("own.py", "score.py"):
         (folder / file).write_text(text)
-    data = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": f"{world}/lm/test.parquet"}}}
+    data = {
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": f"{world}/lm/test.parquet"}},
+    }
     content = yaml.safe_dump(CHOICE | data | {"test_split": "test", "task": name} | changes)
     content = content.replace("FOLDER", str(folder)).replace("CANARY", str(folder / "canary"))
     (folder / f"{name}.yaml").write_text(re.sub(r"'(!function [^']*)'", r"\1", content))
@@ -241,15 +307,21 @@ def own_task(world: Path, folder: Path, name: str, **changes) -> Path:
 
 
 @pytest.mark.parametrize("template", ESCAPES)
-def test_a_template_that_leaves_its_sandbox_ends_the_run_and_runs_nothing(template, run, world, tmp_path):
+def test_a_template_that_leaves_its_sandbox_ends_the_run_and_runs_nothing(
+    template, run, world, tmp_path
+):
     folder = own_task(world, tmp_path / "tasks", "sly", doc_to_text=template)
-    ended = run(f"protocol.include_path={folder}", "protocol.tasks=[sly]", "protocol.allow_code=true")
+    ended = run(
+        f"protocol.include_path={folder}", "protocol.tasks=[sly]", "protocol.allow_code=true"
+    )
     assert ended.state == "failed" and "a template reaches for" in ended.reason
     assert not (folder / "canary").exists()
 
 
 @pytest.mark.parametrize("kind", OWN_CODE)
-def test_code_of_a_task_wants_consent_and_runs_nowhere_without_it(kind, run, world, tmp_path, monkeypatch):
+def test_code_of_a_task_wants_consent_and_runs_nowhere_without_it(
+    kind, run, world, tmp_path, monkeypatch
+):
     changes, message = OWN_CODE[kind]
     folder = own_task(world, tmp_path / "tasks", "sly", **changes)
     words = [f"protocol.include_path={folder}", "protocol.tasks=[sly]"]
@@ -269,7 +341,9 @@ def test_a_module_that_another_file_overrides_is_imported_and_wants_consent(worl
     assert "own.work" in harness_tasks.find("above", str(folder)).code
 
 
-def test_with_consent_code_runs_and_what_lies_beside_it_is_part_of_the_identity(run, world, tmp_path):
+def test_with_consent_code_runs_and_what_lies_beside_it_is_part_of_the_identity(
+    run, world, tmp_path
+):
     folder = own_task(world, tmp_path / "tasks", "open", process_docs="!function own.work")
     words = [f"protocol.include_path={folder}", "protocol.tasks=[open]", "protocol.allow_code=true"]
     ended = run(*words)
@@ -282,14 +356,30 @@ def test_with_consent_code_runs_and_what_lies_beside_it_is_part_of_the_identity(
 
 
 def test_metrics_keep_unit_and_direction_and_no_accuracy_averages_them(run, world, tmp_path):
-    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
-    folder = own_task(world, tmp_path / "tasks", "pages", **rolling, metric_list=[{"metric": "word_perplexity"}])
-    (folder / "quiz.yaml").write_text((world / "lm" / "tiny_choice.yaml").read_text().replace("tiny_choice", "quiz"))
+    rolling = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    folder = own_task(
+        world, tmp_path / "tasks", "pages", **rolling, metric_list=[{"metric": "word_perplexity"}]
+    )
+    (folder / "quiz.yaml").write_text(
+        (world / "lm" / "tiny_choice.yaml").read_text().replace("tiny_choice", "quiz")
+    )
     result = run(f"protocol.include_path={folder}", "protocol.tasks=[pages,quiz]").result
     for row in result.rows:
         accuracy, perplexity = row.metrics["accuracy"], row.metrics["word_perplexity"]
-        assert (accuracy.unit, accuracy.better, set(accuracy.values)) == ("fraction", "higher", {"quiz"})
-        assert (perplexity.unit, perplexity.better, set(perplexity.values)) == ("perplexity", "lower", {"pages"})
+        assert (accuracy.unit, accuracy.better, set(accuracy.values)) == (
+            "fraction",
+            "higher",
+            {"quiz"},
+        )
+        assert (perplexity.unit, perplexity.better, set(perplexity.values)) == (
+            "perplexity",
+            "lower",
+            {"pages"},
+        )
         assert accuracy.mean == accuracy.values["quiz"] <= 1 < perplexity.mean
     assert result.criterion.name == "merged/accuracy"
     shown = run_table(result)

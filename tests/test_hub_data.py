@@ -39,7 +39,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     monkeypatch.chdir(tmp_path)
     hub._opened.cache_clear()
 
-    def put(name: str, commit: str, splits: dict[str, datasets.Dataset], config: str = "default") -> None:
+    def put(
+        name: str, commit: str, splits: dict[str, datasets.Dataset], config: str = "default"
+    ) -> None:
         owner, own = name.split("/")
         folder = tmp_path / "datasets" / f"{owner}___{own}" / config / "0.0.0" / commit
         folder.mkdir(parents=True)
@@ -49,7 +51,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
             file = pa.OSFile(str(folder / f"{own}-{split}.arrow"), "wb")
             with file, pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
-            infos[split] = {"name": split, "num_examples": len(data), "num_bytes": 1, "dataset_name": own}
+            infos[split] = {
+                "name": split,
+                "num_examples": len(data),
+                "num_bytes": 1,
+                "dataset_name": own,
+            }
         features = next(iter(splits.values())).features
         info = datasets.DatasetInfo(
             features=features,
@@ -72,7 +79,9 @@ def texts(word: str, count: int, names: list[str] | None = None) -> datasets.Dat
     labels = rng.integers(0, 2, count).tolist()
     kind = datasets.ClassLabel(names=names or ["no", "yes"])
     features = datasets.Features({"text": datasets.Value("string"), "label": kind})
-    return datasets.Dataset.from_dict({"text": [f"{word} {i}" for i in range(count)], "label": labels}, features)
+    return datasets.Dataset.from_dict(
+        {"text": [f"{word} {i}" for i in range(count)], "label": labels}, features
+    )
 
 
 def splits(word: str, **counts: int) -> dict[str, datasets.Dataset]:
@@ -105,10 +114,13 @@ def test_the_commit_counts_and_is_the_one_that_is_read(cache):
 def test_another_commit_than_the_one_asked_for_is_refused(cache, tmp_path):
     cache("me/tiny", A, splits("first", train=30, test=8))
     cache("me/tiny", B, splits("second", train=30, test=8))
-    with pytest.raises(UserError, match=f"task t: me/tiny is in the cache at commit {B}, not at {A}"):
+    with pytest.raises(
+        UserError, match=f"task t: me/tiny is in the cache at commit {B}, not at {A}"
+    ):
         describe("t", TextTask(path="me/tiny", revision=A), "test")
     assert describe("t", TextTask(path="me/tiny", revision=B), "test")["commit"] == B
-    root = tmp_path / "hub/datasets--me--tiny"  # where the branch pointed when its card was last fetched
+    # Where the branch pointed when its card was last fetched
+    root = tmp_path / "hub/datasets--me--tiny"
     (root / f"snapshots/{A}").mkdir(parents=True)
     (root / f"snapshots/{A}/README.md").write_text("")
     (root / "refs").mkdir()
@@ -124,7 +136,9 @@ def test_a_missing_validation_split_is_held_out_of_train(cache):
     assert [found[split]["held_out_of_train"] for split in found] == [True, True, False]
     assert found["train"] != found["val"]
     _, val = hold_out(40)
-    assert [pieces[1] for pieces in read(task, "val")[0]] == [f"w train {i}" for i in sorted(val.tolist())]
+    assert [pieces[1] for pieces in read(task, "val")[0]] == [
+        f"w train {i}" for i in sorted(val.tolist())
+    ]
     cache("me/other", A, splits("w", train=40, validation=5, test=8))
     other = TextTask(path="me/other")
     assert len(read(other, "val")[0]) == 5 and len(read(other, "train")[0]) == 40
@@ -132,18 +146,24 @@ def test_a_missing_validation_split_is_held_out_of_train(cache):
 
 
 def test_what_cannot_be_had_is_one_line(cache, tmp_path):
-    with pytest.raises(UserError, match="data set 'me/none' cannot be read: .*; suite.data_dir=FOLDER takes") as caught:
+    with pytest.raises(
+        UserError, match="data set 'me/none' cannot be read: .*; suite.data_dir=FOLDER takes"
+    ) as caught:
         describe("t", TextTask(path="me/none"), "test")
     assert "\n" not in str(caught.value)
     cache("me/tiny", A, splits("w", train=40, test=8))
     with pytest.raises(UserError, match="data set 'me/tiny' cannot be loaded: "):
         read(TextTask(path="me/tiny", splits={"train": "train", "test": "nowhere"}), "test")
-    with pytest.raises(UserError, match="task t: me/tiny/test has no column 'words' .it has text, label"):
+    with pytest.raises(
+        UserError, match="task t: me/tiny/test has no column 'words' .it has text, label"
+    ):
         read(TextTask(path="me/tiny", text="words"), "test")
     with pytest.raises(UserError, match="splits train and test are both 'train'"):
         describe("t", TextTask(path="me/tiny", splits={"train": "train", "test": "train"}), "test")
     (tmp_path / "me/tiny").mkdir(parents=True)
-    with pytest.raises(UserError, match="'me/tiny' is a folder here; paths in task/t.yaml start at that file"):
+    with pytest.raises(
+        UserError, match="'me/tiny' is a folder here; paths in task/t.yaml start at that file"
+    ):
         describe("t", TextTask(path="me/tiny"), "test")
 
 
@@ -154,7 +174,10 @@ def test_a_data_set_of_the_hub_is_read_as_its_mirror_is(cache):
     for name in names:
         place = HUB / there[name].path / (there[name].config or "")
         files = {path.stem: str(path) for path in place.glob("*.parquet")}
-        kept = {split: datasets.Dataset.from_parquet(file, cache_dir="made") for split, file in files.items()}
+        kept = {
+            split: datasets.Dataset.from_parquet(file, cache_dir="made")
+            for split, file in files.items()
+        }
         cache(there[name].path, A, kept, there[name].config or "default")
         for split in ("train", "val", "test"):
             assert read(there[name], split) == read(here[name], split), (name, split)
@@ -163,8 +186,13 @@ def test_a_data_set_of_the_hub_is_read_as_its_mirror_is(cache):
 
 def test_images_of_the_hub_are_those_of_a_file(cache, tmp_path):
     rng = np.random.default_rng(4)
-    cells = [{"bytes": world.png(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)), "path": None} for _ in range(12)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    cells = [
+        {"bytes": world.png(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)), "path": None}
+        for _ in range(12)
+    ]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])}
+    )
     labels = [i % 2 for i in range(12)]
     found = {}
     for split in ("train", "test"):

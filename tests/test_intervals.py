@@ -46,7 +46,10 @@ def test_mean_is_over_tasks_then_seeds_whatever_their_sizes():
     rng = np.random.default_rng(0)
     sizes = {"small": 10, "large": 1000}
     firsts, seconds = ([masks(rng, rate, sizes) for _ in range(3)] for rate in (0.8, 0.5))
-    gaps = [[a[t].values.mean() - b[t].values.mean() for t in sizes] for a, b in zip(firsts, seconds, strict=True)]
+    gaps = [
+        [a[t].values.mean() - b[t].values.mean() for t in sizes]
+        for a, b in zip(firsts, seconds, strict=True)
+    ]
     assert paired_difference(firsts, seconds).mean == pytest.approx(np.mean(gaps))
 
 
@@ -105,7 +108,10 @@ def made(folder: Path, seed: int, *, tokens: float = 20.0, **settings) -> Run:
         answer = f"{seed}{alpha}{len(settings)}".encode().hex().zfill(32)
         place = folder / "store" / "answer" / answer
         place.mkdir(parents=True, exist_ok=True)
-        save_file({f"correct/{alpha}/t": right, f"surprise/{alpha}/book": texts}, place / "tensors.safetensors")
+        save_file(
+            {f"correct/{alpha}/t": right, f"surprise/{alpha}/book": texts},
+            place / "tensors.safetensors",
+        )
         with np.errstate(all="ignore"):
             surprise = float(np.exp(texts[:, 0].sum() / texts[:, 1].sum()))
         metrics = {"accuracy": metric({"t": float(right.mean())})}
@@ -115,7 +121,11 @@ def made(folder: Path, seed: int, *, tokens: float = 20.0, **settings) -> Run:
     config = {"seed": seed, "suite": {"kind": "texts", "control": "book"}} | settings
     run_id = f"run-{seed}-{settings}"
     result = Result(
-        run_id=run_id, fingerprint="f", config=config, rows=rows, criterion=Criterion(name="validation", value=0.0)
+        run_id=run_id,
+        fingerprint="f",
+        config=config,
+        rows=rows,
+        criterion=Criterion(name="validation", value=0.0),
     )
     return Run(result, folder=folder / "runs" / run_id)
 
@@ -129,17 +139,28 @@ def test_each_metric_differs_in_its_own_unit(tmp_path: Path):
     accuracy, perplexity, length = lines(compare(runs, "merged", "zero_shot"))
     sides = [[outcomes(run, run.result.rows[row], "accuracy") for run in runs] for row in (0, 1)]
     found = paired_difference(*sides)
-    expected = [f"{100 * found.mean:+.1f}", f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]", "points"]
+    expected = [
+        f"{100 * found.mean:+.1f}",
+        f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
+        "points",
+    ]
     assert accuracy == ["merged - zero_shot", "accuracy", "3", *expected]
-    gaps = [run.result.rows[0].mean("perplexity") - run.result.rows[1].mean("perplexity") for run in runs]
+    gaps = [
+        run.result.rows[0].mean("perplexity") - run.result.rows[1].mean("perplexity")
+        for run in runs
+    ]
     assert perplexity[1] == "perplexity (lower is better)" and perplexity[-1] == "perplexity"
     assert perplexity[3] == f"{np.mean(gaps):+.2f}"
-    assert length[1:] == ["length", "3", "+0.5000", "", ""], "no outcome per test item, so no interval"
+    assert length[1:] == ["length", "3", "+0.5000", "", ""], (
+        "no outcome per test item, so no interval"
+    )
 
 
 def test_only_metrics_that_are_asked_for(tmp_path: Path):
     runs = [made(tmp_path, 0)]
-    assert [line[1] for line in lines(compare(runs, "merged", "zero_shot", metrics=["length"]))] == ["length"]
+    assert [
+        line[1] for line in lines(compare(runs, "merged", "zero_shot", metrics=["length"]))
+    ] == ["length"]
     with pytest.raises(UserError, match="unknown metric 'lenght'; did you mean 'length'"):
         compare(runs, "merged", "zero_shot", metrics=["lenght"])
 
@@ -152,15 +173,25 @@ def test_two_infinite_perplexities_have_no_difference(tmp_path: Path):
 
 
 def test_runs_pair_by_the_seed_that_tells_them_apart(tmp_path: Path):
-    runs = [made(tmp_path, seed, merge={"kind": "dare", "seed": merge}) for seed in (0, 1) for merge in (0, 1, 2)]
+    runs = [
+        made(tmp_path, seed, merge={"kind": "dare", "seed": merge})
+        for seed in (0, 1)
+        for merge in (0, 1, 2)
+    ]
     (line,) = lines(compare(runs, "merged", "zero_shot", metrics=["accuracy"]))
     assert line[2] == "6"
 
 
 def test_groups_and_conditions(tmp_path: Path):
-    runs = [made(tmp_path, seed, finetune={"kind": kind}) for seed in (0, 1) for kind in ("full", "linear_ft")]
+    runs = [
+        made(tmp_path, seed, finetune={"kind": kind})
+        for seed in (0, 1)
+        for kind in ("full", "linear_ft")
+    ]
     grouped = lines(compare(runs, "merged", "zero_shot", ["finetune"], metrics=["accuracy"]))
-    assert [line[0] for line in grouped] == ["full", "linear_ft"] and {line[3] for line in grouped} == {"2"}
+    assert [line[0] for line in grouped] == ["full", "linear_ft"] and {
+        line[3] for line in grouped
+    } == {"2"}
     for words, reason in (
         (("merged", "zero_shot"), "are the same but for other keys"),
         (("merged@seed=7", "zero_shot", ["finetune"]), "no seed has both"),
@@ -189,7 +220,9 @@ def test_items_of_every_row_of_old_results_are_found():
     for run in find_results([OLD]):
         for row in run.result.rows:
             stored = {
-                stage.fingerprint for stage in run.result.stages if (OLD / "store/cell" / stage.fingerprint).is_dir()
+                stage.fingerprint
+                for stage in run.result.stages
+                if (OLD / "store/cell" / stage.fingerprint).is_dir()
             }
             if not row.cells or not stored.issuperset(row.cells.values()):
                 continue

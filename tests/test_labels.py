@@ -23,7 +23,12 @@ from taskvec.runner.compose import conf_dir
 SEEDS = pytest.mark.parametrize("seed", [2, 99])
 
 
-def write(folder: Path, labels: dict[str, list] | list, kind: pa.DataType | None = None, names: list | None = None):
+def write(
+    folder: Path,
+    labels: dict[str, list] | list,
+    kind: pa.DataType | None = None,
+    names: list | None = None,
+):
     """Write a text task; splits differ in their texts."""
     splits = labels if isinstance(labels, dict) else dict.fromkeys(("train", "val", "test"), labels)
     for split, own in splits.items():
@@ -31,7 +36,9 @@ def write(folder: Path, labels: dict[str, list] | list, kind: pa.DataType | None
         table = pa.table({"text": texts, "label": pa.array(own, kind)})
         if names is not None:
             features = {"label": {"_type": "ClassLabel", "names": names}}
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            table = table.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
         folder.mkdir(exist_ok=True)
         parquet.write_table(table, folder / f"{split}.parquet")
 
@@ -67,14 +74,18 @@ def test_labels_of_every_type_of_number_are_the_same_classes(tmp_path, kind, see
 
 
 @SEEDS
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str
+)
 def test_labels_that_are_words_are_classes_by_name(tmp_path, kind, seed):
     rng = np.random.default_rng(seed)
     words = rng.permutation(["no", "yes", "null", "10", "9"]).tolist()
     own = rng.choice(words, 40).tolist() + words
     write(tmp_path, own, kind)
     assert read(tmp_path, classes=tuple(words)) == [words.index(word) for word in own]
-    assert read(tmp_path) == [sorted(words).index(word) for word in own], "sorted where nothing lists them"
+    assert read(tmp_path) == [sorted(words).index(word) for word in own], (
+        "sorted where nothing lists them"
+    )
     assert class_names("t", task(tmp_path)) == tuple(sorted(words))
 
 
@@ -103,7 +114,11 @@ def test_booleans_go_by_name_where_classes_are_called_so(tmp_path):
         ([0, 2], pa.int64(), "label 2, but the task has 2 classes (row 1)"),
         (["dog", "Cat"], pa.string(), "label 'Cat', but the task has 2 classes (row 1)"),
         (["0", "1"], pa.string(), "label '0', but"),
-        ([[0], [1]], pa.list_(pa.int64()), "labels are list<element: int64>; a label is a class's number, a Boolean"),
+        (
+            [[0], [1]],
+            pa.list_(pa.int64()),
+            "labels are list<element: int64>; a label is a class's number, a Boolean",
+        ),
         ([1, 0], pa.timestamp("s"), "labels are timestamp"),
     ],
 )
@@ -116,14 +131,20 @@ def test_rows_marked_as_unlabelled_are_left_out(tmp_path):
     write(tmp_path, [0, -1, 1, -1], pa.int64())
     assert read(tmp_path, classes=("a", "b"), no_label=-1) == [0, 1]
     write(tmp_path, ["x", "?", "y"], pa.string())
-    assert read(tmp_path, no_label="?") == [0, 1] and class_names("t", task(tmp_path, no_label="?")) == ("x", "y")
+    assert read(tmp_path, no_label="?") == [0, 1] and class_names(
+        "t", task(tmp_path, no_label="?")
+    ) == ("x", "y")
 
 
 def test_scores_are_numbers_in_range(tmp_path):
     settings = {"metric": "pearson", "words": ("none", "some", "all")}
     write(tmp_path, [0, 2, 1], pa.int32())
     assert read(tmp_path, **settings) == [0.0, 2.0, 1.0]
-    for labels, kind in (([0.5, 2.5], pa.float64()), ([True, False], pa.bool_()), (["1", "2"], pa.string())):
+    for labels, kind in (
+        ([0.5, 2.5], pa.float64()),
+        ([True, False], pa.bool_()),
+        (["1", "2"], pa.string()),
+    ):
         write(tmp_path, labels, kind)
         assert "but the task has scores from 0 to 2" in refused(tmp_path, **settings)
 
@@ -153,7 +174,9 @@ def test_classes_without_an_example_are_reported(tmp_path, caplog):
         describe("t", task(tmp_path), "test")
     assert caplog.messages == ["task t: test has no example of some classes: b, d"]
     assert (
-        "empty_classes" not in describe("t", task(tmp_path, classes=("w", "x", "y", "z"), keep=("w",)), "test") or True
+        "empty_classes"
+        not in describe("t", task(tmp_path, classes=("w", "x", "y", "z"), keep=("w",)), "test")
+        or True
     )
 
 
@@ -201,7 +224,10 @@ def test_names_are_what_is_typed(tmp_path, seed):
     ]
     typed = np.random.default_rng(seed).permutation(words).tolist()
     listed = ", ".join(typed)
-    found = card(tmp_path, f"path: pkg://mini8/mnist\ntemplates: ['a {{}}']\nclasses: [{listed}]\nkeep: [no]\n")
+    found = card(
+        tmp_path,
+        f"path: pkg://mini8/mnist\ntemplates: ['a {{}}']\nclasses: [{listed}]\nkeep: [no]\n",
+    )
     assert found.classes == tuple(typed) and found.keep == ("no",)
 
 
@@ -217,11 +243,16 @@ def test_relative_paths_start_at_the_file_or_at_the_folder_above(tmp_path, monke
     for number, project in enumerate(("one", "two")):
         for split in ("train", "test"):
             folder = tmp_path / project / "data/own"
-            world.write_split(folder / f"{split}.parquet", "stripes", 8, seed=10 * number + len(split))
+            world.write_split(
+                folder / f"{split}.parquet", "stripes", 8, seed=10 * number + len(split)
+            )
     monkeypatch.chdir(tmp_path)
     text = yaml.safe_dump({"path": path, "templates": ["a {}"]})
     one, two = (card(tmp_path / project, text) for project in ("one", "two"))
-    assert one.folder == (tmp_path / "one/data/own").resolve() and two.folder == (tmp_path / "two/data/own").resolve()
+    assert (
+        one.folder == (tmp_path / "one/data/own").resolve()
+        and two.folder == (tmp_path / "two/data/own").resolve()
+    )
     assert describe("t", one, "test")["sha256"] != describe("t", two, "test")["sha256"]
     copied = describe("t", one.model_copy(update={"path": str(one.folder)}), "test")
     assert copied == describe("t", one, "test"), "content counts, not where it lies"
@@ -245,7 +276,10 @@ BOMB = repeated("b0", "x") + "".join(repeated(f"b{i}", f"*b{i - 1}") for i in ra
         ("? [a]\n: b\n", "a key must be a word"),
         (BOMB, "too many values, or too deep"),
         ("path: " + "[" * 900 + "]" * 900, "not valid YAML"),
-        ("path: !!python/object/apply:os.system ['true']\n", "line 1: tags such as tag:yaml.org,2002:python"),
+        (
+            "path: !!python/object/apply:os.system ['true']\n",
+            "line 1: tags such as tag:yaml.org,2002:python",
+        ),
         ("path: *nowhere\n", "not valid YAML"),
         ("- a\n", "must be a mapping"),
         ("", "must be a mapping"),
@@ -256,7 +290,9 @@ BOMB = repeated("b0", "x") + "".join(repeated(f"b{i}", f"*b{i - 1}") for i in ra
 def test_a_hostile_file_is_one_line(tmp_path, text, said):
     with pytest.raises(UserError, match="task/t.yaml: ") as caught:
         card(tmp_path, text)
-    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert (
+        said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    )
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):
@@ -283,7 +319,19 @@ def junk(rng: np.random.Generator, depth: int = 0):
     if kind in (4, 5):
         inner = [junk(rng, depth + 1) for _ in range(rng.integers(4))] if depth < 3 else []
         return inner if kind == 4 else {str(i): value for i, value in enumerate(inner)}
-    return ["train", "..", "/", "~", "pkg://../..", "train.parquet", "a/b/c", "*", "{}", "${x}", ""][rng.integers(11)]
+    return [
+        "train",
+        "..",
+        "/",
+        "~",
+        "pkg://../..",
+        "train.parquet",
+        "a/b/c",
+        "*",
+        "{}",
+        "${x}",
+        "",
+    ][rng.integers(11)]
 
 
 @SEEDS
@@ -300,7 +348,18 @@ def test_random_edits_of_a_task_are_a_task_or_one_line(tmp_path, monkeypatch, se
         "label": "label",
         "no_label": -1,
     }
-    names = [*whole, "splits", "image", "text", "frame", "metric", "config", "revision", "extends", "junk"]
+    names = [
+        *whole,
+        "splits",
+        "image",
+        "text",
+        "frame",
+        "metric",
+        "config",
+        "revision",
+        "extends",
+        "junk",
+    ]
     rng = np.random.default_rng(seed)
     (tmp_path / "task").mkdir()
     refused = 0

@@ -13,7 +13,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
 from taskvec.data.tasks import ASSETS
@@ -24,10 +30,33 @@ from taskvec.models.text_to_text import TextToText
 from taskvec.registry import lookup
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = [path for path in sorted((ROOT / "conf/backbone").glob("*.yaml")) if "clip" not in path.stem]
+PRESETS = [
+    path for path in sorted((ROOT / "conf/backbone").glob("*.yaml")) if "clip" not in path.stem
+]
 MINI = "pkg://mini_lm_tokenizer"
-WORDS = ["[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "b", "Review", ":", "very", "Sentiment", "yes", "</s>"]
-SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+WORDS = [
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "good",
+    "bad",
+    "film",
+    "a",
+    "b",
+    "Review",
+    ":",
+    "very",
+    "Sentiment",
+    "yes",
+    "</s>",
+]
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +71,9 @@ def tokenizer(folder: Path, template: tuple[str, str] | None = None, **special: 
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     if template:
         names = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]", "</s>")]
-        words.post_processor = processors.TemplateProcessing(single=template[0], pair=template[1], special_tokens=names)
+        words.post_processor = processors.TemplateProcessing(
+            single=template[0], pair=template[1], special_tokens=names
+        )
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return folder
 
@@ -50,7 +81,9 @@ def tokenizer(folder: Path, template: tuple[str, str] | None = None, **special: 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
-    config = AutoConfig.for_model("llama", **SIZES, tie_word_embeddings=True, max_position_embeddings=40)
+    config = AutoConfig.for_model(
+        "llama", **SIZES, tie_word_embeddings=True, max_position_embeddings=40
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -70,7 +103,9 @@ def ids(text: str) -> list[int]:
 class TestTokens:
     def test_a_frame_survives_truncation(self, words):
         backbone = Causal(model=words, max_length=8)
-        frame = [("Review : ", text, " Sentiment :") for text in ("good film", "very good film a b a b")]
+        frame = [
+            ("Review : ", text, " Sentiment :") for text in ("good film", "very good film a b a b")
+        ]
         got = backbone.tokenize(frame)
         assert got.dtype == torch.int32
         expected = ["Review : good film Sentiment :", "Review : very good film a Sentiment :"]
@@ -78,7 +113,9 @@ class TestTokens:
 
     def test_the_longer_of_two_texts_is_cut_first(self, words):
         backbone = Causal(model=words, max_length=6)
-        got = backbone.tokenize([("", "a b a b a b", " : ", "good bad", " :"), ("", "a b a b", " : ", "b a b a", " :")])
+        got = backbone.tokenize(
+            [("", "a b a b a b", " : ", "good bad", " :"), ("", "a b a b", " : ", "b a b a", " :")]
+        )
         assert got.tolist() == [ids("a b : good bad :"), ids("a b : b a :")]
 
     def test_a_frame_without_room_is_an_error(self, words):
@@ -87,7 +124,10 @@ class TestTokens:
 
     def test_start_token(self, words):
         backbone = Encoder(model=words, max_length=3, start_token="[CLS]")
-        assert backbone.tokenize([("", "a b a", ""), ("", "", "")]).tolist() == [ids("[CLS] a b"), [1, -1, -1]]
+        assert backbone.tokenize([("", "a b a", ""), ("", "", "")]).tolist() == [
+            ids("[CLS] a b"),
+            [1, -1, -1],
+        ]
         with pytest.raises(UserError, match=r"no token '<s>'"):
             Encoder(model=words, start_token="<s>").tokenize([("", "a", "")])
 
@@ -97,7 +137,9 @@ class TestTokens:
         assert tokens.decode(got[0].tolist()) == "<|end|>a short text"
 
     def test_special_tokens_are_the_tokenizers_own(self, tmp_path):
-        pair = tokenizer(tmp_path, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), sep_token="[SEP]")
+        pair = tokenizer(
+            tmp_path, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), sep_token="[SEP]"
+        )
         backbone = Encoder(model=str(pair), max_length=6)
         got = backbone.tokenize([("", "a b a b a b", "", "good", "")])
         assert got.tolist() == [ids("[CLS] a b [SEP] good [SEP]")]
@@ -107,18 +149,26 @@ class TestTokens:
     def test_text_to_text_ends_its_inputs_and_causal_does_not(self, tmp_path, template):
         place = str(tokenizer(tmp_path, template, eos_token="</s>"))
         frame = [("Review : ", "good film a b", "")]
-        assert TextToText(model=place, max_length=5).tokenize(frame).tolist() == [ids("Review : good film </s>")]
-        assert Causal(model=place, max_length=4).tokenize(frame).tolist() == [ids("Review : good film")]
+        assert TextToText(model=place, max_length=5).tokenize(frame).tolist() == [
+            ids("Review : good film </s>")
+        ]
+        assert Causal(model=place, max_length=4).tokenize(frame).tolist() == [
+            ids("Review : good film")
+        ]
 
     def test_segments_end_with_their_separator(self, tmp_path):
-        place = tokenizer(tmp_path, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), sep_token="[SEP]")
+        place = tokenizer(
+            tmp_path, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), sep_token="[SEP]"
+        )
         config = AutoConfig.for_model("bert", **SIZES, type_vocab_size=2)
         theirs = AutoModelForMaskedLM.from_config(config).eval()
         theirs.save_pretrained(place)
         backbone = Encoder(model=str(place), max_length=12)
         inputs = backbone.tokenize([("", "a b", "", "good", ""), ("", "a", "")])
         model = backbone.load("cpu")
-        batch = AutoTokenizer.from_pretrained(place)("a b", "good", return_tensors="pt", return_token_type_ids=True)
+        batch = AutoTokenizer.from_pretrained(place)(
+            "a b", "good", return_tensors="pt", return_token_type_ids=True
+        )
         assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
         with torch.no_grad():
             expected = theirs.bert(**batch).last_hidden_state[0, 0]
@@ -137,7 +187,9 @@ class TestHeads:
 
     def test_words_that_share_their_first_token_are_named(self, words):
         for kind in (Causal, TextToText):
-            with pytest.raises(UserError, match=r"'a b' and 'a' share .* 'words' in task/toy\.yaml"):
+            with pytest.raises(
+                UserError, match=r"'a b' and 'a' share .* 'words' in task/toy\.yaml"
+            ):
                 kind(model=words).heads({"toy": (["good", "a b", "a"], [])})
 
     def test_an_encoder_starts_from_a_seeded_linear_head(self, tmp_path):
@@ -171,17 +223,32 @@ class TestFiles:
         backbone.check()
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         assert backbone.weight_bytes() == Causal(model=str(llama)).weight_bytes()
-        assert torch.equal(backbone.load("cpu").parameters["model.norm.weight"], theirs.model.norm.weight)
+        assert torch.equal(
+            backbone.load("cpu").parameters["model.norm.weight"], theirs.model.norm.weight
+        )
         next(tmp_path.glob("*-00002-*.safetensors")).unlink()
         with pytest.raises(UserError, match="has no model-00002"):
             backbone.check()
 
     def test_an_output_embedding_of_t5_v1_1_is_its_own(self, tmp_path):
-        sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-        config = AutoConfig.for_model("t5", **sizes, tie_word_embeddings=False, decoder_start_token_id=0)
+        sizes = {
+            "vocab_size": 32,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 1,
+            "num_heads": 2,
+        }
+        config = AutoConfig.for_model(
+            "t5", **sizes, tie_word_embeddings=False, decoder_start_token_id=0
+        )
         T5ForConditionalGeneration(config).save_pretrained(tmp_path)
         state = load_file(tmp_path / "model.safetensors")
-        save_file(state | {"lm_head.weight": torch.randn(32, 16)}, tmp_path / "model.safetensors", {"format": "pt"})
+        save_file(
+            state | {"lm_head.weight": torch.randn(32, 16)},
+            tmp_path / "model.safetensors",
+            {"format": "pt"},
+        )
         backbone = TextToText(model=str(tmp_path), tokenizer=MINI)
         parameters = backbone.load("cpu").parameters
         assert "lm_head.weight" in parameters
@@ -192,8 +259,14 @@ class TestFiles:
         [
             ({"vocab_size": 33}, r"embed_tokens\.weight has shape \(32, 16\)"),
             ({"num_hidden_layers": 1}, "holds model.layers.1.* describes 1 blocks"),
-            ({"num_hidden_layers": 3}, r"lacks model\.layers\.2\.self_attn\.q_proj\.weight \(16, 16\)"),
-            ({"intermediate_size": "many"}, "intermediate_size must be a positive integer, got 'many'"),
+            (
+                {"num_hidden_layers": 3},
+                r"lacks model\.layers\.2\.self_attn\.q_proj\.weight \(16, 16\)",
+            ),
+            (
+                {"intermediate_size": "many"},
+                "intermediate_size must be a positive integer, got 'many'",
+            ),
             ({"hidden_size": None}, "hidden_size must be a positive integer"),
             ({"model_type": "mamba"}, "'mamba' is not covered"),
             ({"model_type": "bert"}, "a bert model is of kind encoder, not causal"),
@@ -215,7 +288,9 @@ class TestFiles:
         save_file(broken, copy / "model.safetensors", {"format": "pt"})
         with pytest.raises(UserError, match=r"model\.norm\.weight is not finite"):
             backbone.load("cpu")
-        save_file({n: t for n, t in state.items() if n != "model.norm.weight"}, copy / "model.safetensors")
+        save_file(
+            {n: t for n, t in state.items() if n != "model.norm.weight"}, copy / "model.safetensors"
+        )
         with pytest.raises(UserError, match=r"model\.norm\.weight|metadata"):
             backbone.load("cpu")
         (copy / "model.safetensors").write_bytes(b"no header")
@@ -260,7 +335,9 @@ class TestFiles:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_valid_and_say_only_what_differs(path):
     stated = OmegaConf.to_container(OmegaConf.load(path))
-    schema = lookup("backbone", re.fullmatch(r"/schema/backbone/(\w+)@_here_", stated.pop("defaults")[0])[1]).schema
+    schema = lookup(
+        "backbone", re.fullmatch(r"/schema/backbone/(\w+)@_here_", stated.pop("defaults")[0])[1]
+    ).schema
     backbone = schema(**stated)
     assert "\n" not in backbone.model
     assert not {key for key, value in stated.items() if value == schema.model_fields[key].default}

@@ -33,7 +33,14 @@ SIZES = {
 GROUPED = SIZES | {"num_key_value_heads": 2}
 LLAMA = GROUPED | {"head_dim": 8}
 WINDOW = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
-T5 = {"vocab_size": VOCABULARY, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 24,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+}
 T5 |= {"num_heads": 4, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
 T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
 DEBERTA = SIZES | {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
@@ -43,11 +50,26 @@ GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 
 # name -> (kind, model_type, published class, sizes)
 FAMILIES = {
-    "roberta": (Encoder, "roberta", "RobertaForMaskedLM", SIZES | {"pad_token_id": 1, "type_vocab_size": 1}),
+    "roberta": (
+        Encoder,
+        "roberta",
+        "RobertaForMaskedLM",
+        SIZES | {"pad_token_id": 1, "type_vocab_size": 1},
+    ),
     "bert": (Encoder, "bert", "BertForMaskedLM", SIZES | {"type_vocab_size": 2}),
     "deberta_v2": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA),
-    "deberta_v3": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA | {"share_att_key": True}),
-    "deberta_v2_conv": (Encoder, "deberta-v2", "DebertaV2ForMaskedLM", DEBERTA | {"conv_kernel_size": 3}),
+    "deberta_v3": (
+        Encoder,
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        DEBERTA | {"share_att_key": True},
+    ),
+    "deberta_v2_conv": (
+        Encoder,
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        DEBERTA | {"conv_kernel_size": 3},
+    ),
     "deberta_v2_plain": (
         Encoder,
         "deberta-v2",
@@ -68,8 +90,18 @@ FAMILIES = {
     "qwen3": (Causal, "qwen3", "Qwen3ForCausalLM", LLAMA | {"tie_word_embeddings": True}),
     "mistral": (Causal, "mistral", "MistralForCausalLM", LLAMA | {"sliding_window": 4}),
     "gemma": (Causal, "gemma", "GemmaForCausalLM", LLAMA),
-    "gemma2": (Causal, "gemma2", "Gemma2ForCausalLM", LLAMA | WINDOW | {"query_pre_attn_scalar": 8}),
-    "gemma3": (Causal, "gemma3_text", "Gemma3ForCausalLM", LLAMA | WINDOW | {"query_pre_attn_scalar": 8}),
+    "gemma2": (
+        Causal,
+        "gemma2",
+        "Gemma2ForCausalLM",
+        LLAMA | WINDOW | {"query_pre_attn_scalar": 8},
+    ),
+    "gemma3": (
+        Causal,
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        LLAMA | WINDOW | {"query_pre_attn_scalar": 8},
+    ),
 }
 CAUSAL = [name for name, (kind, *_) in FAMILIES.items() if kind is Causal]
 HEAD = torch.tensor([5, 17, 40])
@@ -119,9 +151,13 @@ def family(request, families) -> Family:
     return families(request.param)
 
 
-def token_rows(lengths=(9, 4, 12, 1), width: int = 14, seed: int = 2, right: bool = True) -> torch.Tensor:
+def token_rows(
+    lengths=(9, 4, 12, 1), width: int = 14, seed: int = 2, right: bool = True
+) -> torch.Tensor:
     """Random ids padded with -1."""
-    ids = torch.randint(3, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        3, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed)
+    )
     for row, length in zip(ids, lengths, strict=True):
         row[slice(length, None) if right else slice(0, width - length)] = -1
     return ids.int()
@@ -137,17 +173,23 @@ def expected_features(family: Family, inputs: torch.Tensor) -> torch.Tensor:
             return body(input_ids=ids, attention_mask=mask.long()).last_hidden_state[:, 0]
         if isinstance(family.backbone, TextToText):
             start = torch.zeros(len(ids), 1, dtype=torch.long)
-            return family.theirs(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=start).logits[:, 0, HEAD]
-        return family.theirs(input_ids=ids, attention_mask=mask.long()).logits[range(len(ids)), mask.sum(1) - 1][
-            :, HEAD
-        ]
+            return family.theirs(
+                input_ids=ids, attention_mask=mask.long(), decoder_input_ids=start
+            ).logits[:, 0, HEAD]
+        return family.theirs(input_ids=ids, attention_mask=mask.long()).logits[
+            range(len(ids)), mask.sum(1) - 1
+        ][:, HEAD]
 
 
 def outputs(family: Family, inputs: torch.Tensor, parameters=None) -> torch.Tensor:
     """What transformers computes as well: an encoder's features, the others' label scores."""
     parameters = family.model.parameters if parameters is None else parameters
     features = family.model.features(parameters, inputs, HEAD)
-    return features if isinstance(family.backbone, Encoder) else family.model.logits(features, HEAD, parameters)
+    return (
+        features
+        if isinstance(family.backbone, Encoder)
+        else family.model.logits(features, HEAD, parameters)
+    )
 
 
 class TestForward:
@@ -186,7 +228,9 @@ class TestForward:
         assert linear == [layer.name for layer in declared]
         shapes = family.backbone.layout.shapes(family.backbone.architecture)
         for layer in declared:
-            assert shapes[layer] == tuple(family.model.module.get_submodule(layer.name).weight.shape)
+            assert shapes[layer] == tuple(
+                family.model.module.get_submodule(layer.name).weight.shape
+            )
         roles = {layer.role for layer in declared}
         assert {"attn.q", "attn.k", "attn.v", "attn.out", "mlp.proj"} <= roles
         assert [layer.block for layer in declared] == sorted(layer.block for layer in declared)
@@ -194,7 +238,8 @@ class TestForward:
     def test_heads_are_rows_of_q(self, family):
         heads = family.backbone.attention_heads()
         shapes = {
-            layer.role: shape for layer, shape in family.backbone.layout.shapes(family.backbone.architecture).items()
+            layer.role: shape
+            for layer, shape in family.backbone.layout.shapes(family.backbone.architecture).items()
         }
         assert shapes["attn.q"][0] == heads.query * heads.width
         assert shapes["attn.k"][0] == heads.key_value * heads.width
@@ -202,12 +247,19 @@ class TestForward:
 
 class TestParameters:
     def test_editable_is_what_acts_and_tied_tensors_appear_once(self, family):
-        parameters = {name: tensor.clone().requires_grad_() for name, tensor in family.model.parameters.items()}
+        parameters = {
+            name: tensor.clone().requires_grad_()
+            for name, tensor in family.model.parameters.items()
+        }
         outputs(family, token_rows(), parameters).square().sum().backward()
         idle = {name for name, tensor in parameters.items() if tensor.grad is None}
         assert not idle
-        assert len({tensor.data_ptr() for tensor in family.model.parameters.values()}) == len(parameters)
-        assert family.backbone.weight_bytes() == 4 * sum(tensor.numel() for tensor in parameters.values())
+        assert len({tensor.data_ptr() for tensor in family.model.parameters.values()}) == len(
+            parameters
+        )
+        assert family.backbone.weight_bytes() == 4 * sum(
+            tensor.numel() for tensor in parameters.values()
+        )
         assert ("lm_head.weight" in parameters) == (family.folder.name in ("llama", "mistral"))
 
     def test_names_are_those_of_transformers_and_maps_are_exact(self, family):
@@ -216,7 +268,9 @@ class TestParameters:
         back = family.backbone.to_transformers(canonical)
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], state[name]) for name in state)
-        assert all(torch.equal(tensor, canonical[name]) for name, tensor in family.model.parameters.items())
+        assert all(
+            torch.equal(tensor, canonical[name]) for name, tensor in family.model.parameters.items()
+        )
         again = family.backbone.from_transformers(back)
         assert all(torch.equal(again[name], canonical[name]) for name in canonical)
 
@@ -227,7 +281,9 @@ class TestParameters:
         assert [tensor.shape for tensor in backbone.to_transformers(parts).values()] == [(24, 72)]
         for name in names:
             with pytest.raises(ValueError, match=f"{name} is missing"):
-                backbone.to_transformers({other: tensor for other, tensor in parts.items() if other != name})
+                backbone.to_transformers(
+                    {other: tensor for other, tensor in parts.items() if other != name}
+                )
 
 
 @pytest.fixture
@@ -237,14 +293,21 @@ def double(family):
     generator = torch.Generator().manual_seed(3)
     parameters = {name: tensor.double() for name, tensor in family.model.parameters.items()}
     directions = [
-        {n: 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for n, p in parameters.items()}
+        {
+            n: 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            for n, p in parameters.items()
+        }
         for _ in range(2)
     ]
-    buffers = {name: b.double() if b.is_floating_point() else b for name, b in module.named_buffers()}
+    buffers = {
+        name: b.double() if b.is_floating_point() else b for name, b in module.named_buffers()
+    }
 
     def features(values):
         if isinstance(family.backbone, TextToText):
-            return functional_call(module, {**buffers, **values}, (*family.model.prepare(inputs), HEAD))
+            return functional_call(
+                module, {**buffers, **values}, (*family.model.prepare(inputs), HEAD)
+            )
         return functional_call(module, {**buffers, **values}, family.model.prepare(inputs))
 
     return features, parameters, *directions
@@ -265,7 +328,9 @@ class TestDerivatives:
             value, slope = jvp(features, (parameters,), (direction,))
             assert value.dtype == torch.float64
             torch.testing.assert_close(value, features(parameters), rtol=1e-10, atol=1e-10)
-            difference = (features(moved(1e-5, direction)) - features(moved(-1e-5, direction))) / 2e-5
+            difference = (
+                features(moved(1e-5, direction)) - features(moved(-1e-5, direction))
+            ) / 2e-5
         torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-7)
 
         def loss(values):
@@ -280,13 +345,18 @@ class TestDerivatives:
     def test_several_directions_at_once_equal_each_alone(self, double):
         """Also where one direction leaves half of the parameters alone."""
         features, parameters, first, second = double
-        second = {name: tau if i % 2 else torch.zeros_like(tau) for i, (name, tau) in enumerate(second.items())}
+        second = {
+            name: tau if i % 2 else torch.zeros_like(tau)
+            for i, (name, tau) in enumerate(second.items())
+        }
         with torch.no_grad():
             expected = [jvp(features, (parameters,), (direction,)) for direction in (first, second)]
             both = {name: torch.stack([first[name], second[name]]) for name in parameters}
             value, tangents = differentiate(features, parameters, both)
         torch.testing.assert_close(value, expected[0][0], rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(tangents, torch.stack([slope for _, slope in expected]), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            tangents, torch.stack([slope for _, slope in expected]), rtol=1e-11, atol=1e-11
+        )
 
     def test_fused_and_written_paths_have_the_same_gradient(self, family, double):
         features, parameters, *_ = double
@@ -322,7 +392,9 @@ class TestCausal:
             model = families(name).model
             features = model.features(model.parameters, token_rows())
             changed = {model.output: 2 * model.parameters[model.output]}
-            torch.testing.assert_close(model.logits(features, HEAD, changed), 2 * model.logits(features, HEAD))
+            torch.testing.assert_close(
+                model.logits(features, HEAD, changed), 2 * model.logits(features, HEAD)
+            )
 
     @pytest.mark.parametrize("name", ["bert", "t5"])
     def test_other_kinds_have_no_perplexity(self, families, name):

@@ -50,7 +50,9 @@ def sweep(tmp_path):
     job, signed = tmp_path / "job.py", tmp_path / "signed"
     job.write_text(JOB)
     signed.mkdir()
-    parent = subprocess.Popen([sys.executable, "-c", SWEEP, str(job), str(signed)], start_new_session=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(job), str(signed)], start_new_session=True
+    )
     until(lambda: len(list(signed.iterdir())) == 2)
     yield parent, [int(path.name) for path in signed.iterdir()]
     parent.kill()
@@ -111,8 +113,30 @@ def test_devices_are_among_those_that_were_given(granted, asked, expected, monke
 
 
 NOT_GRANTED = (("2,5", 0), ("", 0), ("GPU-1a", 1), ("MIG-aa,MIG-ab", "MIG-a"), ("3", "GPU-1"))
-LABELS = ("paper/two", "x=1,y=2", 'it\'s "so"', "~", "${seed}", "v[2]", "..", "a\nb", "é" * 300, "-x")
-ODD = ("^blocks", "(q|k).weight", r"blocks\.[01]\.", "~/vit", "a,b", 'it\'s "both"', "${x", "a=b", "#1", "back\\")
+LABELS = (
+    "paper/two",
+    "x=1,y=2",
+    'it\'s "so"',
+    "~",
+    "${seed}",
+    "v[2]",
+    "..",
+    "a\nb",
+    "é" * 300,
+    "-x",
+)
+ODD = (
+    "^blocks",
+    "(q|k).weight",
+    r"blocks\.[01]\.",
+    "~/vit",
+    "a,b",
+    'it\'s "both"',
+    "${x",
+    "a=b",
+    "#1",
+    "back\\",
+)
 
 
 @pytest.mark.parametrize(("granted", "asked"), NOT_GRANTED)
@@ -158,7 +182,8 @@ def mine(tmp_path, monkeypatch):
         "finetune/full": schema.format("finetune/full") + "steps: 7\n",
         "experiment/one": "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\nfinetune: {lr: 0.1}\n",
         "experiment/two": "# @package _global_\nparts:\n- {seed: [5, 6], finetune.lr: 0.2}\n",
-        "suite/bomb": "a: &a [x,x,x,x,x,x]\n" + "".join(f"k{i}: &k{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20)),
+        "suite/bomb": "a: &a [x,x,x,x,x,x]\n"
+        + "".join(f"k{i}: &k{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20)),
     }
     for name, text in files.items():
         path = tmp_path / "it's ${mine}" / f"{name}.yaml"
@@ -181,7 +206,9 @@ def test_a_preset_lies_in_a_folder_of_any_name(mine):
 
 def test_a_sweep_over_experiments_keeps_the_sweep_of_each(mine):
     jobs = [job for words in expand.unions(["experiment=one,two"]) for job in expand.expand(words)]
-    found = sorted((config.experiment, config.seed, config.finetune.lr) for config in map(resolved, jobs))
+    found = sorted(
+        (config.experiment, config.seed, config.finetune.lr) for config in map(resolved, jobs)
+    )
     assert found == [("one", 0, 0.1), ("one", 1, 0.1), ("two", 5, 0.2), ("two", 6, 0.2)]
 
 
@@ -197,13 +224,18 @@ def test_a_file_that_multiplies_itself_is_refused_in_one_line(mine):
 def test_what_hydra_cannot_read_is_shown_as_it_can(mine):
     compose.register_all()
     drawn = random.Random(5)
-    values = [*ODD, *("".join(drawn.choices("ab\\\"'(){}[]|^$,=~ ", k=8)).strip() or "x" for _ in range(6))]
+    values = [
+        *ODD,
+        *("".join(drawn.choices("ab\\\"'(){}[]|^$,=~ ", k=8)).strip() or "x" for _ in range(6)),
+    ]
     shown = 0
     for value in values:
         try:
             compose.compose([f"finetune.select={value}"])
         except UserError as error:
-            words = shlex.split(re.search(r"(?:own: |them, )(.*?)(?: is one value)?$", str(error), re.S)[1])
+            words = shlex.split(
+                re.search(r"(?:own: |them, )(.*?)(?: is one value)?$", str(error), re.S)[1]
+            )
             assert quoting.literal(words[0]) == value, error
             shown += 1
     assert shown > 10

@@ -94,7 +94,9 @@ def schema_metadata(content: bytes) -> Callable[[Path], None]:
         import pyarrow.parquet as parquet
 
         path = folder / "data/stripes/test.parquet"
-        parquet.write_table(parquet.read_table(path).replace_schema_metadata({"huggingface": content}), path)
+        parquet.write_table(
+            parquet.read_table(path).replace_schema_metadata({"huggingface": content}), path
+        )
 
     return change
 
@@ -413,7 +415,11 @@ def only(outputs: Path) -> RunFolder:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """The content of every file below a folder but logs and locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".txt"))
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".lock", ".txt")
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -439,7 +445,9 @@ def test_a_vector_of_another_base_is_refused(tiny, done, tmp_path):
     content["meta"]["vector"]["metadata"]["base_hash"] = "0" * 64
     record.write_text(json.dumps(content, indent=1, sort_keys=True))
     files = [record, record.with_name("tensors.safetensors")]
-    record.with_name("SHA256SUMS").write_text("".join(f"{sha256(file)}  {file.name}\n" for file in files))
+    record.with_name("SHA256SUMS").write_text(
+        "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    )
     ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run")
     assert ended.returncode == 1
     assert "was made on other base weights" in ended.stderr.splitlines()[-1]
@@ -466,7 +474,13 @@ def test_a_disk_that_fills_up_loses_nothing(tiny, outputs, warm_outputs, tmp_pat
     (other / "result.json").write_text("{}")
     failed = 0
     for number in range(10, 500, 45):
-        ended = forked.run(tiny, *settings, f"outputs={outputs}", folder=tmp_path / f"full-{number}", full_at=number)
+        ended = forked.run(
+            tiny,
+            *settings,
+            f"outputs={outputs}",
+            folder=tmp_path / f"full-{number}",
+            full_at=number,
+        )
         if ended.returncode == 0:
             break
         failed += 1
@@ -487,7 +501,9 @@ def test_a_really_full_disk(tiny, tmp_path):
 
     outputs = tmp_path / "outputs"
     outputs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", outputs], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", outputs], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting a file system is not allowed here")
     try:
@@ -505,7 +521,9 @@ def no_data(folder: Path) -> None:
 
 
 def no_weights(folder: Path) -> None:
-    shutil.copytree(folder / "clip", folder / "gone", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        folder / "clip", folder / "gone", ignore=shutil.ignore_patterns("*.safetensors")
+    )
 
 
 SWEEPS = {
@@ -524,7 +542,10 @@ def test_a_sweep_runs_every_job_and_records_the_one_that_cannot(said, tiny, tmp_
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     states = {run.name: RunFolder(run).status() for run in outputs.glob("runs/*")}
-    assert Counter(status["state"] for status in states.values()) == {"done": 2, "failed": len(states) - 2}
+    assert Counter(status["state"] for status in states.values()) == {
+        "done": 2,
+        "failed": len(states) - 2,
+    }
     reasons = [status["reason"] for status in states.values() if status["state"] == "failed"]
     assert reasons
     for reason in reasons:

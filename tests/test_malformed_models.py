@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 from test_foreign_code import DESCRIPTION, PROMPT, clip, copy_tokenizer  # noqa: F401 (a fixture)
 from test_language_models import FAMILIES
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
 
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone
@@ -20,10 +25,39 @@ from taskvec.models.clip.backbone import Clip
 from taskvec.models.encoder import Encoder
 from taskvec.models.text_to_text import TextToText
 
-CLASSES = {Causal: AutoModelForCausalLM, Encoder: AutoModelForMaskedLM, TextToText: AutoModelForSeq2SeqLM}
-VALUES = [None, True, 0, -1, 3, 10**6, 10**9, 10**30, 1e308, float("nan"), float("inf"), 0.5, "", "x" * 5000, [], {}]
+CLASSES = {
+    Causal: AutoModelForCausalLM,
+    Encoder: AutoModelForMaskedLM,
+    TextToText: AutoModelForSeq2SeqLM,
+}
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    3,
+    10**6,
+    10**9,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    0.5,
+    "",
+    "x" * 5000,
+    [],
+    {},
+]
 VALUES += ["../../etc/passwd", "\x00\x1b[31m", [1, 2], [[]], {"a": 1}, ["x"]]
-KEYS = ["auto_map", "is_causal", "quantization_config", "layer_types", "tokenizer_class", "model_type", "pad_token"]
+KEYS = [
+    "auto_map",
+    "is_causal",
+    "quantization_config",
+    "layer_types",
+    "tokenizer_class",
+    "model_type",
+    "pad_token",
+]
 BYTES = [b"[" * 100_000, b'{"a":' * 100_000, "{}".encode("utf-16"), b"", b"\xff"]
 
 
@@ -54,7 +88,13 @@ def edited(text: str, draw: random.Random) -> bytes:
 
 
 def use(backbone: Backbone) -> None:
-    for step in (backbone.check, backbone.check_inputs, backbone.identity, backbone.preprocessing, backbone.spaces):
+    for step in (
+        backbone.check,
+        backbone.check_inputs,
+        backbone.identity,
+        backbone.preprocessing,
+        backbone.spaces,
+    ):
         step()
     backbone.heads({"toy": PROMPT})
     if backbone.modality == "texts":
@@ -85,7 +125,9 @@ def test_edited_descriptions(folders, clip, tmp_path, seed):  # noqa: F811
         file = draw.choice([main, main, "tokenizer.json", "tokenizer_config.json"])
         (place / file).write_bytes(edited((place / file).read_text(), draw))
         backbone = (
-            Clip(architecture=str(place)) if name == "clip" else FAMILIES[name][0](model=str(place), max_length=32)
+            Clip(architecture=str(place))
+            if name == "clip"
+            else FAMILIES[name][0](model=str(place), max_length=32)
         )
         try:
             use(backbone)

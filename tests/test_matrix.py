@@ -88,7 +88,9 @@ def test_most_of_the_covering_set_runs(assembly):
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_is_an_exit_with_2_and_its_reason_before_anything_is_written(name, assembly, tmp_path, capsys):
+def test_a_refusal_is_an_exit_with_2_and_its_reason_before_anything_is_written(
+    name, assembly, tmp_path, capsys
+):
     words = matrix.named(assembly, name.split("/")).words(assembly.root)
     assert main([*words, f"outputs={tmp_path}/outputs"]) == 2
     assert REFUSALS[name] in capsys.readouterr().err
@@ -107,7 +109,9 @@ def test_a_recorded_refusal_is_what_the_command_says(seed, assembly, tmp_path, c
 
 
 def test_the_record_knows_every_component(assembly):
-    known = {stage: [choice.name for choice in options] for stage, options in assembly.options.items()}
+    known = {
+        stage: [choice.name for choice in options] for stage, options in assembly.options.items()
+    }
     assert known == OPTIONS, "run `make matrix-plan`"
 
 

@@ -80,7 +80,10 @@ def test_emr_is_the_formula_and_survives_the_store(base, deltas):
     for number, expected in enumerate(emr_reference(deltas)):
         for made in (composition, again):
             close(dict(made.direction(f"t{number}")), expected)
-            close(made.parameters(1.0, f"t{number}"), {name: base[name] + expected[name] for name in base})
+            close(
+                made.parameters(1.0, f"t{number}"),
+                {name: base[name] + expected[name] for name in base},
+            )
         own = flat(dict(composition.direction(f"t{number}")))
         assert (own * flat(deltas[number]) >= 0).all()
     assert composition.parameters(1.0, "elsewhere") == dict(base)
@@ -152,7 +155,8 @@ def pcb_reference(stack, ratio, tails, normalised):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "tails", "opponents"), [(0.1, 1e-4, "deltas"), (0.05, 0.01, "normalised"), (0.3, 0.05, "deltas")]
+    ("ratio", "tails", "opponents"),
+    [(0.1, 1e-4, "deltas"), (0.05, 0.01, "normalised"), (0.3, 0.05, "deltas")],
 )
 def test_pcb_is_the_formula(base, deltas, ratio, tails, opponents):
     stack = torch.stack([flat(delta) for delta in deltas])
@@ -191,7 +195,9 @@ def test_magmax_takes_the_largest(base, deltas):
     found = merged(MagMax(), base, deltas)
     for name in base:
         stack = torch.stack([delta[name] for delta in deltas])
-        expected = stack.gather(0, stack.abs().argmax(0, keepdim=True))[0] if stack.numel() else stack[0]
+        expected = (
+            stack.gather(0, stack.abs().argmax(0, keepdim=True))[0] if stack.numel() else stack[0]
+        )
         assert torch.equal(found[name], expected)
 
 
@@ -209,7 +215,9 @@ def test_slerp(base, deltas, t):
     found = merged(Slerp(t=t), base, deltas[:2])
     for name in base:
         if base[name].numel() > 1:
-            expected = slerp_reference(t, base[name] + deltas[0][name], base[name] + deltas[1][name])
+            expected = slerp_reference(
+                t, base[name] + deltas[0][name], base[name] + deltas[1][name]
+            )
             torch.testing.assert_close(base[name] + found[name], expected, rtol=0, atol=1e-12)
     if t in (0.0, 1.0):
         close({n: found[n] for n in found}, deltas[int(t)])
@@ -282,7 +290,9 @@ def test_multislerp_and_karcher(base, deltas, of):
         start = base[name].reshape(-1) if of == "weights" else 0
         models = [start + delta[name].reshape(-1) for delta in deltas]
         for found, reference in ((multi, multislerp_reference), (mean, karcher_reference)):
-            torch.testing.assert_close(start + found[name].reshape(-1), reference(models, shares), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                start + found[name].reshape(-1), reference(models, shares), rtol=0, atol=1e-6
+            )
     same_norm = [{n: x / x.norm() for n, x in d.items() if x.numel() > 1} for d in deltas[:2]]
     close(
         merged(Karcher(of="deltas", steps=100, tolerance=1e-14), base, same_norm),
@@ -301,7 +311,9 @@ def test_model_stock(base, deltas):
         units = rows / rows.norm(dim=1, keepdim=True)
         cosine = max(0.0, float(((units @ units.T).sum() - 3) / 6))
         ratio = 3 * cosine / (1 + 2 * cosine)
-        torch.testing.assert_close(found[name].reshape(-1), ratio * rows.mean(0), rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(
+            found[name].reshape(-1), ratio * rows.mean(0), rtol=1e-9, atol=1e-14
+        )
     close(merged(ModelStock(), base, [deltas[0], deltas[0]]), deltas[0], 1e-9)
 
 

@@ -37,7 +37,8 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "knots": {"density": 1.0}, "consensus_ta": {"agreeing": 1},
 }  # fmt: skip
 SUMS = {"task_arithmetic", "dare", "breadcrumbs", "consensus_ta", "tall_masks"}
-NO_IDENTITY = {"iso_c", "iso_cts", "pcb", "adamerging", "atlas"}  # flat spectra, scores, learned coefficients
+# Flat spectra, scores, learned coefficients
+NO_IDENTITY = {"iso_c", "iso_cts", "pcb", "adamerging", "atlas"}
 OF_MODELS = {"regmean_pp", "adamerging", "atlas"}
 MATRIX = {"tsv", "wudi"}  # of equal vectors they keep the leading part, or the mean
 
@@ -50,7 +51,9 @@ class Case:
     base: dict[str, Tensor]
     deltas: list[dict[str, Tensor]]
 
-    def run(self, deltas: Sequence[Mapping[str, Tensor]] | None = None, **how: Any) -> dict[str, dict[str, Tensor]]:
+    def run(
+        self, deltas: Sequence[Mapping[str, Tensor]] | None = None, **how: Any
+    ) -> dict[str, dict[str, Tensor]]:
         """Return each task's weights, less theta_0, at alpha 1 (of thresholds: 0.5)."""
         vectors = signed(self.deltas if deltas is None else deltas, how.get("signs"))
         if "order" in how:
@@ -61,12 +64,17 @@ class Case:
     def weights(self, composition: Any, vectors: Sequence[Signed]) -> dict[str, dict[str, Tensor]]:
         """Return each task's weights."""
         alpha = 0.5 if self.merge.kind == "tall_masks" else 1.0
-        return {vector.tasks[0]: dict(composition.parameters(alpha, vector.tasks[0])) for vector in vectors}
+        return {
+            vector.tasks[0]: dict(composition.parameters(alpha, vector.tasks[0]))
+            for vector in vectors
+        }
 
     def given(self, vectors: Sequence[Signed]) -> Given:
         """Return statistics, examples and a model, as far as the merge asks for them."""
         given = given_for(vectors, seed=5)
-        examples = tuple(Examples(f"t{number}", "val", "learning") for number in range(len(vectors)))
+        examples = tuple(
+            Examples(f"t{number}", "val", "learning") for number in range(len(vectors))
+        )
         given.learning = Learning("entropy", examples)
         needs = [*self.merge.needs(given.scope), *given.learning.examples]
         given.known = {need: self.known(need) for need in needs}
@@ -108,7 +116,12 @@ def moment(seed: int, width: int) -> Moment:
 def case(name: str, count: int = 2, dtype: torch.dtype = torch.float64, **options: Any) -> Case:
     """Return a merge with its options, on two vectors unless it is told otherwise."""
     short = {"schedule": {"epochs": 1}}
-    quick = {"adamerging": {"schedule": {"steps": 2}}, "atlas": short, "karcher": {"steps": 50}, "wudi": {"steps": 20}}
+    quick = {
+        "adamerging": {"schedule": {"steps": 2}},
+        "atlas": short,
+        "karcher": {"steps": 50},
+        "wudi": {"steps": 20},
+    }
     schema = registry.lookup("merge", name).schema
     merge = schema(**(quick.get(name, {}) | options))
     small = {key: tensor.shape for key, tensor in Small().parameters.items()}
@@ -130,7 +143,9 @@ def test_every_merge_is_covered():
 @pytest.mark.parametrize("name", NAMES)
 def test_no_vectors_change_nothing(name):
     tried = case(name)
-    zeros = [{key: torch.zeros_like(tensor) for key, tensor in delta.items()} for delta in tried.deltas]
+    zeros = [
+        {key: torch.zeros_like(tensor) for key, tensor in delta.items()} for delta in tried.deltas
+    ]
     for task, weights in tried.run(zeros).items():
         close(weights, tried.base, 1e-12)
         assert task in ("t0", "t1")
@@ -144,7 +159,9 @@ def test_absent_tensors_are_zeros(name):
     first[keys[0]] = torch.zeros_like(first[keys[0]])
     second[keys[1]] = torch.zeros_like(second[keys[1]])
     first[keys[2]] = second[keys[2]] = torch.zeros_like(first[keys[2]])
-    sparse = [{key: tensor for key, tensor in delta.items() if tensor.any()} for delta in tried.deltas]
+    sparse = [
+        {key: tensor for key, tensor in delta.items() if tensor.any()} for delta in tried.deltas
+    ]
     assert len(sparse[0]) < len(first)
     the_same(tried.run(sparse), tried.run())
 
@@ -198,12 +215,20 @@ def test_every_dtype_is_merged_and_kept(name, dtype):
     composition = tried.merge.compose(tried.base, vectors, tried.given(vectors))
     for weights in tried.weights(composition, vectors).values():
         assert all(tensor.dtype == dtype and tensor.isfinite().all() for tensor in weights.values())
-        assert {key: tensor.shape for key, tensor in weights.items()} == {k: t.shape for k, t in tried.base.items()}
+        assert {key: tensor.shape for key, tensor in weights.items()} == {
+            k: t.shape for k, t in tried.base.items()
+        }
     exact = case(name)
     exact.base = {key: tensor.double() for key, tensor in tried.base.items()}
-    exact.deltas = [{key: tensor.double() for key, tensor in delta.items()} for delta in tried.deltas]
+    exact.deltas = [
+        {key: tensor.double() for key, tensor in delta.items()} for delta in tried.deltas
+    ]
     coarse = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
-    the_same({k: {n: t.double() for n, t in w.items()} for k, w in tried.run().items()}, exact.run(), coarse)
+    the_same(
+        {k: {n: t.double() for n, t in w.items()} for k, w in tried.run().items()},
+        exact.run(),
+        coarse,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,10 +237,14 @@ def test_inputs_may_lie_anyhow_and_are_not_written_to(name):
     expected = tried.run()
     awkward = []
     for delta in tried.deltas:
-        doubled = {key: torch.stack([tensor, tensor + 1], dim=-1)[..., 0] for key, tensor in delta.items()}
+        doubled = {
+            key: torch.stack([tensor, tensor + 1], dim=-1)[..., 0] for key, tensor in delta.items()
+        }
         turned = {key: t.T.contiguous().T if t.ndim == 2 else t for key, t in doubled.items()}
         awkward.append(turned)
-    before = [{key: tensor.clone() for key, tensor in delta.items()} for delta in [tried.base, *awkward]]
+    before = [
+        {key: tensor.clone() for key, tensor in delta.items()} for delta in [tried.base, *awkward]
+    ]
     the_same(tried.run(awkward), expected, 1e-12)
     for now, then in zip([tried.base, *awkward], before, strict=True):
         assert all(torch.equal(now[key], then[key]) for key in then)
@@ -244,13 +273,17 @@ def test_what_is_not_finite_is_refused_by_name(name, value):
         tried.run()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if registry.lookup("merge", name).schema.stored])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if registry.lookup("merge", name).schema.stored]
+)
 def test_stored_compositions_survive_the_store(name, tmp_path):
     tried = case(name)
     vectors = signed(tried.deltas)
     composition = tried.merge.compose(tried.base, vectors, tried.given(vectors))
     tensors, meta = composition.pack()
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "it.safetensors")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "it.safetensors"
+    )
     again = tried.merge.restore(tried.base, load_file(tmp_path / "it.safetensors"), meta)
     the_same(tried.weights(again, vectors), tried.weights(composition, vectors), 0)
 
@@ -288,7 +321,9 @@ def test_a_device_gives_the_same(name):
     expected = tried.run()
     tried.base = {key: tensor.cuda() for key, tensor in tried.base.items()}
     tried.deltas = [{key: tensor.cuda() for key, tensor in delta.items()} for delta in tried.deltas]
-    found = {task: {key: t.cpu() for key, t in weights.items()} for task, weights in tried.run().items()}
+    found = {
+        task: {key: t.cpu() for key, t in weights.items()} for task, weights in tried.run().items()
+    }
     the_same(found, expected, 1e-9)
 
 

@@ -41,8 +41,13 @@ def known(merge, deltas: list[dict], values: list) -> dict:
     """Return statistics under the needs that the merge declares."""
     scope = given_for(signed(deltas)).scope
     needs = merge.needs(scope)
-    assert [need.at for need in needs] == [expression(f"t{number}") for number in range(len(deltas))]
-    assert all(need.on.use == "calibration" and not need.on.labels and need.on.split == "train" for need in needs)
+    assert [need.at for need in needs] == [
+        expression(f"t{number}") for number in range(len(deltas))
+    ]
+    assert all(
+        need.on.use == "calibration" and not need.on.labels and need.on.split == "train"
+        for need in needs
+    )
     return dict(zip(needs, values, strict=True))
 
 
@@ -60,10 +65,14 @@ def test_fisher_is_the_formula(base, deltas, seed, normalised):
                for number in range(3)]  # fmt: skip
     merge = Fisher(normalised=normalised)
     found = merged(merge, base, deltas, known=known(merge, deltas, fishers))
-    norms = [torch.cat([t.reshape(-1) for t in fisher.values()]).norm() + 1e-6 for fisher in fishers]
+    norms = [
+        torch.cat([t.reshape(-1) for t in fisher.values()]).norm() + 1e-6 for fisher in fishers
+    ]
     shares = [1 / norm / sum(1 / n for n in norms) for norm in norms] if normalised else [1.0] * 3
     for name in SHAPES:
-        weights = [share * (fisher[name] + 1e-6) for share, fisher in zip(shares, fishers, strict=True)]
+        weights = [
+            share * (fisher[name] + 1e-6) for share, fisher in zip(shares, fishers, strict=True)
+        ]
         models = [base[name] + delta[name] for delta in deltas]
         expected = sum(w * m for w, m in zip(weights, models, strict=True)) / sum(weights)
         torch.testing.assert_close(base[name] + found[name], expected, rtol=0, atol=1e-10)
@@ -119,7 +128,9 @@ def test_directions_without_data_are_averaged(deltas, seed):
     assert slope.abs().max() < 1e-7
     dead = [shrunk(torch.diag(torch.tensor([1.0, 2.0, 0.0])), 0.9)] * 2
     two = [draw(n, {"w": (2, 3)})["w"] for n in (1, 2)]
-    torch.testing.assert_close(regression(two, dead, sum(two) / 2), sum(two) / 2, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        regression(two, dead, sum(two) / 2), sum(two) / 2, rtol=0, atol=1e-12
+    )
 
 
 # RegMean++
@@ -156,17 +167,23 @@ def test_regmean_pp_solves_each_block_on_what_the_merged_blocks_below_give(seed)
     blocks = sorted({layer.block for layer in tower.layers if layer.block is not None})
     for block in blocks:
         own = [layer.name for layer in tower.layers if layer.block == block]
-        below = [layer.name for layer in tower.layers if layer.block is not None and layer.block < block]
+        below = [
+            layer.name for layer in tower.layers if layer.block is not None and layer.block < block
+        ]
         averaged = {name: tower.parameters[name] + mean(deltas, name) for name in tower.parameters}
         grams: dict[str, list[Tensor]] = {name: [] for name in own}
         for delta, inputs in zip(deltas, images, strict=True):
             weights = dict(averaged)
             for name in below:
-                weights[f"{name}.weight"] = tower.parameters[f"{name}.weight"] + found[f"{name}.weight"]
+                weights[f"{name}.weight"] = (
+                    tower.parameters[f"{name}.weight"] + found[f"{name}.weight"]
+                )
             for name in own:
                 for part in (f"{name}.weight", f"{name}.bias"):
                     weights[part] = tower.parameters[part] + delta[part]
-            (seen,) = collect(tower, [inputs], [InputMoments(precision="float64")], parameters=weights)
+            (seen,) = collect(
+                tower, [inputs], [InputMoments(precision="float64")], parameters=weights
+            )
             for name in own:
                 grams[name].append(shrunk(seen[name].gram / seen[name].rows, 0.7))
         for name in own:

@@ -49,8 +49,16 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def all_blocks() -> list[Blocks]:
     whole = [blocks(kind, SHAPES) for kind in KINDS]
-    cut = [divided(blocks("tensor", SHAPES), 5, seed=3), divided(blocks("vector", SHAPES), 4, seed=3)]
-    return [*whole, *cut, blocks("tensor", SHAPES, matrices=True), blocks("rows", SHAPES, only="block.*")]
+    cut = [
+        divided(blocks("tensor", SHAPES), 5, seed=3),
+        divided(blocks("vector", SHAPES), 4, seed=3),
+    ]
+    return [
+        *whole,
+        *cut,
+        blocks("tensor", SHAPES, matrices=True),
+        blocks("rows", SHAPES, only="block.*"),
+    ]
 
 
 def explicit(base: dict, vectors: list[dict], chosen: Blocks, values: Tensor) -> dict[str, Tensor]:
@@ -83,7 +91,9 @@ def test_values_and_gradients_are_those_of_the_explicit_graph(base, vectors, cho
 
 def test_special_coefficients(base, vectors):
     chosen = blocks("tensor", SHAPES)
-    assert all(torch.equal(t, base[n]) for n, t in Coefficients(base, vectors, chosen).parameters().items())
+    assert all(
+        torch.equal(t, base[n]) for n, t in Coefficients(base, vectors, chosen).parameters().items()
+    )
     constant = Coefficients(base, vectors, chosen, start=0.5).vector()
     close(dict(constant), dict(sum(map(TaskVector, vectors), TaskVector({})) * 0.5), 1e-7)
     single = Coefficients(base, vectors[:1], chosen, start=1.0).vector()
@@ -94,7 +104,9 @@ def test_special_coefficients(base, vectors):
     others = torch.arange(chosen.count) != column
     assert (unused.coefficients.grad[:, others] == 0).all()
     expected = torch.stack([2 * base["scale"] * vector["scale"] for vector in vectors])
-    torch.testing.assert_close(unused.coefficients.grad[:, column].double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        unused.coefficients.grad[:, column].double(), expected, rtol=1e-6, atol=0
+    )
 
 
 def test_random_parts_are_a_partition_that_a_seed_determines():
@@ -153,13 +165,17 @@ def world(seed: int, tangent: bool = False):
     model = Small()
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tensor.shape for name, tensor in model.parameters.items()}
-    vectors = signed([{n: t.float() for n, t in draw(seed + n0, shapes).items()} for n0 in range(2)])
+    vectors = signed(
+        [{n: t.float() for n, t in draw(seed + n0, shapes).items()} for n0 in range(2)]
+    )
     views = {}
     for number in range(2):
         need = Examples(f"t{number}", "val", "learning")
         inputs = torch.randn(40 + number, 5, generator=generator)
         views[need] = Rows(inputs, torch.randn(3, 4, generator=generator))
-    given = given_for(vectors, seed, model=model, known=views, learning=SimpleNamespace(examples=tuple(views)))
+    given = given_for(
+        vectors, seed, model=model, known=views, learning=SimpleNamespace(examples=tuple(views))
+    )
     given.objective, given.forward = Entropy(), "tangent" if tangent else "standard"
     given.evaluator = Evaluator(model, given.__getitem__)
     return model.parameters, vectors, given
@@ -190,7 +206,9 @@ def test_adamerging_lowers_the_entropy_and_reloads(seed, by, tangent):
     assert coefficients.min() >= 0 and coefficients.max() <= 1
     again = merge.restore(base, *composition.pack())
     assert torch.equal(again.coefficients, coefficients)
-    assert all(torch.equal(again.parameters(1.0)[name], composition.parameters(1.0)[name]) for name in base)
+    assert all(
+        torch.equal(again.parameters(1.0)[name], composition.parameters(1.0)[name]) for name in base
+    )
     assert list(composition.report["coefficients"]) == ["t0", "t1"]
     repeated = merge.compose(base, vectors, given)
     assert torch.equal(repeated.coefficients, coefficients)

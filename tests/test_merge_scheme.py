@@ -45,7 +45,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_selection_finds_every_rank(seed: int, dtype: torch.dtype):
-    numbers = torch.randn(400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    numbers = torch.randn(
+        400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
     numbers[50:120] = numbers[7]  # ties
     numbers[200:230] = 0
     numbers[300:303] = torch.tensor([1e-45, 3e38, -3e38], dtype=torch.float64).to(dtype)
@@ -55,7 +57,9 @@ def test_selection_finds_every_rank(seed: int, dtype: torch.dtype):
         assert found.value == ordered[rank]
         assert found.below == int((numbers < found.value).sum())
     arrays = [numbers, -numbers]
-    together = select_together(lambda: zip(*(a.split(50) for a in arrays), strict=True), [Wanted(0, 9), Wanted(1, 390)])
+    together = select_together(
+        lambda: zip(*(a.split(50) for a in arrays), strict=True), [Wanted(0, 9), Wanted(1, 390)]
+    )
     assert [found.value for found in together] == [ordered[9], -ordered[9]]
     with pytest.raises(ValueError, match="rank 400 of 400"):
         select(lambda: numbers.split(33), 400)
@@ -145,7 +149,13 @@ def test_ties_asks_the_majority_where_a_sum_is_zero(base):
 def test_ties_by_tensor_as_mergekit_and_peft(base, deltas, weigh, divide):
     weights = (0.5, 1.0, 2.0, 0.25)
     method = Ties(
-        density=0.3, scope="tensor", kept="exact", undecided="plus", weigh=weigh, divide=divide, weights=weights
+        density=0.3,
+        scope="tensor",
+        kept="exact",
+        undecided="plus",
+        weigh=weigh,
+        divide=divide,
+        weights=weights,
     )
     found = merged(method, base, deltas)
     factors = torch.tensor(weights, dtype=torch.float64)[:, None]
@@ -169,7 +179,8 @@ def test_ties_exact_keeps_as_many_as_asked_whatever_is_equal(base):
     for density in (0.1, 0.37, 1.0):
         found = merged(Ties(density=density, kept="exact"), base, [equal])
         assert int(flat(found).sum()) == max(1, int(density * d))
-    assert int(flat(merged(Ties(density=0.1), base, [equal])).sum()) == d  # the paper's keeps all equal ones
+    # The paper's keeps all equal ones
+    assert int(flat(merged(Ties(density=0.1), base, [equal])).sum()) == d
 
 
 def test_ties_is_odd_and_gives_back_one_untrimmed_vector(base, deltas):
@@ -202,16 +213,24 @@ def test_dare_keeps_a_binomial_number_and_is_unbiased(density, seed, monkeypatch
 
 def test_dare_variants(base, deltas):
     close(merged(Dare(density=1), base, deltas), merged(TaskArithmetic(), base, deltas), 0)
-    close(merged(Dare(density=1, consensus="elect"), base, deltas), merged(Ties(density=1), base, deltas), 0)
+    close(
+        merged(Dare(density=1, consensus="elect"), base, deltas),
+        merged(Ties(density=1), base, deltas),
+        0,
+    )
     same_norm = merged(Dare(density=0.5, rescale="l1"), base, deltas[:1], seed=4)
     for name, delta in deltas[0].items():
         if delta.numel() > 1:
-            assert float(same_norm[name].abs().sum()) == pytest.approx(float(delta.abs().sum()), rel=1e-12)
+            assert float(same_norm[name].abs().sum()) == pytest.approx(
+                float(delta.abs().sum()), rel=1e-12
+            )
     raw = merged(Dare(density=0.5, rescale="none"), base, deltas[:1], seed=4)
     assert all(((raw[name] == 0) | (raw[name] == deltas[0][name])).all() for name in raw)
 
 
-@pytest.mark.parametrize("method", [Dare(), Dare(consensus="elect", rescale="l1"), Della(), Della(rescale="l1")])
+@pytest.mark.parametrize(
+    "method", [Dare(), Dare(consensus="elect", rescale="l1"), Della(), Della(rescale="l1")]
+)
 def test_random_merges_do_not_depend_on_order_or_pieces(method, base, deltas, monkeypatch):
     def run() -> dict:
         return merged(method, base, deltas, seed=9)
@@ -232,7 +251,9 @@ def test_random_merges_do_not_depend_on_order_or_pieces(method, base, deltas, mo
 # Breadcrumbs
 
 
-@pytest.mark.parametrize(("density", "outliers"), [(0.143, 0.007), (0.5, 0.2), (0.9, 0.3), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("density", "outliers"), [(0.143, 0.007), (0.5, 0.2), (0.9, 0.3), (1.0, 0.0)]
+)
 def test_breadcrumbs_keep_the_middle(base, deltas, density, outliers):
     found = merged(Breadcrumbs(density=density, outliers=outliers), base, deltas[:1])
     for name, delta in deltas[0].items():

@@ -18,7 +18,13 @@ from taskvec.merge.spectral.wudi import Wudi
 from taskvec.merge.task_arithmetic import TaskArithmetic
 from taskvec.vectors import LowRank, TaskVector
 
-SHAPES = {"wide.weight": (14, 33), "tall.weight": (31, 12), "square.weight": (20, 20), "b": (14,), "conv": (4, 3, 2, 2)}
+SHAPES = {
+    "wide.weight": (14, 33),
+    "tall.weight": (31, 12),
+    "square.weight": (20, 20),
+    "b": (14,),
+    "conv": (4, 3, 2, 2),
+}
 MATRICES = [name for name, shape in SHAPES.items() if len(shape) == 2]
 
 
@@ -48,7 +54,11 @@ def plain_polar(matrix):
 
 def the_same(found: dict, expected: dict, deltas: list[dict], tolerance: float = 1e-9) -> None:
     """Assert the expected matrices, and the mean of everything else."""
-    others = {name: sum(delta[name] for delta in deltas) / len(deltas) for name in SHAPES if name not in expected}
+    others = {
+        name: sum(delta[name] for delta in deltas) / len(deltas)
+        for name in SHAPES
+        if name not in expected
+    }
     close(found, expected | others, tolerance)
 
 
@@ -61,7 +71,9 @@ def test_gram_svd_and_polar_equal_lapack(deltas):
         left, values, right = leading_svd(matrix)
         torch.testing.assert_close(values, torch.linalg.svdvals(matrix), rtol=1e-10, atol=0)
         torch.testing.assert_close((left * values) @ right, matrix, rtol=0, atol=1e-10)
-        torch.testing.assert_close(polar(matrix, 1e-6).factor, plain_polar(matrix), rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            polar(matrix, 1e-6).factor, plain_polar(matrix), rtol=0, atol=1e-9
+        )
         top = leading_svd(matrix, 5)
         reference = svd(matrix)
         expected = (reference[0][:, :5] * reference[1][:5]) @ reference[2][:5]
@@ -106,7 +118,8 @@ def test_tsv_identities(base, deltas):
     right, _ = torch.linalg.qr(draw(2, {"w": (20, 20)})["w"])
     apart = [{"square.weight": left[:, rows] @ right[rows]} for rows in (slice(0, 8), slice(8, 13))]
     close(merged(Tsv(), base, apart), merged(TaskArithmetic(), base, apart), 1e-9)
-    many = deltas + [draw(50 + number, SHAPES) for number in range(12)]  # 16 vectors, 12 and 14 singular values
+    # 16 vectors, 12 and 14 singular values
+    many = deltas + [draw(50 + number, SHAPES) for number in range(12)]
     assert merged(Tsv(), base, many)["tall.weight"].abs().max() > 0
     assert merged(Tsv(faithful=True), base, many)["tall.weight"].abs().max() == 0
 
@@ -162,7 +175,11 @@ def test_iso_cts_is_the_formula(base, deltas, common):
             lefts.append(part[0][:, :own])
             kept.append(part[1][:own])
             rights.append(part[2][:own])
-        lefts, kept, rights = [*lefts, left[:, :shared]], [*kept, values[:shared]], [*rights, right[:shared]]
+        lefts, kept, rights = (
+            [*lefts, left[:, :shared]],
+            [*kept, values[:shared]],
+            [*rights, right[:shared]],
+        )
         mean = torch.cat(kept).mean()
         expected[name] = mean * plain_polar(torch.cat(lefts, 1)) @ plain_polar(torch.cat(rights, 0))
     found = merged(IsoCts(common=common), base, deltas)
@@ -186,7 +203,9 @@ def test_cart_moves_around_the_average(base, deltas):
         for delta in deltas:
             left, values, right = svd(delta[name] - mean[name])
             total = total + (left[:, :rank] * values[:rank]) @ right[:rank]
-        torch.testing.assert_close(found[name], base[name] + mean[name] + 1.7 * total, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            found[name], base[name] + mean[name] + 1.7 * total, rtol=0, atol=1e-9
+        )
     tensors, meta = composition.pack()
     close(Cart().restore(base, tensors, meta).parameters(1.7), found)
     one = Cart(rank=1.0).compose(base, vectors[:1], given_for(vectors[:1]))
@@ -202,15 +221,24 @@ def test_wudi_closed_form_is_stationary_and_keeps_what_does_not_interfere(base, 
         problem = quadratic([delta[name] for delta in deltas])
         residual = found[name] @ problem.curvature - problem.target
         assert residual.norm() < 1e-6 * problem.target.norm()
-        loss = sum(((found[name] - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas)
+        loss = sum(
+            ((found[name] - d[name]) @ d[name].T).square().sum() / d[name].square().sum()
+            for d in deltas
+        )
         x = found[name].clone().requires_grad_()
-        total = sum(((x - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas)
+        total = sum(
+            ((x - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas
+        )
         (slope,) = torch.autograd.grad(total, x)
         torch.testing.assert_close(total.detach(), loss)
         torch.testing.assert_close(slope, 2 * residual, rtol=0, atol=1e-9)
-    the_same({name: found[name] for name in SHAPES}, {name: found[name] for name in MATRICES}, deltas)
+    the_same(
+        {name: found[name] for name in SHAPES}, {name: found[name] for name in MATRICES}, deltas
+    )
     right, _ = torch.linalg.qr(draw(2, {"w": (20, 20)})["w"])
-    apart = [{"square.weight": draw(n, {"w": (20, 6)})["w"] @ right[6 * n : 6 * n + 6]} for n in range(3)]
+    apart = [
+        {"square.weight": draw(n, {"w": (20, 6)})["w"] @ right[6 * n : 6 * n + 6]} for n in range(3)
+    ]
     total = merged(TaskArithmetic(), base, apart)
     close(merged(Wudi(solver="closed"), base, apart), total, 1e-6)
     close(merged(Wudi(), base, apart), total, 1e-6)
@@ -225,7 +253,9 @@ def test_wudi_descent_is_adam_on_the_loss(base, deltas):
         optimiser = torch.optim.Adam([x], lr=1e-2)
         for _ in range(25):
             optimiser.zero_grad()
-            sum(((x - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas).backward()
+            sum(
+                ((x - d[name]) @ d[name].T).square().sum() / d[name].square().sum() for d in deltas
+            ).backward()
             optimiser.step()
         torch.testing.assert_close(found[name], x.detach(), rtol=0, atol=1e-9)
 
@@ -248,7 +278,9 @@ def knots_ties_reference(deltas: list[dict], names: list[str], density: float) -
     chosen = torch.where(kept * kept.sum(0).sign() > 0, kept, 0)
     result = chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1)
     parts = result.split([block.numel() for block in rows[0]])
-    return {n: lefts[n] @ part.view(b.shape) for n, part, b in zip(names, parts, rows[0], strict=True)}
+    return {
+        n: lefts[n] @ part.view(b.shape) for n, part, b in zip(names, parts, rows[0], strict=True)
+    }
 
 
 def test_knots_is_the_formula(base, deltas):
@@ -296,16 +328,27 @@ def test_factors_are_merged_with_roots_of_weights_as_peft_does(base, seed):
             own[name] = LowRank(drawn["up"], drawn["down"], 0.5)
         factors.append(own)
     vectors = signed([{}] * 3, [1.0, 1.0, -1.0])
-    vectors = [old._replace(vector=TaskVector({}, factors=own)) for old, own in zip(vectors, factors, strict=True)]
+    vectors = [
+        old._replace(vector=TaskVector({}, factors=own))
+        for old, own in zip(vectors, factors, strict=True)
+    ]
     weights = (1.0, 2.0, 0.5)
-    found = TaskArithmetic(of="factors", weights=weights).compose(base, vectors, given_for(vectors)).direction()
+    found = (
+        TaskArithmetic(of="factors", weights=weights)
+        .compose(base, vectors, given_for(vectors))
+        .direction()
+    )
     for name in names:
         scales = [(0.5 * weight) ** 0.5 for weight in weights]
         parts = [own[name] for own in factors]
         up = scales[0] * parts[0].up + scales[1] * parts[1].up - scales[2] * parts[2].up
         down = sum(scale * part.down for scale, part in zip(scales, parts, strict=True))
         torch.testing.assert_close(found[name], up @ down, rtol=0, atol=1e-10)
-    one = Ties(of="factors", density=1.0).compose(base, vectors[:1], given_for(vectors[:1])).direction()
+    one = (
+        Ties(of="factors", density=1.0)
+        .compose(base, vectors[:1], given_for(vectors[:1]))
+        .direction()
+    )
     close(dict(one), {name: factors[0][name].delta() for name in names}, 1e-12)
     dense = signed([{"square.weight": draw(1, SHAPES)["square.weight"]}])
     with pytest.raises(ValueError, match="t0 holds square.weight as a whole"):

@@ -27,7 +27,8 @@ from taskvec.training.walk import decide
 from taskvec.vectors.composition import Composition
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0, 1])
-FOUND = np.array([1, 1, 0, 0, 0, 1, 0, 1, 0, 0])  # 3 true positives, 1 false, 2 missed, 4 true negatives
+# 3 true positives, 1 false, 2 missed, 4 true negatives
+FOUND = np.array([1, 1, 0, 0, 0, 1, 0, 1, 0, 0])
 
 
 def test_classification_metrics_follow_their_definitions():
@@ -43,7 +44,9 @@ def test_classification_metrics_follow_their_definitions():
     }
     for metric, value in expected.items():
         assert score(metric, LABELS, FOUND) == pytest.approx(value), metric
-        assert score(metric, LABELS.astype(float), FOUND.astype(float)) == pytest.approx(value), metric
+        assert score(metric, LABELS.astype(float), FOUND.astype(float)) == pytest.approx(value), (
+            metric
+        )
     assert score("f1", np.array([0, 1, 2, 1]), np.array([2, 1, 0, 2])) == pytest.approx(2 / 3), (
         "class 1 against the rest"
     )
@@ -82,11 +85,17 @@ def test_a_score_is_the_one_output_or_the_mean_under_the_words_softmax():
 
 def test_a_regression_is_learned_by_squared_error_or_as_the_nearest_word():
     scores, targets = torch.tensor([[0.5], [2.0]]), torch.tensor([1.0, 3.5])
-    batch = SimpleNamespace(rows={"t": slice(0, 2)}, inputs=torch.zeros(2), labels={"t": targets}, size=2)
-    assert CrossEntropy().loss(lambda *_: scores, batch, {}).item() == pytest.approx((0.25 + 2.25) / 2)
+    batch = SimpleNamespace(
+        rows={"t": slice(0, 2)}, inputs=torch.zeros(2), labels={"t": targets}, size=2
+    )
+    assert CrossEntropy().loss(lambda *_: scores, batch, {}).item() == pytest.approx(
+        (0.25 + 2.25) / 2
+    )
     logits = torch.randn(2, 6)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 4]))
-    assert CrossEntropy().loss(lambda *_: logits, batch, {}).item() == pytest.approx(expected.item())
+    assert CrossEntropy().loss(lambda *_: logits, batch, {}).item() == pytest.approx(
+        expected.item()
+    )
 
 
 class Echo:
@@ -117,8 +126,12 @@ def test_an_answer_holds_each_tasks_metric_and_what_it_was_computed_from():
     }
     metrics = (("judged", "matthews"), ("scored", "pearson_spearman"))
     rule = Rule(kind="highest_accuracy")
-    question = Scores(targets=tuple(views), grid=(-1.0, 1.0), rule=rule, fixed=(1.0,), metrics=metrics)
-    given = Given(Echo(), {(task, split): view for task, view in views.items() for split in ("val", "test")})
+    question = Scores(
+        targets=tuple(views), grid=(-1.0, 1.0), rule=rule, fixed=(1.0,), metrics=metrics
+    )
+    given = Given(
+        Echo(), {(task, split): view for task, view in views.items() for split in ("val", "test")}
+    )
     found, tensors = question.answer(given, Line(), ())
     expected = {"plain": 0.7, "judged": score("matthews", LABELS, FOUND), "scored": 1.0}
     assert found.report[1.0] == pytest.approx(expected)
@@ -132,7 +145,8 @@ def test_an_answer_holds_each_tasks_metric_and_what_it_was_computed_from():
 @pytest.mark.parametrize("value", [0.0, -0.2])
 def test_normalising_by_a_metric_that_is_not_positive_is_refused(value):
     with pytest.raises(
-        NoFeasibleCoefficientError, match=f"cola has individual accuracy {value:.3g}; fine-tune it better"
+        NoFeasibleCoefficientError,
+        match=f"cola has individual accuracy {value:.3g}; fine-tune it better",
     ):
         highest_normalised({1.0: {"cola": 0.1}}, {"cola": value})
 
@@ -147,14 +161,19 @@ def test_intervals_resample_the_metric():
     assert found.mean == pytest.approx(exact)
     assert found.low < exact < found.high and found.high - found.low < 0.5
     assert paired_difference([first], [first], resamples=5) == (0, 0, 0)
-    masks = [{"t": Judged("data", "accuracy", labels, model), "u": Means("data", model == labels)} for model in models]
+    masks = [
+        {"t": Judged("data", "accuracy", labels, model), "u": Means("data", model == labels)}
+        for model in models
+    ]
     both = paired_difference(masks[:1], masks[1:], resamples=60)
     assert both.mean == pytest.approx((models[0] == labels).mean() - (models[1] == labels).mean())
 
 
 def test_a_table_names_the_metrics_that_are_not_accuracy():
     accuracy = Metric(values={"cola": 0.4, "rte": 0.6}, mean=0.5, by_task={"cola": "matthews"})
-    result = SimpleNamespace(rows=[Row(row="merged", alpha=0.5, metrics={"accuracy": accuracy})], config={})
+    result = SimpleNamespace(
+        rows=[Row(row="merged", alpha=0.5, metrics={"accuracy": accuracy})], config={}
+    )
     head = run_table(result).splitlines()[0]
     assert "cola (matthews)" in head and "rte" in head and "rte (" not in head
 
@@ -164,7 +183,9 @@ def test_questions_about_predicted_classes_refuse_scores():
     scored = TextTask(path="p", metric="pearson", words=("low", "high"))
     suite = TextSuite(tasks=("a", "b"), definitions={"a": scored, "b": TextTask(path="p")})
     for protocol in (Disentanglement(), Analysis(questions=("kernel_regime",))):
-        with pytest.raises(UserError, match="compares predicted classes; leave a out of suite.tasks"):
+        with pytest.raises(
+            UserError, match="compares predicted classes; leave a out of suite.tasks"
+        ):
             protocol.check(suite)
     Analysis().check(suite)
 

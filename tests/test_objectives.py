@@ -74,7 +74,10 @@ def test_negation_is_control_minus_target(seed):
 
 @SEEDS
 def test_negation_takes_half_a_batch_of_each(seed):
-    views = {name: Memory(torch.randn(size, D), torch.zeros(size).long()) for name, size in (("a", 20), ("b", 9))}
+    views = {
+        name: Memory(torch.randn(size, D), torch.zeros(size).long())
+        for name, size in (("a", 20), ("b", 9))
+    }
     steps = Negation().steps(views, Schedule(batch_size=8, augment="none"), seed)
     (sides,) = steps.at(0, {})
     assert (sides.target.size, sides.control.size, steps.per_epoch) == (4, 4, 5)
@@ -120,9 +123,9 @@ def test_sar_filters_twice_and_means_over_the_rest():
     moved = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0.0, 0, 0]])
     second = objective.loss(lambda task, x: moved, noted, {})
     torch.testing.assert_close(second, entropy[0])
-    assert Sar(faithful=True).loss(lambda task, x: x, Noted(batch(logits), {}), {}).item() == pytest.approx(
-        entropy.mean().item()
-    )  # 0.4 ln 1000 lets everything through
+    assert Sar(faithful=True).loss(
+        lambda task, x: x, Noted(batch(logits), {}), {}
+    ).item() == pytest.approx(entropy.mean().item())  # 0.4 ln 1000 lets everything through
 
 
 def test_sar_recovers_when_the_average_collapses():
@@ -172,7 +175,9 @@ def test_training_with_sharpness_aware_steps_resumes():
             if self.held is None:
                 found = state()
                 copies = {k: v.clone() for k, v in found["leaves"].items()}
-                moments = {n: {k: v.clone() for k, v in m.items()} for n, m in found["optimiser"].items()}
+                moments = {
+                    n: {k: v.clone() for k, v in m.items()} for n, m in found["optimiser"].items()
+                }
                 self.held = found | {"leaves": copies, "optimiser": moments}
 
     class Steps:
@@ -235,14 +240,19 @@ def test_ufm_loss_by_a_loop(seed):
     assert 3 < count < N
     check_gradient(lambda w: loss(w, 1.5), weights, 1e-7)
     torch.testing.assert_close(loss(weights), total / count)
-    only = F.cross_entropy(strong[:3] @ weights, classes[:3])  # a threshold above 1 keeps the trusted alone
+    # A threshold above 1 keeps the trusted alone
+    only = F.cross_entropy(strong[:3] @ weights, classes[:3])
     torch.testing.assert_close(loss(weights, 1.5), only)
 
 
 def test_ufm_batches_are_a_quarter_trusted_and_epochs_cover_the_others():
     view = Memory(torch.arange(20.0).view(20, 1), None, torch.randn(2, 1))
     steps = Ufm().steps({"t": view}, Schedule(batch_size=8, augment="none"), 5)
-    state = {"trusted": torch.tensor([1, 4, 5]), "classes": torch.zeros(20).long(), "threshold": 0.9}
+    state = {
+        "trusted": torch.tensor([1, 4, 5]),
+        "classes": torch.zeros(20).long(),
+        "threshold": 0.9,
+    }
     seen = []
     for step in range(steps.per_epoch):
         (part,) = steps.at(step, state)
@@ -260,7 +270,11 @@ def test_the_threshold_rises_and_the_released_code_trusts_everybody():
     released = Ufm(faithful=True).epoch(logits_of, {"t": view}, 0, 10, {})
     assert len(released["trusted"]) == 20
     assert Ufm(faithful=True).epoch(None, {"t": view}, 1, 10, released) is released
-    (part,) = Ufm(faithful=True).steps({"t": view}, Schedule(batch_size=20, augment="none"), 0).at(0, released)
+    (part,) = (
+        Ufm(faithful=True)
+        .steps({"t": view}, Schedule(batch_size=20, augment="none"), 0)
+        .at(0, released)
+    )
     loss = Ufm(faithful=True).loss(logits_of, part, released)
     expected = F.cross_entropy(part.strong @ view.head.T, (part.weak @ view.head.T).argmax(1))
     torch.testing.assert_close(loss, expected)

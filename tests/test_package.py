@@ -18,7 +18,18 @@ from world import FAST
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the built wheel was installed, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        ROOT,
+    ]
     subprocess.run(build, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site")
@@ -27,9 +38,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_works_in_any_folder(installed: Path, tmp_path: Path):
     environment = dict(os.environ) | {"PYTHONPATH": str(installed)}
-    words = [sys.executable, "-c", "import taskvec, sys; from taskvec.cli import main; print(taskvec.__file__); main()"]
+    words = [
+        sys.executable,
+        "-c",
+        "import taskvec, sys; from taskvec.cli import main; print(taskvec.__file__); main()",
+    ]
     done = subprocess.run(
-        [*words, "show", "suite=mini8"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        [*words, "show", "suite=mini8"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith(str(installed)), "the installed package is the one that runs"
     assert "architecture: pkg://mini_clip_s" in done.stdout
@@ -78,14 +98,29 @@ def test_one_user_file_adds_a_method(tiny: Path, outputs: Path, user_folder: Pat
     misspelt = command(user_folder, "merge=sign_sun", environment=both)
     assert misspelt.returncode == 2 and "did you mean 'sign_sum'?" in misspelt.stderr
 
-    sweep = command(user_folder, "-m", *FAST, "merge=task_arithmetic,sign_sum", f"outputs={outputs}", environment=both)
+    sweep = command(
+        user_folder,
+        "-m",
+        *FAST,
+        "merge=task_arithmetic,sign_sum",
+        f"outputs={outputs}",
+        environment=both,
+    )
     assert sweep.returncode == 0, sweep.stderr
-    assert sweep.stderr.count("vector stripes:") == sweep.stderr.count("vector stripes: step") + 1, "one fine-tuning"
-    shown = command(user_folder, "table", "--outputs", str(outputs), "--rows", "merge", "row", environment=both)
+    assert (
+        sweep.stderr.count("vector stripes:") == sweep.stderr.count("vector stripes: step") + 1
+    ), "one fine-tuning"
+    shown = command(
+        user_folder, "table", "--outputs", str(outputs), "--rows", "merge", "row", environment=both
+    )
     lines = [line for line in shown.stdout.splitlines() if "| merged " in line]
     assert len(lines) == 2 and lines[0] != lines[1]
 
-    text = (user_folder / "sign_sum.py").read_text().replace("self.step * total", "2 * self.step * total")
+    text = (
+        (user_folder / "sign_sum.py")
+        .read_text()
+        .replace("self.step * total", "2 * self.step * total")
+    )
     (user_folder / "sign_sum.py").write_text(text)
     status = command(user_folder, "status", "--outputs", str(outputs), "--json", environment=both)
     states = sorted(entry["state"] for entry in json.loads(status.stdout).values())
@@ -114,8 +149,12 @@ def test_a_user_transform_runs_before_the_merge(tiny: Path, outputs: Path, tmp_p
         result = json.loads(path.read_text())
         results["halve" in result["config"]["transform"]] = result
     at_one, at_half = results[True]["curves"]["merged"][2], results[False]["curves"]["merged"][1]
-    assert at_one["accuracy"] == at_half["accuracy"], "alpha = 1 of halved vectors is alpha = 1/2 of the vectors"
-    individual = [[r for r in results[k]["rows"] if r["row"] == "individual"][0] for k in (True, False)]
+    assert at_one["accuracy"] == at_half["accuracy"], (
+        "alpha = 1 of halved vectors is alpha = 1/2 of the vectors"
+    )
+    individual = [
+        [r for r in results[k]["rows"] if r["row"] == "individual"][0] for k in (True, False)
+    ]
     assert individual[0] == individual[1], "denominators are the vectors as fine-tuned"
 
 

@@ -45,7 +45,10 @@ def test_projection_is_the_truncated_product_times_the_inverse(shape, rank):
     torch.testing.assert_close(found, explicit(weight, moment, rank), rtol=0, atol=1e-6)
     damped_moment = moment + 0.3 * torch.eye(shape[1], dtype=torch.float64)
     torch.testing.assert_close(
-        kept(weight, moment, rank, damping=0.3), explicit(weight, damped_moment, rank), rtol=0, atol=1e-6
+        kept(weight, moment, rank, damping=0.3),
+        explicit(weight, damped_moment, rank),
+        rtol=0,
+        atol=1e-6,
     )
 
 
@@ -54,7 +57,9 @@ def test_ratio_one_scale_plain_covariance_and_repetition(shape):
     weight, moment = layer(*shape)
     full = min(shape)
     assert torch.equal(kept(weight, moment, full), weight)
-    torch.testing.assert_close(kept(weight, 70 * moment, 7), kept(weight, moment, 7), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        kept(weight, 70 * moment, 7), kept(weight, moment, 7), rtol=0, atol=1e-6
+    )
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     truncated = (left[:, :7] * values[:7]) @ right[:7]
     plain = 2 * torch.eye(shape[1], dtype=torch.float64)
@@ -74,7 +79,9 @@ def test_error_and_energy_are_the_discarded_spectrum(shape):
     difference = removed(weight, pruned.directions) @ moment
     torch.testing.assert_close(difference.square().sum(), spectrum[6:].square().sum())
     torch.testing.assert_close(torch.linalg.matrix_norm(difference, 2), spectrum[6])
-    assert pruned.energy == pytest.approx(float(spectrum[6:].square().sum() / spectrum.square().sum()))
+    assert pruned.energy == pytest.approx(
+        float(spectrum[6:].square().sum() / spectrum.square().sum())
+    )
     energies = [prune(weight, moment, rank).energy for rank in range(min(shape) + 1)]
     assert energies == sorted(energies, reverse=True)
     assert energies[0] == pytest.approx(1)
@@ -87,9 +94,12 @@ def test_root_whitening_is_the_best_for_the_outputs(shape):
     by_covariance = prune(weight, moment, 6)
     lower = torch.linalg.cholesky(moment)
     spectrum = torch.linalg.svdvals(weight @ lower)
-    assert by_root.error == pytest.approx(float(spectrum[6:].square().sum() / spectrum.square().sum()))
+    assert by_root.error == pytest.approx(
+        float(spectrum[6:].square().sum() / spectrum.square().sum())
+    )
     assert by_root.error <= by_covariance.error
-    assert by_covariance.error > 1.01 * by_covariance.energy  # the discarded spectrum of W C is not the outputs' error
+    # The discarded spectrum of W C is not the outputs' error
+    assert by_covariance.error > 1.01 * by_covariance.energy
     left, _, _ = torch.linalg.svd(weight @ lower, full_matrices=False)
     expected = left[:, 6:] @ left[:, 6:].mT @ weight
     torch.testing.assert_close(removed(weight, by_root.directions), expected, rtol=0, atol=1e-6)
@@ -115,7 +125,8 @@ def test_a_cut_in_the_null_space_is_reported():
     rows = torch.randn(4, 12, dtype=torch.float64)
     moment = rows.mT @ rows / 4
     assert prune(weight, moment, 4).determined
-    assert not prune(weight, moment, 8).determined  # six directions carry nothing, and two of them are to go
+    # Six directions carry nothing, and two of them are to go
+    assert not prune(weight, moment, 8).determined
     assert prune(weight, moment, 8, damping=0.1).determined
     with pytest.raises(ValueError, match="does not fit"):
         prune(weight, moment[:5, :5], 4)
@@ -129,7 +140,8 @@ def test_faithful_route_agrees_on_well_conditioned_layers_and_doubles_its_dampin
     exact = kept(weight, moment, 15, damping=0.1)
     assert (purified(weight, found, 15) - exact).norm() < 3e-6 * exact.norm()
     row = torch.randn(1, 24, dtype=torch.float64)
-    assert damped([row.mT @ row], start=0.1, tolerance=5e-2).epsilon == 0.1  # of rank one, and yet moderate
+    # Of rank one, and yet moderate
+    assert damped([row.mT @ row], start=0.1, tolerance=5e-2).epsilon == 0.1
     turns = math.log2(damped([1e6 * row.mT @ row, moment], start=0.1, tolerance=1e-2).epsilon / 0.1)
     assert turns > 0
     assert turns == pytest.approx(round(turns))
@@ -143,10 +155,15 @@ def brute_force(spectra: list[torch.Tensor], total: int) -> float:
     relative = [values / values[0] for values in spectra]
     choices = itertools.product(range(full + 1), repeat=len(spectra))
     allowed = [ranks for ranks in choices if sum(ranks) == total]
-    return min(sum(float(v[r:].square().sum()) for v, r in zip(relative, ranks, strict=True)) for ranks in allowed)
+    return min(
+        sum(float(v[r:].square().sum()) for v, r in zip(relative, ranks, strict=True))
+        for ranks in allowed
+    )
 
 
-@pytest.mark.parametrize(("models", "full", "ratio"), [(2, 6, 0.7), (3, 8, 0.8), (3, 5, 0.75), (1, 8, 0.875)])
+@pytest.mark.parametrize(
+    ("models", "full", "ratio"), [(2, 6, 0.7), (3, 8, 0.8), (3, 5, 0.75), (1, 8, 0.875)]
+)
 def test_greedy_ranks_against_brute_force(models, full, ratio):
     spectra = [torch.rand(full).sort(descending=True).values + 0.1 for _ in range(models)]
     ranks = greedy(spectra, ratio)

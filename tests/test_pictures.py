@@ -74,7 +74,8 @@ def test_eight_bits_without_alpha_are_pils_conversion_after_the_turn(mode, orien
 
 @SEEDS
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "GIF")]
+    ("mode", "kind"),
+    [("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "GIF")],
 )
 def test_files_of_eight_bits_are_pils_conversion(mode, kind, seed):
     content = encoded(eight_bits(mode, seed), kind)
@@ -103,15 +104,26 @@ def test_a_picture_stored_with_more_bits_is_the_same_picture(seed):
         grey.astype(np.float32) / 255,
         grey.astype(np.float32),
     ):
-        assert np.array_equal(pixels(open_picture(encoded(Image.fromarray(wider), "TIFF"))), expected)
+        assert np.array_equal(
+            pixels(open_picture(encoded(Image.fromarray(wider), "TIFF"))), expected
+        )
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.array([[-1, 70000]], np.int32), "32-bit integers run from -1 to 70000; 0 to 65535 is read"),
-        (np.array([[0, 200]], np.int32), "32-bit integers run to 200 only; store it with 8 or 16 bits"),
-        (np.array([[0, 65535]], np.float32), "floats run from 0 to 65535; 0 to 1 or 0 to 255 is read"),
+        (
+            np.array([[-1, 70000]], np.int32),
+            "32-bit integers run from -1 to 70000; 0 to 65535 is read",
+        ),
+        (
+            np.array([[0, 200]], np.int32),
+            "32-bit integers run to 200 only; store it with 8 or 16 bits",
+        ),
+        (
+            np.array([[0, 65535]], np.float32),
+            "floats run from 0 to 65535; 0 to 1 or 0 to 255 is read",
+        ),
         (np.array([[-0.5, 0.5]], np.float32), "floats run from -0.5 to 0.5"),
         (np.array([[0.1, np.nan]], np.float32), "floats run from nan to nan"),
     ],

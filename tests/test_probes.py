@@ -76,14 +76,28 @@ def run(outputs: Path) -> Callable[..., Result]:
 def test_probes_are_short_and_listed(capsys):
     for path in PROBES.glob("*.py"):
         assert path.read_text(encoding="utf-8").count("\n") <= 60, path.name
-    assert main(["list", "merge", "transform", "finetune", "question", "objective", "statistic"]) == 0
+    assert (
+        main(["list", "merge", "transform", "finetune", "question", "objective", "statistic"]) == 0
+    )
     said = capsys.readouterr().out
-    for name in ("gram", "own_models", "two_coefficients", "joint", "mover", "pulled", "sizes", "smoothed", "counted"):
+    for name in (
+        "gram",
+        "own_models",
+        "two_coefficients",
+        "joint",
+        "mover",
+        "pulled",
+        "sizes",
+        "smoothed",
+        "counted",
+    ):
         assert re.search(rf"^ *{name} ", said, re.M), name
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_probe_runs_is_skipped_when_repeated_and_is_tabulated(name, run, outputs, computed, capsys):
+def test_a_probe_runs_is_skipped_when_repeated_and_is_tabulated(
+    name, run, outputs, computed, capsys
+):
     words = CASES[name]
     short = [] if name == "two_coefficients" else SHORT
     result = run(*words, *short)
@@ -111,7 +125,9 @@ def test_a_probe_is_validated(words, said, outputs, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_learned_composition_is_computed_once_for_all_its_cells_and_resumes(run, outputs, computed, monkeypatch):
+def test_a_learned_composition_is_computed_once_for_all_its_cells_and_resumes(
+    run, outputs, computed, monkeypatch
+):
     from taskvec.training import loop
 
     words = ["merge=two_coefficients", "merge.seed=7", "merge.schedule.checkpoint_every=0"]
@@ -135,7 +151,9 @@ def test_a_learned_composition_is_computed_once_for_all_its_cells_and_resumes(ru
     computed.clear()
     resumed = run_again(outputs, words)
     assert steps == [5, 6, 7]
-    assert [key for key in computed if key.startswith("composition")] and set(computed.values()) == {1}
+    assert [key for key in computed if key.startswith("composition")] and set(
+        computed.values()
+    ) == {1}
     other = outputs.with_name("undisturbed")
     assert main([*world.FAST, *words, f"outputs={other}"]) == 0
     (undisturbed,) = other.glob("runs/*/result.json")
@@ -154,7 +172,11 @@ def run_again(outputs: Path, words: list[str]) -> Result:
     """Run a command that was interrupted, and return its result."""
     before = {path: path.stat().st_mtime_ns for path in outputs.glob("runs/*/result.json")}
     assert main([*world.FAST, *words, f"outputs={outputs}"]) == 0
-    made = [path for path in outputs.glob("runs/*/result.json") if before.get(path) != path.stat().st_mtime_ns]
+    made = [
+        path
+        for path in outputs.glob("runs/*/result.json")
+        if before.get(path) != path.stat().st_mtime_ns
+    ]
     (path,) = made
     return read_result(path)
 
@@ -162,8 +184,19 @@ def run_again(outputs: Path, words: list[str]) -> Result:
 @pytest.mark.parametrize("on", ["vectors", "merged"])
 def test_vectors_move_to_another_width_before_or_after_the_merge(on, outputs):
     tasks = "suite.tasks=[mnist,optdigits]"
-    words = ["source=mini_clip_s", "backbone=mini_clip_m", tasks, "suite.held_out=[]", "transform=mover"]
-    words += [f"transform.mover.on={on}", "finetune.steps=3", "finetune.warmup=1", "finetune.batch_size=16"]
+    words = [
+        "source=mini_clip_s",
+        "backbone=mini_clip_m",
+        tasks,
+        "suite.held_out=[]",
+        "transform=mover",
+    ]
+    words += [
+        f"transform.mover.on={on}",
+        "finetune.steps=3",
+        "finetune.warmup=1",
+        "finetune.batch_size=16",
+    ]
     before = set(outputs.glob("runs/*/result.json"))
     assert main([*words, "protocol.grid=[0,1]", f"outputs={outputs}"]) == 0
     (made,) = set(outputs.glob("runs/*/result.json")) - before
@@ -176,7 +209,12 @@ def test_vectors_move_to_another_width_before_or_after_the_merge(on, outputs):
 
 def test_a_sweep_over_merges_and_merge_seeds_tunes_each_vector_once(outputs, computed, capsys):
     other = outputs.with_name("seeds")
-    words = ["merge=dare,two_coefficients", "merge.seed=1,2,3", "protocol.seed=0,4", f"outputs={other}"]
+    words = [
+        "merge=dare,two_coefficients",
+        "merge.seed=1,2,3",
+        "protocol.seed=0,4",
+        f"outputs={other}",
+    ]
     assert main(["-m", *world.FAST, *words]) == 0
     assert set(computed.values()) == {1}
     kinds = Counter(key.split()[0] for key in computed)
@@ -184,7 +222,9 @@ def test_a_sweep_over_merges_and_merge_seeds_tunes_each_vector_once(outputs, com
     assert kinds["composition"] == 3  # one for each merge seed, whatever the protocol's
 
 
-def test_equal_jobs_of_a_union_run_once_and_keys_of_the_command_line_win(tiny, outputs, tmp_path, monkeypatch, capsys):
+def test_equal_jobs_of_a_union_run_once_and_keys_of_the_command_line_win(
+    tiny, outputs, tmp_path, monkeypatch, capsys
+):
     user = tmp_path / "user"
     (user / "experiment").mkdir(parents=True)
     (user / "experiment" / "union.yaml").write_text(
@@ -207,7 +247,8 @@ def test_a_sweep_is_ranked_by_validation_where_normalised_test_disagrees(outputs
     words = ["finetune.lr=3e-3,1e-6", "protocol.grid=[0,0.3,0.6,1]", f"outputs={other}"]
     assert main(["-m", *world.FAST, *words]) == 0
     results = {
-        json.loads(path.read_text())["config"]["finetune"]["lr"]: path for path in other.glob("runs/*/result.json")
+        json.loads(path.read_text())["config"]["finetune"]["lr"]: path
+        for path in other.glob("runs/*/result.json")
     }
     strong, weak = read_result(results[3e-3]), read_result(results[1e-6])
     merged = {"strong": _row(strong, "merged"), "weak": _row(weak, "merged")}

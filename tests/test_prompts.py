@@ -7,7 +7,16 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from taskvec.data.prompt import Prompt
@@ -22,7 +31,8 @@ CHINESE = "文本情感正面负面好坏电影河流安静每天问题答案是
 SENTENCES = [" ".join(random.Random(seed).sample(WORDS.split(), 8)) + "." for seed in range(300)]
 SENTENCES += ["".join(random.Random(seed).sample(CHINESE, 9)) + "。" for seed in range(200)]
 SENTENCES += [
-    f"Mood: {word}\n\"{word}\" ({word}) [{word}] '{word}' {index}" for index, word in enumerate(WORDS.split())
+    f"Mood: {word}\n\"{word}\" ({word}) [{word}] '{word}' {index}"
+    for index, word in enumerate(WORDS.split())
 ]
 # Ends of frames, and whether a space follows before a word of a script with spaces.
 ENDS = {
@@ -55,7 +65,9 @@ def byte_level(digits: str) -> Tokenizer:
     )
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    words.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet))
+    words.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet)
+    )
     return words
 
 
@@ -84,7 +96,8 @@ KINDS = {
     "llama3": lambda: byte_level(r"\p{N}{1,3}"),
     "llama2": lambda: sentencepiece(models.BPE(), trainers.BpeTrainer(vocab_size=700)),
     "unigram": lambda: sentencepiece(
-        models.Unigram(), trainers.UnigramTrainer(vocab_size=700, unk_token="<unk>", special_tokens=SPECIAL)
+        models.Unigram(),
+        trainers.UnigramTrainer(vocab_size=700, unk_token="<unk>", special_tokens=SPECIAL),
     ),
     "gemma": unsplit,
 }
@@ -97,9 +110,9 @@ def folders(tmp_path_factory):
     def folder(kind: str) -> Path:
         if kind not in known:
             known[kind] = tmp_path_factory.mktemp(kind)
-            PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), bos_token="<s>", eos_token="</s>").save_pretrained(
-                known[kind]
-            )
+            PreTrainedTokenizerFast(
+                tokenizer_object=KINDS[kind](), bos_token="<s>", eos_token="</s>"
+            ).save_pretrained(known[kind])
         return known[kind]
 
     return folder
@@ -131,28 +144,38 @@ def test_label_words_are_tokenised_where_they_stand(folders, kind, end):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end", UNSPACED_ENDS)
 def test_no_space_in_scripts_without_spaces(folders, kind, end):
-    backbone, tokens = Causal(model=str(folders(kind))), AutoTokenizer.from_pretrained(folders(kind))
+    backbone, tokens = (
+        Causal(model=str(folders(kind))),
+        AutoTokenizer.from_pretrained(folders(kind)),
+    )
     agrees(backbone, tokens, "".join(random.Random(end).sample(CHINESE, 6)), end, ["好", "是"], "")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama3"])
 def test_digits(folders, kind):
     """Where a digit does not take its space along, the space belongs to the prompt."""
-    backbone, tokens = Causal(model=str(folders(kind))), AutoTokenizer.from_pretrained(folders(kind))
+    backbone, tokens = (
+        Causal(model=str(folders(kind))),
+        AutoTokenizer.from_pretrained(folders(kind)),
+    )
     for end in ("\nScore:", "\nScore: ", "\nScore: ("):
         agrees(backbone, tokens, "fine film", end, ["1", "2"], " " if end[-1] == ":" else "")
 
 
 def test_a_frame_says_what_stands_before_the_word():
     settings = {"path": "x", "words": ("good", "bad"), "frame": "Is {text} a review?\nMood: "}
-    assert TextTask(**settings).prompts(["0", "1"]) == Prompt(["good", "bad"], (), " a review?\nMood: ")
+    assert TextTask(**settings).prompts(["0", "1"]) == Prompt(
+        ["good", "bad"], (), " a review?\nMood: "
+    )
     pair = TextTask(**settings | {"pair": "other", "frame": "{pair} after {text}?"})
     assert pair.prompts(["0", "1"]).before == "?"
 
 
 def test_words_that_cannot_be_told_apart_are_named(folders):
     backbone = Causal(model=str(folders("gpt2")))
-    with pytest.raises(UserError, match=r"task toy: the label words 'good' and 'good' share .* task/toy\.yaml"):
+    with pytest.raises(
+        UserError, match=r"task toy: the label words 'good' and 'good' share .* task/toy\.yaml"
+    ):
         backbone.heads({"toy": Prompt(["good", "good"], (), ":")})
     with pytest.raises(UserError, match="the label word '' has no token"):
         backbone.heads({"toy": Prompt(["good", ""], (), ": ")})
@@ -171,8 +194,17 @@ class TestTokenizerFiles:
         for path in plain.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         content = json.loads((tmp_path / "tokenizer.json").read_text())
-        content["truncation"] = {"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
-        content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": 8}
+        content["truncation"] = {
+            "direction": "Left",
+            "max_length": 5,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
+        content["padding"] = {
+            "strategy": {"Fixed": 16},
+            "direction": "Left",
+            "pad_to_multiple_of": 8,
+        }
         content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -182,13 +214,21 @@ class TestTokenizerFiles:
 
     @pytest.mark.parametrize("kind", [Causal, TextToText, Encoder])
     def test_the_cut_is_ours(self, plain, meddling, kind):
-        examples = [("Review: ", SENTENCES[seed], " and ", SENTENCES[seed + 1], "\nMood:") for seed in range(3)]
+        examples = [
+            ("Review: ", SENTENCES[seed], " and ", SENTENCES[seed + 1], "\nMood:")
+            for seed in range(3)
+        ]
         examples += [("", "bad", "")]
-        rows = [kind(model=str(place), max_length=19).tokenize(examples).tolist() for place in (plain, meddling)]
+        rows = [
+            kind(model=str(place), max_length=19).tokenize(examples).tolist()
+            for place in (plain, meddling)
+        ]
         assert rows[0] == rows[1]
         if kind is not Encoder:
             prompt = {"toy": Prompt(["good", "bad"], (), ":")}
-            heads = [kind(model=str(place)).heads(prompt)["toy"].tolist() for place in (plain, meddling)]
+            heads = [
+                kind(model=str(place)).heads(prompt)["toy"].tolist() for place in (plain, meddling)
+            ]
             assert heads[0] == heads[1]
 
     @pytest.mark.parametrize("kind", [Causal, Encoder])
@@ -215,7 +255,12 @@ class TestTokenizerFiles:
             (tmp_path / path.name).write_bytes(path.read_bytes())
         words = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         ids = [(token, words.token_to_id(token)) for token in ("<s>", "</s>")]
-        words.post_processor = processors.TemplateProcessing(single="$A <s> </s>", special_tokens=ids)
+        words.post_processor = processors.TemplateProcessing(
+            single="$A <s> </s>", special_tokens=ids
+        )
         words.save(str(tmp_path / "tokenizer.json"))
-        rows = [Causal(model=str(place)).tokenize([("", "good film", "")]).tolist() for place in (plain, tmp_path)]
+        rows = [
+            Causal(model=str(place)).tokenize([("", "good film", "")]).tolist()
+            for place in (plain, tmp_path)
+        ]
         assert rows[0] == rows[1]

@@ -61,16 +61,23 @@ def views(seed: int, *sizes: int, tied: bool = False) -> dict[str, View]:
         inputs = torch.randn(size, 3, 2, 2, generator=generator, dtype=torch.float64)
         head = torch.randn(4, 5, generator=generator, dtype=torch.float64)
         labels = torch.randint(0, 4, (size,), generator=generator)
-        found[task] = world.view(inputs, labels, torch.randperm(7, generator=generator)[:4] if tied else head)
+        found[task] = world.view(
+            inputs, labels, torch.randperm(7, generator=generator)[:4] if tied else head
+        )
     return found
 
 
-def vectors(seed: int, model: Model, count: int, size: float = 0.7, names: str = "") -> dict[str, TaskVector]:
+def vectors(
+    seed: int, model: Model, count: int, size: float = 0.7, names: str = ""
+) -> dict[str, TaskVector]:
     generator = torch.Generator().manual_seed(seed)
     chosen = {n: p for n, p in model.parameters.items() if names in n}
     return {
         task: TaskVector(
-            {n: size * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in chosen.items()}
+            {
+                n: size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                for n, p in chosen.items()
+            }
         )
         for task in TASKS[:count]
     }
@@ -79,7 +86,9 @@ def vectors(seed: int, model: Model, count: int, size: float = 0.7, names: str =
 class Subject(Given):
     """A model, vectors by task and the test examples that a question is given; what the references look at too."""
 
-    def __init__(self, model: Model, vectors: dict[str, TaskVector], views: dict[str, View], tangent: bool):
+    def __init__(
+        self, model: Model, vectors: dict[str, TaskVector], views: dict[str, View], tangent: bool
+    ):
         super().__init__(model, {(task, "test"): view for task, view in views.items()})
         self.vectors, self.tangent, self.of_task = vectors, tangent, views
 
@@ -94,7 +103,9 @@ class Subject(Given):
         return answer.values
 
 
-def subject(seed: int, *, tangent: bool, sizes: tuple[int, ...] = (9, 6), tied: bool = False) -> Subject:
+def subject(
+    seed: int, *, tangent: bool, sizes: tuple[int, ...] = (9, 6), tied: bool = False
+) -> Subject:
     model = Tower(seed, tied=tied)
     return Subject(model, vectors(seed, model, len(sizes)), views(seed, *sizes, tied=tied), tangent)
 
@@ -112,27 +123,38 @@ def jacobian(model: Model, image: Tensor) -> dict[str, Tensor]:
     known = model.__dict__.setdefault("jacobians", {})
     if (key := image.numpy().tobytes()) not in known:
         parameters = dict(model.parameters)
-        known[key] = jacrev(lambda p: functional_call(model.module, p, model.prepare(image[None]))[0])(parameters)
+        known[key] = jacrev(
+            lambda p: functional_call(model.module, p, model.prepare(image[None]))[0]
+        )(parameters)
     return known[key]
 
 
-def features_at(subject: Subject, image: Tensor, point: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+def features_at(
+    subject: Subject, image: Tensor, point: dict[str, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return features [d] and weights at theta_0 + sum_t point_t tau_t."""
     base = subject.model.parameters
     moved = {
-        n: sum((s * subject.vectors[t][n] for t, s in point.items()), torch.zeros_like(p)) for n, p in base.items()
+        n: sum((s * subject.vectors[t][n] for t, s in point.items()), torch.zeros_like(p))
+        for n, p in base.items()
     }
     if not subject.tangent:
         weights = {n: p + moved[n] for n, p in base.items()}
-        return functional_call(subject.model.module, weights, subject.model.prepare(image[None]))[0], weights
+        return functional_call(subject.model.module, weights, subject.model.prepare(image[None]))[
+            0
+        ], weights
     start = functional_call(subject.model.module, dict(base), subject.model.prepare(image[None]))[0]
     slope = jacobian(subject.model, image)
-    return start + sum((slope[n].flatten(1) @ moved[n].flatten() for n in base), torch.zeros_like(start)), base
+    return start + sum(
+        (slope[n].flatten(1) @ moved[n].flatten() for n in base), torch.zeros_like(start)
+    ), base
 
 
 def label(subject: Subject, task: str, found: tuple[Tensor, dict[str, Tensor]]) -> int:
     features, weights = found
-    return int(subject.model.logits(features[None], subject.of_task[task].head, weights)[0].argmax())
+    return int(
+        subject.model.logits(features[None], subject.of_task[task].head, weights)[0].argmax()
+    )
 
 
 def divergence(p: list[float], q: list[float]) -> float:
@@ -145,7 +167,9 @@ def xi(subject: Subject, pair: tuple[str, str], a: float, b: float) -> tuple[flo
     for task, alone in zip(pair, ({pair[0]: a}, {pair[1]: b}), strict=True):
         images = subject.of_task[task].take(slice(None))
         for image in images:
-            one, both = (features_at(subject, image, point) for point in (alone, {pair[0]: a, pair[1]: b}))
+            one, both = (
+                features_at(subject, image, point) for point in (alone, {pair[0]: a, pair[1]: b})
+            )
             totals[0] += (label(subject, task, one) != label(subject, task, both)) / len(images)
             p, q = (torch.softmax(found[0], 0).tolist() for found in (one, both))
             totals[1] += (divergence(p, q) + divergence(q, p)) / 2 / len(images)
@@ -158,7 +182,9 @@ GRID = (-1.5, 0.0, 0.4, 1.0)
 @SEEDS
 @MODES
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied head"])
-def test_maps_equal_brute_force(seed: int, tangent: bool, tied: bool, monkeypatch: pytest.MonkeyPatch):
+def test_maps_equal_brute_force(
+    seed: int, tangent: bool, tied: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(looking, "ROWS", 12)
     looked = subject(seed, tangent=tangent, sizes=(6, 5, 3), tied=tied)
     found = looked.values(maps("ab", "ca", grid=GRID))
@@ -176,7 +202,10 @@ def test_maps_equal_brute_force(seed: int, tangent: bool, tied: bool, monkeypatc
 def test_map_properties(seed: int, tangent: bool):
     looked = subject(seed, tangent=tangent, sizes=(30, 20))
     both_ways = looked.values(maps("ab", "ba", grid=GRID))
-    found = {pair: {form: torch.tensor(at[form]) for form in ("labels", "features")} for pair, at in both_ways.items()}
+    found = {
+        pair: {form: torch.tensor(at[form]) for form in ("labels", "features")}
+        for pair, at in both_ways.items()
+    }
     zero = GRID.index(0.0)
     for form in ("labels", "features"):
         values = found["a+b"][form]
@@ -198,12 +227,18 @@ class Experts(Model):
 
     def __init__(self):
         torch.manual_seed(3)
-        super().__init__(nn.ModuleDict({"a": nn.Linear(4, 5, bias=False), "b": nn.Linear(4, 5, bias=False)}).double())
+        super().__init__(
+            nn.ModuleDict(
+                {"a": nn.Linear(4, 5, bias=False), "b": nn.Linear(4, 5, bias=False)}
+            ).double()
+        )
 
     def features(self, parameters, inputs, head=None):
         weights = {**self.parameters, **parameters}
         first, second = inputs.double().flatten(1).chunk(2, dim=1)
-        return torch.tanh(first @ weights["a.weight"].T) + torch.tanh(second @ weights["b.weight"].T)
+        return torch.tanh(first @ weights["a.weight"].T) + torch.tanh(
+            second @ weights["b.weight"].T
+        )
 
     def logits(self, features, head, parameters=None):
         return features @ head.T
@@ -215,8 +250,12 @@ def test_experts_on_disjoint_inputs_are_disentangled(tangent: bool):
     for task, keep in (("a", slice(0, 4)), ("b", slice(4, 8))):
         inputs = torch.zeros(11, 8, dtype=torch.float64)
         inputs[:, keep] = torch.randn(11, 4, dtype=torch.float64)
-        own[task] = world.view(inputs, torch.zeros(11, dtype=torch.long), torch.randn(3, 5, dtype=torch.float64))
-    moved = {t: TaskVector({f"{t}.weight": 3 * torch.randn(5, 4, dtype=torch.float64)}) for t in "ab"}
+        own[task] = world.view(
+            inputs, torch.zeros(11, dtype=torch.long), torch.randn(3, 5, dtype=torch.float64)
+        )
+    moved = {
+        t: TaskVector({f"{t}.weight": 3 * torch.randn(5, 4, dtype=torch.float64)}) for t in "ab"
+    }
     looked = Subject(model, moved, own, tangent)
     found = looked.values(maps("ab", grid=(-2, 0, 0.5, 2)))["a+b"]
     assert not torch.tensor(found["labels"]).any()
@@ -251,8 +290,13 @@ def test_matrix_equals_brute_force(seed: int, tangent: bool, monkeypatch: pytest
     for (t, task), (s, other) in product(enumerate(TASKS), enumerate(TASKS)):
         images = looked.of_task[task].take(slice(None))
         own = [label(looked, task, features_at(looked, image, {task: 0.8})) for image in images]
-        both = [label(looked, task, features_at(looked, image, {task: 0.8, other: 0.8})) for image in images]
-        expected = 0 if s == t else sum(x != y for x, y in zip(own, both, strict=True)) / len(images)
+        both = [
+            label(looked, task, features_at(looked, image, {task: 0.8, other: 0.8}))
+            for image in images
+        ]
+        expected = (
+            0 if s == t else sum(x != y for x, y in zip(own, both, strict=True)) / len(images)
+        )
         assert found["matrix"][t][s] == pytest.approx(expected)
         total += expected
     assert found["mean"] == pytest.approx(total / 6) and total > 0
@@ -280,13 +324,17 @@ def test_printed_matrices_have_their_printed_means(mean: float):
     matrix = [[float(value) for value in line.split()] for line in PRINTED[mean].split("/")]
     assert [len(line) for line in matrix] == [8] * 8 and all(matrix[i][i] == 0 for i in range(8))
     assert round(off_diagonal_mean(matrix), 2) == mean
-    with_diagonal = [[99.0 if t == s else value for s, value in enumerate(line)] for t, line in enumerate(matrix)]
+    with_diagonal = [
+        [99.0 if t == s else value for s, value in enumerate(line)] for t, line in enumerate(matrix)
+    ]
     assert round(off_diagonal_mean(with_diagonal), 2) == mean
     assert off_diagonal_mean([[3.0]]) == 0
 
 
 @SEEDS
-def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch: pytest.MonkeyPatch):
+def test_drift_equals_the_quadratic_form_of_the_full_ggn(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(looking, "ROWS", 12)
     looked = subject(seed, tangent=True, sizes=(6, 3, 5))
     found = looked.values(Drift())
@@ -294,13 +342,17 @@ def test_drift_equals_the_quadratic_form_of_the_full_ggn(seed: int, monkeypatch:
         images, tau = looked.of_task[task].take(slice(None)), looked.vectors[other]
         flat = torch.cat([tau[n].flatten() for n in looked.model.parameters])
         slopes = [jacobian(looked.model, image) for image in images]
-        rows = [torch.cat([slope[n].flatten(1) for n in looked.model.parameters], 1) for slope in slopes]
+        rows = [
+            torch.cat([slope[n].flatten(1) for n in looked.model.parameters], 1) for slope in slopes
+        ]
         ggn = sum(row.T @ row for row in rows) / len(images)
         assert found["matrix"][t][s] == pytest.approx((flat @ ggn @ flat).item(), rel=1e-10)
         penalty = regularisers.drift(looked.model, dict(tau), images)
         assert found["matrix"][t][s] == pytest.approx(penalty.item(), rel=1e-10)
         leaves = {n: delta.clone().requires_grad_() for n, delta in tau.items()}
-        gradient = torch.autograd.grad(regularisers.drift(looked.model, leaves, images), list(leaves.values()))
+        gradient = torch.autograd.grad(
+            regularisers.drift(looked.model, leaves, images), list(leaves.values())
+        )
         torch.testing.assert_close(
             torch.cat([g.flatten() for g in gradient]),
             2 * ggn @ torch.cat([tau[n].flatten() for n in tau]),
@@ -325,10 +377,16 @@ def test_a_model_linear_in_what_moved_is_in_the_kernel_regime(seed: int):
             g.append(features_at(linearised, image, {task: 1.0})[0])
             start.append(features_at(looked, image, {})[0])
         f, g, start = map(torch.stack, (f, g, start))
-        assert at["relative_feature_error"] == pytest.approx(((f - g).norm() / (f - start).norm()).item(), rel=1e-10)
+        assert at["relative_feature_error"] == pytest.approx(
+            ((f - g).norm() / (f - start).norm()).item(), rel=1e-10
+        )
         view = looked.of_task[task]
         for name, features in (("non_linear", f), ("post_hoc", g)):
-            right = (looked.model.logits(features, view.head).argmax(1) == view.labels()).double().mean()
+            right = (
+                (looked.model.logits(features, view.head).argmax(1) == view.labels())
+                .double()
+                .mean()
+            )
             assert at[name] == pytest.approx(right.item())
     still = {task: 0 * vector for task, vector in looked.vectors.items()}
     unmoved = Subject(looked.model, still, looked.of_task, False).values(KernelRegime())
@@ -369,7 +427,8 @@ def test_linearised_maps_cost_one_pass_whatever_pairs_and_grid(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("pairs", "reason"), [([("a", "z")], "z not in the suite"), ([("a", "a")], "a is paired with itself")]
+    ("pairs", "reason"),
+    [([("a", "z")], "z not in the suite"), ([("a", "a")], "a is paired with itself")],
 )
 def test_pairs_are_checked(pairs, reason):
     class Suite:
@@ -380,7 +439,10 @@ def test_pairs_are_checked(pairs, reason):
 
 
 def test_the_search_box_is_the_unit_square():
-    values = {"grid": [-1, 0, 0.5, 1, 2], "labels": [[i * 10 + j for j in range(5)] for i in range(5)]}
+    values = {
+        "grid": [-1, 0, 0.5, 1, 2],
+        "labels": [[i * 10 + j for j in range(5)] for i in range(5)],
+    }
     assert in_the_box(values, "labels") == 22
 
 
@@ -395,4 +457,6 @@ def test_grids_by_products_and_point_by_point_agree(seed: int, monkeypatch: pyte
     for pair, at in by_products.items():
         for other in (directly[pair], by_points[pair]):
             assert at["labels"] == other["labels"]
-            torch.testing.assert_close(torch.tensor(at["features"]), torch.tensor(other["features"]))
+            torch.testing.assert_close(
+                torch.tensor(at["features"]), torch.tensor(other["features"])
+            )

@@ -46,13 +46,19 @@ def problem(folder: Path, name: str, layers: int = 3) -> tuple[nn.Module, Callab
     if name == "clip":
         config = VisionConfig(embed_dim=8, image_size=(12, 12), patch_size=(4, 4), width=16, layers=layers, heads=2,
                               mlp_width=32)  # fmt: skip
-        module, arguments = VisionTransformer(config), (torch.randn(4, 3, 12, 12, dtype=torch.float64),)
+        module, arguments = (
+            VisionTransformer(config),
+            (torch.randn(4, 3, 12, 12, dtype=torch.float64),),
+        )
         module = module.double().eval()
     else:
         _, model = language_model(folder, name)
         module, inputs = model.module.double(), torch.randint(3, 500, (4, 24), dtype=torch.int32)
         arguments = model.prepare(inputs)
-    moved = {n: (p.detach() + 0.02 * torch.randn_like(p)).requires_grad_() for n, p in module.named_parameters()}
+    moved = {
+        n: (p.detach() + 0.02 * torch.randn_like(p)).requires_grad_()
+        for n, p in module.named_parameters()
+    }
 
     def loss() -> torch.Tensor:
         return functional_call(module, moved, arguments).square().mean()
@@ -86,7 +92,11 @@ def test_offloaded_blocks_give_the_same_values_gradients_and_derivatives(folder,
         gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
         with torch.no_grad():
             plain = [w.detach() for w in weights]
-            return [*gradients, loss(), *jvp(along, tuple(plain), tuple(torch.ones_like(w) for w in plain))]
+            return [
+                *gradients,
+                loss(),
+                *jvp(along, tuple(plain), tuple(torch.ones_like(w) for w in plain)),
+            ]
 
     expected = values()
     offload(module, "cpu")
@@ -100,7 +110,8 @@ def test_offloaded_blocks_give_the_same_values_gradients_and_derivatives(folder,
 def test_offloaded_blocks_compute_on_the_device(folder):
     module, loss, _ = problem(folder, "clip")
     offload(module, "meta")
-    with torch.no_grad(), pytest.raises(NotImplementedError, match="meta tensor"):  # no data to bring back
+    # No data to bring back
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="meta tensor"):
         loss()
 
 
@@ -112,7 +123,9 @@ def test_the_device_holds_one_block_at_a_time(folder):
     torch.cuda.reset_peak_memory_stats()
     found = torch.autograd.grad(loss(), list(moved.values()))
     assert torch.cuda.max_memory_allocated() < 0.5 * sum(w.nbytes for w in moved.values())
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(expected, found, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(expected, found, strict=True)
+    )
 
 
 class LiveBytes(TorchDispatchMode):
@@ -169,7 +182,10 @@ def test_fine_tuning_gives_the_same_vector_and_fingerprint(folder):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValidationError, match="gradient_checkpointing cannot go through the forward-mode derivative"):
+    with pytest.raises(
+        ValidationError,
+        match="gradient_checkpointing cannot go through the forward-mode derivative",
+    ):
         Full(gradient_checkpointing=True, forward_mode="tangent")
     with pytest.raises(ValueError, match="no list of blocks"), recomputed(nn.Linear(2, 2)):
         pass

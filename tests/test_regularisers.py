@@ -41,7 +41,8 @@ def images() -> Tensor:
 def tau(tower: Tower) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     drawn = {
-        name: torch.randn(w.shape, generator=generator, dtype=torch.float64) for name, w in tower.parameters.items()
+        name: torch.randn(w.shape, generator=generator, dtype=torch.float64)
+        for name, w in tower.parameters.items()
     }
     return {name: delta.requires_grad_() for name, delta in drawn.items()}
 
@@ -100,7 +101,9 @@ def test_kronecker_gradient_is_two_b_dw_a():
 
 @pytest.mark.parametrize("structure", ["kfac", "ekfac", "diag_ggn"])
 def test_penalty_is_the_sum_over_blocks(structure: str, tower: Tower, images: Tensor, tau: dict):
-    found = curvature(tower, images.split(2), tower.layers, EXACT.model_copy(update={"structure": structure}))
+    found = curvature(
+        tower, images.split(2), tower.layers, EXACT.model_copy(update={"structure": structure})
+    )
     expected = torch.zeros((), dtype=torch.float64)
     for name, block in found.layers.items():
         delta = tau[f"{name}.weight"]
@@ -123,10 +126,19 @@ def test_penalty_is_the_sum_over_blocks(structure: str, tower: Tower, images: Te
 def test_layers_that_did_not_move_add_nothing(tower: Tower, images: Tensor, tau: dict):
     found = curvature(tower, [images], tower.layers, EXACT)
     full = {name: torch.zeros_like(delta) for name, delta in tau.items()}
-    for kinds in (("attn.q.weight",), ("attn.q.bias",), ("attn.q.weight", "attn.q.bias"), ("ln_1.weight",)):
+    for kinds in (
+        ("attn.q.weight",),
+        ("attn.q.bias",),
+        ("attn.q.weight", "attn.q.bias"),
+        ("ln_1.weight",),
+    ):
         part = {name: delta for name, delta in tau.items() if name.endswith(kinds)}
         torch.testing.assert_close(penalty(found, part), penalty(found, full | part))
-    assert penalty(found, {}) == 0 == penalty(found, {"positional_embedding": tau["positional_embedding"]})
+    assert (
+        penalty(found, {})
+        == 0
+        == penalty(found, {"positional_embedding": tau["positional_embedding"]})
+    )
     with pytest.raises(ValueError, match=r"projection: a change of shape \[8, 6\]"):
         penalty(found, {"projection.weight": tau["projection.weight"].T})
 
@@ -138,7 +150,9 @@ def test_drift_is_the_quadratic_form_of_the_exact_ggn(tower: Tower, images: Tens
     value = drift(tower, tau, images)
     torch.testing.assert_close(value, vector @ gram(full) @ vector)
     value.backward()
-    torch.testing.assert_close(torch.cat([d.grad.flatten() for d in tau.values()]), 2 * gram(full) @ vector)
+    torch.testing.assert_close(
+        torch.cat([d.grad.flatten() for d in tau.values()]), 2 * gram(full) @ vector
+    )
 
 
 def test_one_layer_at_a_time_the_penalty_is_the_drift():
@@ -146,7 +160,11 @@ def test_one_layer_at_a_time_the_penalty_is_the_drift():
     model, inputs = Text(linear=True), texts([2, 6, 3], 6)
     found = curvature(model, [inputs], model.layers, EXACT.model_copy(update={"sharing": "reduce"}))
     for layer in ("first", "second", "head"):
-        part = {name: torch.randn_like(w) for name, w in model.parameters.items() if name.startswith(layer)}
+        part = {
+            name: torch.randn_like(w)
+            for name, w in model.parameters.items()
+            if name.startswith(layer)
+        }
         torch.testing.assert_close(penalty(found, part), drift(model, part, inputs))
         exact = gram(joined(model, jacobian(model, inputs), layer))
         torch.testing.assert_close(dense(found.layers[layer]), exact)
@@ -177,7 +195,12 @@ def test_fused_and_split_layers_have_the_same_factors():
 
     inputs = torch.randn(4, 5, 3, dtype=torch.float64)
     fused, split = (
-        curvature(Plain(Product(kind)), [inputs], [LinearLayer(f"parts.{i}", "fc") for i in range(count)], EXACT)
+        curvature(
+            Plain(Product(kind)),
+            [inputs],
+            [LinearLayer(f"parts.{i}", "fc") for i in range(count)],
+            EXACT,
+        )
         for kind, count in ((True, 1), (False, 2))
     )
     whole = fused.layers["parts.0"]
@@ -192,7 +215,9 @@ def test_to_another_precision_keeps_what_is_shared(tower: Tower, images: Tensor,
     single = found.to("cpu", torch.float32)
     assert single.layers["blocks.0.attn.q"].inputs is single.layers["blocks.0.attn.k"].inputs
     moved = {name: delta.float() for name, delta in tau.items()}
-    torch.testing.assert_close(penalty(single, moved).double(), penalty(found, tau), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        penalty(single, moved).double(), penalty(found, tau), rtol=1e-5, atol=0
+    )
 
 
 def test_schedule():
@@ -254,7 +279,9 @@ def test_identical_tasks(faithful: bool, tower: Tower, images: Tensor):
     one = curvature(tower, [images], tower.layers, EXACT.model_copy(update={"faithful": faithful}))
     merged = merge([one] * 7)
     for name, block in one.layers.items():
-        torch.testing.assert_close(merged.layers[name].trace(), (7 if faithful else 1) * block.trace())
+        torch.testing.assert_close(
+            merged.layers[name].trace(), (7 if faithful else 1) * block.trace()
+        )
     for name, block in one.vectors.items():
         torch.testing.assert_close(merged.vectors[name].matrix, block.matrix)
     assert merged.layers["blocks.1.attn.q"].inputs is merged.layers["blocks.1.attn.v"].inputs
@@ -275,7 +302,9 @@ def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
     settings = CurvatureSettings(structure=structure).statistic
     found = curvature(tower, [images], tower.layers, settings)
     packed, header = found.pack()
-    save_file({name: tensor.contiguous() for name, tensor in packed.items()}, tmp_path / "c.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in packed.items()}, tmp_path / "c.safetensors"
+    )
     header = json.loads(json.dumps(header))
     loaded = Curvature.unpack(load_file(tmp_path / "c.safetensors"), header, settings.record())
     same(found, loaded, 0)
@@ -287,7 +316,8 @@ def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
         with pytest.raises(ValueError, match=f"other settings .*{next(iter(change))}: "):
             Curvature.unpack(packed, header, settings.model_copy(update=change).record())
     if structure == "kfac":
-        assert sum("/inputs" in name and "attn" in name for name in packed) == 4  # q, k, v share theirs
+        # Q, k, v share theirs
+        assert sum("/inputs" in name and "attn" in name for name in packed) == 4
     if structure == "ekfac":
         with pytest.raises(ValueError, match="exact sum"):
             merge([found, found])
@@ -296,13 +326,24 @@ def test_save_and_load(structure: str, tower: Tower, images: Tensor, tmp_path):
 def test_what_kfac_asks_for(tower, images):
     recipe = Kfac(curvature={"examples": 10, "seed": 3, "structure": "diag_ggn"})
     first, second = recipe.needs(Given(tower, {"own": None}, others={"a": None, "b": None}).scope)
-    assert (first.on.task, first.on.split, first.on.use, first.on.labels) == ("a", "train", "calibration", False)
+    assert (first.on.task, first.on.split, first.on.use, first.on.labels) == (
+        "a",
+        "train",
+        "calibration",
+        False,
+    )
     assert (first.on.budget.count, first.on.budget.seed, first.side) == (10, 3, "target")
     assert first.what == second.what and (first.what.structure, first.what.seed) == ("diag_ggn", 3)
-    half = Kfac(curvature={"fraction": 0.5}).needs(Given(tower, {}, others={"a": None}).scope)[0].on.budget
+    half = (
+        Kfac(curvature={"fraction": 0.5})
+        .needs(Given(tower, {}, others={"a": None}).scope)[0]
+        .on.budget
+    )
     assert (half.count, half.fraction) == (None, 0.5)
     alone = Given(tower, {"own": None})
-    assert not recipe.needs(alone.scope) and not recipe.penalties(alone) and not recipe.frozen(alone)
+    assert (
+        not recipe.needs(alone.scope) and not recipe.penalties(alone) and not recipe.frozen(alone)
+    )
     found = curvature(tower, [images], tower.layers, EXACT)
     given = Given(tower, {}, others={"a": found})
     assert set(recipe.frozen(given)) == {"positional_embedding", "patch_embed.weight"}
@@ -310,7 +351,9 @@ def test_what_kfac_asks_for(tower, images):
 
 
 @pytest.mark.parametrize(("cadence", "count"), [(1, 3), (7, 7), (2, 4), (3, 2)])
-def test_every_other_task_has_its_turn_whatever_the_cadence(cadence: int, count: int, tower, images, monkeypatch):
+def test_every_other_task_has_its_turn_whatever_the_cadence(
+    cadence: int, count: int, tower, images, monkeypatch
+):
     views = {f"t{n}": Memory(images + n) for n in range(count)}
     recipe = TauJp(examples=3, penalty={"weight": 2.0, "cadence": cadence})
     asked = []
@@ -347,7 +390,9 @@ def test_cost_does_not_grow_with_the_number_of_tasks(tower, images):
     for tasks in (2, 9):
         given = Given(tower, {}, others={str(n): partial(read, n) for n in range(tasks)})
         recipe = Kfac(curvature=EXACT.record(), penalty={"weight": 3.0})
-        deltas = {name: torch.ones(w.shape).requires_grad_() for name, w in tower.parameters.items()}
+        deltas = {
+            name: torch.ones(w.shape).requires_grad_() for name, w in tower.parameters.items()
+        }
         assert set(recipe.frozen(given)) == set(read(0).untracked)
         (term,) = recipe.penalties(given)
         with FlopCounterMode(display=False) as counter:

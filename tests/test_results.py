@@ -40,7 +40,14 @@ def made(**parts) -> Result:
     rows = (Row(row="merged", metrics={"accuracy": metric({"a": 0.5})}),)
     criterion = Criterion(name="validation", value=0.5)
     return Result(
-        **{"run_id": "r", "fingerprint": "f", "config": {"seed": 0}, "rows": rows, "criterion": criterion} | parts
+        **{
+            "run_id": "r",
+            "fingerprint": "f",
+            "config": {"seed": 0},
+            "rows": rows,
+            "criterion": criterion,
+        }
+        | parts
     )
 
 
@@ -87,7 +94,9 @@ def test_encoding_is_exact_on_random_values():
     def value(depth: int) -> Any:
         leaves = [rng.random(), INF, -INF, rng.randrange(9), "inf", '{"[', "ü\n", None, True]
         if depth and rng.random() < 0.7:
-            return rng.choice([[value(depth - 1) for _ in range(3)], {str(i): value(depth - 1) for i in range(3)}])
+            return rng.choice(
+                [[value(depth - 1) for _ in range(3)], {str(i): value(depth - 1) for i in range(3)}]
+            )
         return rng.choice(leaves)
 
     for _ in range(50):
@@ -139,7 +148,9 @@ def arguments(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def table_cells(text: str) -> list[list[str]]:
     lines = [line.strip("|").split("|") for line in text.splitlines()]
-    return [[cell.strip() for cell in line] for line in lines if not set("".join(line)) <= {"-", ":"}]
+    return [
+        [cell.strip() for cell in line] for line in lines if not set("".join(line)) <= {"-", ":"}
+    ]
 
 
 def without(column: str, cells: list[list[str]]) -> list[list[str]]:
@@ -157,7 +168,8 @@ def test_old_results_tabulate_and_compare_as_before(case, monkeypatch: pytest.Mo
     if verb == "compare":
         monkeypatch.setattr(intervals, "SLOW_RESAMPLES", 20)
         found = table_cells(compare(runs, *plain, options.get("--by", ()), where, ["accuracy"]))
-        if 'suite.tasks=["bars","corners"]' not in options["--where"]:  # its F1 score is drawn in another order
+        # Its F1 score is drawn in another order
+        if 'suite.tasks=["bars","corners"]' not in options["--where"]:
             assert [line[-2] for line in found[1:]] == [line[-1] for line in before[1:]]
         assert [line[-3] for line in found[1:]] == [line[-2] for line in before[1:]]
         return
@@ -180,8 +192,12 @@ def test_old_results_keep_their_settings_under_todays_keys():
     rows = records(runs)
     assert {record["compute.precision"] for record in rows} == {"fp32", "tf32"}
     assert all("precision" not in record and "device" not in record for record in rows)
-    assert {run.state for run in runs} == {"older"} and {run.result.migrated_from for run in runs} == {1}
-    text = table(runs, ["row"], ["metric"], ["accuracy"], where={"protocol": "addition", "row": "merged"})
+    assert {run.state for run in runs} == {"older"} and {
+        run.result.migrated_from for run in runs
+    } == {1}
+    text = table(
+        runs, ["row"], ["metric"], ["accuracy"], where={"protocol": "addition", "row": "merged"}
+    )
     assert "backbone.recipe" not in text and "choices" not in text
 
 
@@ -206,8 +222,14 @@ def test_old_harness_metrics_become_what_they_are():
 
 
 def test_criteria_of_old_results_say_what_ranked_them():
-    found = {run.result.config["choices"]["protocol"]: run.result.criterion for run in find_results([OLD])}
-    named = {protocol: (criterion.name, criterion.better, criterion.split) for protocol, criterion in found.items()}
+    found = {
+        run.result.config["choices"]["protocol"]: run.result.criterion
+        for run in find_results([OLD])
+    }
+    named = {
+        protocol: (criterion.name, criterion.better, criterion.split)
+        for protocol, criterion in found.items()
+    }
     assert named == {
         "addition": ("normalised", "higher", "test"), "negation": ("accuracy", "lower", "test"),
         "disentanglement": ("xi", "lower", "test"), "analysis": ("accuracy", "higher", "test"),
@@ -224,18 +246,30 @@ def outputs(folder: Path, count: int = 3) -> Path:
         place = folder / "runs" / f"run-s{seed}"
         place.mkdir(parents=True)
         rows = (Row(row="merged", metrics={"accuracy": metric({"a": 0.1 * seed})}),)
-        result = made(run_id=place.name, fingerprint=f"{seed}", config={"seed": seed, "method": "m"}, rows=rows)
+        result = made(
+            run_id=place.name,
+            fingerprint=f"{seed}",
+            config={"seed": seed, "method": "m"},
+            rows=rows,
+        )
         (place / "result.json").write_text(result.to_json())
-        (place / "status.json").write_text(json.dumps({"state": "done", "experiments": ["e"], "pid": 1}))
+        (place / "status.json").write_text(
+            json.dumps({"state": "done", "experiments": ["e"], "pid": 1})
+        )
     return folder
 
 
-def test_stale_runs_are_left_out_and_older_ones_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_stale_runs_are_left_out_and_older_ones_marked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     place = outputs(tmp_path)
     states = {"run-s0": "done", "run-s1": "stale", "run-s2": "older"}
     with caplog.at_level(logging.WARNING):
         runs = find_results([place], lambda folder: states[folder.name])
-    assert [run.state for run in runs] == ["done", "older"] and "stale runs left out: 1" in caplog.text
+    assert [run.state for run in runs] == [
+        "done",
+        "older",
+    ] and "stale runs left out: 1" in caplog.text
     cells = table_cells(table(runs, ["method"], ["metric"]))
     assert cells == [["method", "state", "accuracy"], ["m", "done", "0.0"], ["m", "older", "20.0"]]
     every = find_results([place], lambda folder: states[folder.name], stale=True)
@@ -264,7 +298,9 @@ def test_the_same_run_on_other_inputs_is_not_averaged_with_it(tmp_path: Path):
     place = outputs(tmp_path / "a", 1)
     shutil.copytree(place, tmp_path / "b")
     path = tmp_path / "b" / "runs" / "run-s0" / "result.json"
-    path.write_text(path.read_text().replace('"fingerprint": "0"', '"fingerprint": "1"').replace("0.0", "0.4"))
+    path.write_text(
+        path.read_text().replace('"fingerprint": "0"', '"fingerprint": "1"').replace("0.0", "0.4")
+    )
     cells = table_cells(table(find_results([place, tmp_path / "b"]), ["method"], ["metric"]))
     assert cells == [["method", "fingerprint", "accuracy"], ["m", "0", "0.0"], ["m", "1", "40.0"]]
 
@@ -302,9 +338,16 @@ HARMLESS = {("newer", "status.json"), ("a number too long", "status.json")}
 
 @pytest.mark.parametrize(
     ("damage", "name"),
-    [(damage, name) for damage in BROKEN for name in ("result.json", "status.json") if (damage, name) not in HARMLESS],
+    [
+        (damage, name)
+        for damage in BROKEN
+        for name in ("result.json", "status.json")
+        if (damage, name) not in HARMLESS
+    ],
 )
-def test_one_broken_file_hides_no_other_run(damage: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_one_broken_file_hides_no_other_run(
+    damage: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     place = outputs(tmp_path)
     path = place / "runs" / "run-s1" / name
     BROKEN[damage](path)
@@ -312,7 +355,12 @@ def test_one_broken_file_hides_no_other_run(damage: str, name: str, tmp_path: Pa
         runs = find_results([place])
     assert [run.result.run_id for run in runs] == ["run-s0", "run-s2"]
     (line,) = caplog.messages
-    assert line.startswith("left out: ") and f"run-s1/{name}" in line and "\n" not in line and len(line) < 600
+    assert (
+        line.startswith("left out: ")
+        and f"run-s1/{name}" in line
+        and "\n" not in line
+        and len(line) < 600
+    )
 
 
 def test_a_result_that_was_changed_is_left_out(tmp_path: Path):
@@ -325,7 +373,8 @@ def test_a_result_that_was_changed_is_left_out(tmp_path: Path):
 
 
 def test_unreadable_is_not_empty(tmp_path: Path):
-    (tmp_path / "runs").symlink_to(tmp_path / "runs")  # what no user can list, the superuser included
+    # What no user can list, the superuser included
+    (tmp_path / "runs").symlink_to(tmp_path / "runs")
     with pytest.raises(UserError, match=r"no finished run in .*runs: cannot be read"):
         find_results([tmp_path])
     (tmp_path / "runs").unlink()
@@ -357,7 +406,9 @@ def test_control_characters_reach_no_terminal():
     for text in (*pages.values(), run_table(result), *report_lines(result)):
         assert all(line == printable(line) for line in text.split("\n"))
         text.encode()
-    assert "\\|c" in pages["md"] and "<i>" not in pages["html"] and len(pages["md"].splitlines()) == 3
+    assert (
+        "\\|c" in pages["md"] and "<i>" not in pages["html"] and len(pages["md"].splitlines()) == 3
+    )
 
 
 # --- random edits -----------------------------------------------------------------------------------------------------
@@ -374,7 +425,13 @@ def edited(data: Any, rng: random.Random) -> Any:
     places: list[tuple[Any, Any]] = []
 
     def visit(node: Any) -> None:
-        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        children = (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list)
+            else ()
+        )
         for key, child in list(children):
             places.append((node, key))
             visit(child)
@@ -385,7 +442,9 @@ def edited(data: Any, rng: random.Random) -> Any:
     if action == 0:
         del node[key]
     elif action == 1 and isinstance(node, dict):
-        node[rng.choice(["x", "\x1b", "config", "matrix", "grid", "accuracy", "figures"])] = node.pop(key)
+        node[rng.choice(["x", "\x1b", "config", "matrix", "grid", "accuracy", "figures"])] = (
+            node.pop(key)
+        )
     elif action == 2:
         node[key] = [node[key]] * 3
     else:
@@ -419,7 +478,9 @@ def test_random_edits_are_read_or_refused_in_a_line(
         if rng.random() < 0.5:
             path = tmp_path / "now.json"
             path.write_text(json.dumps(data))
-            data = json.loads(read_result(path).to_json()) | {"reports": {"pave": {"k": 3, "figures": {"p": picture}}}}
+            data = json.loads(read_result(path).to_json()) | {
+                "reports": {"pave": {"k": 3, "figures": {"p": picture}}}
+            }
         for _ in range(rng.randrange(1, 4)):
             data = edited(data, rng)
         path = tmp_path / "runs" / "run" / "result.json"

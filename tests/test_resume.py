@@ -81,15 +81,22 @@ def test_a_run_that_experiments_share_is_in_the_table_of_each(tiny, warm_outputs
     (user / "experiment").mkdir(parents=True)
     for name in ("one", "two"):
         (user / "experiment" / f"{name}.yaml").write_text("# @package _global_\nseed: 0\n")
-        done = conftest.command(tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}")
+        done = conftest.command(
+            tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}"
+        )
         assert "already done, nothing to compute" in done.stderr
     known = snapshot(outputs)
     for name in ("two", "one"):
-        conftest.command(tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}")
+        conftest.command(
+            tiny, "--include", str(user), *world.FAST, f"outputs={outputs}", f"experiment={name}"
+        )
         table = conftest.command(tiny, "table", str(outputs), "--where", f"experiment={name}")
         assert "merged" in table.stdout
     assert snapshot(outputs) == known
-    assert "merged" not in conftest.command(tiny, "table", str(outputs), "--where", "experiment=three").stdout
+    assert (
+        "merged"
+        not in conftest.command(tiny, "table", str(outputs), "--where", "experiment=three").stdout
+    )
 
 
 def test_the_same_sweep_computes_nothing(tiny, outputs, tmp_path):
@@ -106,7 +113,10 @@ def test_the_same_sweep_computes_nothing(tiny, outputs, tmp_path):
 
 def test_a_new_run_computes_only_what_it_does_not_share(tiny, outputs, tmp_path):
     """A coefficient grid changes one cell; vectors and reference cells are read."""
-    assert forked.run(tiny, *world.FAST, f"outputs={outputs}", folder=tmp_path / "first").returncode == 0
+    assert (
+        forked.run(tiny, *world.FAST, f"outputs={outputs}", folder=tmp_path / "first").returncode
+        == 0
+    )
     words = [*world.FAST, f"outputs={outputs}", "protocol.grid=[0,1]"]
     assert forked.run(tiny, *words, folder=tmp_path / "second", events=True).returncode == 0
     assert [line.rsplit(" ", 1)[0] for line in computed(tmp_path / "second")] == ["answer merged"]
@@ -124,7 +134,9 @@ def undisturbed(tiny, warm_outputs, tmp_path_factory) -> tuple[list[str], Result
     folder = tmp_path_factory.mktemp("undisturbed")
     for kind in ("head", "decoded"):
         shutil.copytree(warm_outputs / "store" / kind, folder / "outputs" / "store" / kind)
-    ended = forked.run(tiny, *EVERY_STEP, f"outputs={folder}/outputs", folder=folder / "run", events=True)
+    ended = forked.run(
+        tiny, *EVERY_STEP, f"outputs={folder}/outputs", folder=folder / "run", events=True
+    )
     assert ended.returncode == 0, ended.stderr
     result = only(folder / "outputs")
     assert result.same_as(only(warm_outputs))
@@ -134,7 +146,9 @@ def undisturbed(tiny, warm_outputs, tmp_path_factory) -> tuple[list[str], Result
 def points(events: list[str], count: int = 5) -> list[int]:
     """Random events, ``count`` of each phase, by their numbers from 1."""
     generator = random.Random(3)
-    by_phase = {phase: [n for n, e in enumerate(events, 1) if e.startswith(f"{phase} ")] for phase in PHASES}
+    by_phase = {
+        phase: [n for n, e in enumerate(events, 1) if e.startswith(f"{phase} ")] for phase in PHASES
+    }
     return [number for phase in PHASES for number in generator.sample(by_phase[phase], count)]
 
 
@@ -161,7 +175,8 @@ def test_a_killed_run_ends_with_the_undisturbed_result(index, tiny, outputs, und
     assert RunFolder(next(outputs.glob("runs/*"))).status()["state"] == "done"
     assert no_leftovers(outputs)
     complete = set(computed(tmp_path / "killed"))
-    assert not complete & set(computed(tmp_path / "again"))  # what was complete is not computed again
+    # What was complete is not computed again
+    assert not complete & set(computed(tmp_path / "again"))
 
 
 def test_the_kills_cover_all_phases(undisturbed):
@@ -184,14 +199,18 @@ def test_a_run_killed_again_and_again_gets_there(tiny, outputs, undisturbed, tmp
 
 def test_training_resumed_in_mid_run_gives_the_identical_file(tiny, outputs, undisturbed, tmp_path):
     events, _, reference = undisturbed
-    steps = [number for number, event in enumerate(events, 1) if event == "finetune after save_if_due"]
+    steps = [
+        number for number, event in enumerate(events, 1) if event == "finetune after save_if_due"
+    ]
     words = [*EVERY_STEP, f"outputs={outputs}"]
     assert forked.run(tiny, *words, folder=tmp_path / "killed", kill_at=steps[8]).returncode == -9
     again = forked.run(tiny, *words, folder=tmp_path / "again", events=True)
     assert again.returncode == 0
     assert "training resumes at step 3" in again.stderr
     assert forked.events(tmp_path / "again").count("finetune after step") == len(steps) - 9
-    files = [path.relative_to(reference) for path in reference.glob("store/vector/*/tensors.safetensors")]
+    files = [
+        path.relative_to(reference) for path in reference.glob("store/vector/*/tensors.safetensors")
+    ]
     assert len(files) == 3
     for file in files:
         assert (outputs / file).read_bytes() == (reference / file).read_bytes()
@@ -200,7 +219,9 @@ def test_training_resumed_in_mid_run_gives_the_identical_file(tiny, outputs, und
 @pytest.mark.parametrize("damage", ["empty", "half", "bit"])
 def test_a_damaged_checkpoint_is_named_and_not_used(damage, tiny, outputs, undisturbed, tmp_path):
     events, expected, _ = undisturbed
-    steps = [number for number, event in enumerate(events, 1) if event == "finetune after save_if_due"]
+    steps = [
+        number for number, event in enumerate(events, 1) if event == "finetune after save_if_due"
+    ]
     words = [*EVERY_STEP, f"outputs={outputs}"]
     assert forked.run(tiny, *words, folder=tmp_path / "killed", kill_at=steps[3]).returncode == -9
     (checkpoint,) = outputs.glob("store/partial/*/training.safetensors")
@@ -223,14 +244,23 @@ def test_four_processes_share_one_sweep(tiny, outputs, undisturbed, tmp_path):
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("done ") == 2
     begun = Counter(line for folder in folders for line in computed(folder, "before"))
-    stored = {path.parent.name for kind in ("vector", "answer") for path in outputs.glob(f"store/{kind}/*/SHA256SUMS")}
+    stored = {
+        path.parent.name
+        for kind in ("vector", "answer")
+        for path in outputs.glob(f"store/{kind}/*/SHA256SUMS")
+    }
     assert {line.rsplit(" ", 1)[1] for line in begun} >= stored
     assert set(begun.values()) == {1}
     first, second = results(outputs)
     assert first.same_as(undisturbed[1])
     alone = tmp_path / "alone/outputs"
     shutil.copytree(outputs / "store/head", alone / "store/head")
-    assert forked.run(tiny, *world.FAST, f"outputs={alone}", "seed=1", folder=tmp_path / "alone").returncode == 0
+    assert (
+        forked.run(
+            tiny, *world.FAST, f"outputs={alone}", "seed=1", folder=tmp_path / "alone"
+        ).returncode
+        == 0
+    )
     assert second.same_as(only(alone))
 
 
@@ -242,8 +272,12 @@ def test_others_go_on_when_the_holder_of_a_lock_is_killed(tiny, outputs, undistu
     (run,) = outputs.glob("runs/*")
     assert RunFolder(run).status()["state"] == "running"
 
-    same_run = [forked.start(tiny, *words, folder=tmp_path / f"same-{n}", events=True) for n in range(2)]
-    other_run = forked.start(tiny, *words, "protocol.subset_size=2", folder=tmp_path / "other", events=True)
+    same_run = [
+        forked.start(tiny, *words, folder=tmp_path / f"same-{n}", events=True) for n in range(2)
+    ]
+    other_run = forked.start(
+        tiny, *words, "protocol.subset_size=2", folder=tmp_path / "other", events=True
+    )
     for child in same_run:
         until(lambda c=child: f"waiting for another process that works on {run.name}" in c.stderr)
     until(lambda: "waiting for another process that computes vector stripes" in other_run.stderr)

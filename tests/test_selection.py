@@ -49,16 +49,21 @@ OWN = {"a": 0.8, "b": 0.5}
     [
         ({0.0: (0.4, 0.4), 0.5: (0.6, 0.5), 1.0: (0.8, 0.2)}, 0.5),
         ({0.0: (0.4, 0.5), 0.5: (0.8, 0.25), 1.0: (0.0, 0.25)}, 0.0),  # 1.5 / 2 twice: the smallest
-        ({1.0: (0.8, 0.25), 0.5: (0.4, 0.5), 0.0: (0.0, 0.0)}, 0.5),  # whatever the order of the table
+        # Whatever the order of the table
+        ({1.0: (0.8, 0.25), 0.5: (0.4, 0.5), 0.0: (0.0, 0.0)}, 0.5),
         ({0.0: (0.5, 0.35), 0.5: (0.6, 0.3), 1.0: (0.0, 0.0)}, 0.5),  # the mean of ratios ...
-        ({0.0: (0.6, 0.3), 0.5: (0.55, 0.35), 1.0: (0.0, 0.0)}, 0.5),  # ... not the ratio of means, which ties
+        # ... not the ratio of means, which ties
+        ({0.0: (0.6, 0.3), 0.5: (0.55, 0.35), 1.0: (0.0, 0.0)}, 0.5),
         ({0.0: (0.0, 0.0), 0.5: (0.0, 0.0), 1.0: (0.0, 0.0)}, 0.0),
-        ({0.0: (0.9, 0.6), 0.5: (0.95, 0.7), 1.0: (0.9, 0.7)}, 0.5),  # better than the individual models
+        # Better than the individual models
+        ({0.0: (0.9, 0.6), 0.5: (0.95, 0.7), 1.0: (0.9, 0.7)}, 0.5),
     ],
 )
 def test_addition_takes_the_highest_mean_normalised_accuracy(curve, best):
     table = {alpha: dict(zip("ab", values, strict=True)) for alpha, values in curve.items()}
-    expected = max(sorted(table), key=lambda x: round((table[x]["a"] / 0.8 + table[x]["b"] / 0.5) / 2, 12))
+    expected = max(
+        sorted(table), key=lambda x: round((table[x]["a"] / 0.8 + table[x]["b"] / 0.5) / 2, 12)
+    )
     assert expected == best
     assert highest_normalised(table, OWN) == best
 
@@ -89,7 +94,9 @@ CONTROL = {  # alpha: (target, control)
     ],
 )
 def test_negation_rules_keep_the_control(floor, lowest, largest):
-    table = {alpha: {"t": target, "c": control} for alpha, (target, control) in reversed(CONTROL.items())}
+    table = {
+        alpha: {"t": target, "c": control} for alpha, (target, control) in reversed(CONTROL.items())
+    }
     assert lowest_target(table, "t", Keeps("c", floor)) == lowest
     assert largest_feasible(table, "t", Keeps("c", floor)) == largest
 
@@ -103,25 +110,35 @@ def test_the_two_negation_rules_differ_where_the_target_recovers():
 @pytest.mark.parametrize("rule", [lowest_target, largest_feasible])
 def test_no_feasible_coefficient_is_an_error_with_the_numbers_and_the_remedy(rule):
     table = {0.5: {"t": 0.3, "c": 0.41}, 1.0: {"t": 0.1, "c": 0.2}}
-    with pytest.raises(NoFeasibleCoefficientError, match=r"control accuracy on c at 0\.4200 .*best 0\.4100.*add 0 to"):
+    with pytest.raises(
+        NoFeasibleCoefficientError,
+        match=r"control accuracy on c at 0\.4200 .*best 0\.4100.*add 0 to",
+    ):
         rule(table, "t", Keeps("c", 0.42))
 
 
 @pytest.mark.parametrize(
     ("curve", "best"),
-    [({0.0: 0.1, 0.5: 0.4, 1.0: 0.4}, 0.5), ({1.0: 0.4, 0.5: 0.4, 0.0: 0.4}, 0.0), ({0.0: 0.1, 1.0: 0.2}, 1.0)],
+    [
+        ({0.0: 0.1, 0.5: 0.4, 1.0: 0.4}, 0.5),
+        ({1.0: 0.4, 0.5: 0.4, 0.0: 0.4}, 0.0),
+        ({0.0: 0.1, 1.0: 0.2}, 1.0),
+    ],
 )
 def test_analogies_take_the_highest_accuracy_and_the_smallest_of_equals(curve, best):
     assert highest_accuracy({alpha: {"t": value} for alpha, value in curve.items()}, ["t"]) == best
 
 
-def reply(report: dict, selection: dict | None = None, alpha: float | None = None, rule: str | None = None) -> Answer:
+def reply(
+    report: dict, selection: dict | None = None, alpha: float | None = None, rule: str | None = None
+) -> Answer:
     return Answer(alpha=alpha, rule=rule, selection=selection or {}, report=report)
 
 
 def test_choose_reads_the_rule_and_what_it_needs_from_validation():
     table = {alpha: {"t": target, "c": control} for alpha, (target, control) in CONTROL.items()}
-    zero = reply({0.0: {"t": 0.9, "c": 0.1}}, {0.0: {"t": 0.9, "c": 0.6}})  # 95 % of 0.6 is 0.57; test is not read
+    # 95 % of 0.6 is 0.57; test is not read
+    zero = reply({0.0: {"t": 0.9, "c": 0.1}}, {0.0: {"t": 0.9, "c": 0.6}})
     for kind, expected in (("lowest_target", 0.5), ("largest_feasible", 0.75)):
         rule = Rule(kind=kind, control_threshold=0.95)
         assert choose(rule, table, ["t"], "c", {"zero_shot": zero}) == expected
@@ -161,7 +178,11 @@ def test_addition_asks_for_the_base_each_model_and_the_merge():
     merged, question = cells["merged"], cells["merged"].question
     assert merged.composed.vectors == ((1.0, changed("a", "ab")), (1.0, changed("b", "ab")))
     assert question.targets == ("a", "b") and question.control is None
-    assert question.grid == GRID and question.fixed == (1.0,) and question.rule == Rule(kind="highest_normalised")
+    assert (
+        question.grid == GRID
+        and question.fixed == (1.0,)
+        and question.rule == Rule(kind="highest_normalised")
+    )
     assert merged.composed.merge and not cells["individual/a"].composed.merge
     assert dict(merged.needs) == {name: cells[name] for name in ("individual/a", "individual/b")}
 
@@ -170,13 +191,20 @@ def test_addition_of_subsets_asks_for_every_combination():
     cells = by_name(Addition(kind="addition", subset_size=2, joint=True), suite("a", "b", "c"))
     merged = {name: cell for name, cell in cells.items() if name.startswith("merged")}
     assert list(merged) == ["merged/a+b", "merged/a+c", "merged/b+c"]
-    assert [cell.question.targets for cell in merged.values()] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [cell.question.targets for cell in merged.values()] == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+    ]
     pair = merged["merged/a+c"]
-    assert pair.composed.vectors == ((1.0, changed("a", "ac")), (1.0, changed("c", "ac")))  # b is not looked at
+    # B is not looked at
+    assert pair.composed.vectors == ((1.0, changed("a", "ac")), (1.0, changed("c", "ac")))
     assert set(dict(pair.needs)) == {"individual/a", "individual/c"}
     joint, question = cells["joint"], cells["joint"].question
     assert joint.composed.vectors == ((1.0, tuned("a", "b", "c")),) and not joint.composed.merge
-    assert question.targets == ("a", "b", "c") and question.fixed == (1.0,) and question.rule is None
+    assert (
+        question.targets == ("a", "b", "c") and question.fixed == (1.0,) and question.rule is None
+    )
 
 
 SINGLES = {
@@ -200,7 +228,9 @@ def criterion(report) -> tuple[str, float, str, str]:
 
 def test_addition_sums_up_absolute_and_normalised_accuracy():
     answers = SINGLES | {
-        "zero_shot": reply({0.0: {"a": 0.4, "b": 0.1, "c": 0.05}}, {0.0: {"a": 0.3, "b": 0.3, "c": 0.3}}),
+        "zero_shot": reply(
+            {0.0: {"a": 0.4, "b": 0.1, "c": 0.05}}, {0.0: {"a": 0.3, "b": 0.3, "c": 0.3}}
+        ),
         "joint": reply({1.0: {"a": 0.8, "b": 0.45, "c": 0.25}}),
         "merged": reply(
             {0.3: {"a": 0.6, "b": 0.5, "c": 0.1}, 1.0: {"a": 0.2, "b": 0.1, "c": 0.0}},
@@ -217,7 +247,9 @@ def test_addition_sums_up_absolute_and_normalised_accuracy():
     assert rows["individual"].mean("accuracy") == pytest.approx((0.8 + 0.5 + 0.25) / 3)
     assert rows["individual"].cells == {task: f"individual/{task}" for task in "abc"}
     merged = rows["merged"]
-    assert merged.alpha == 0.3 and merged.selected_on == "val" and merged.rule == "highest_normalised"
+    assert (
+        merged.alpha == 0.3 and merged.selected_on == "val" and merged.rule == "highest_normalised"
+    )
     assert merged.mean("accuracy") == pytest.approx(0.4)
     assert merged.values("normalised") == pytest.approx({"a": 0.75, "b": 1.0, "c": 0.4})
     assert merged.mean("normalised") == pytest.approx((0.75 + 1 + 0.4) / 3)
@@ -226,7 +258,9 @@ def test_addition_sums_up_absolute_and_normalised_accuracy():
     assert at_one.alpha == 1.0 and at_one.selected_on is None and at_one.rule is None
     assert at_one.mean("normalised") == pytest.approx((0.25 + 0.2 + 0) / 3)
     assert at_one.cells == merged.cells == {"all": "merged"}
-    assert rows["zero_shot"].alpha == 0.0 and rows["zero_shot"].values("normalised")["b"] == pytest.approx(0.2)
+    assert rows["zero_shot"].alpha == 0.0 and rows["zero_shot"].values("normalised")[
+        "b"
+    ] == pytest.approx(0.2)
     assert rows["joint"].mean("normalised") == pytest.approx((1 + 0.9 + 1) / 3)
     assert criterion(report) == ("merged/validation", pytest.approx(0.4), "higher", "val")
     assert [point["alpha"] for point in report.curves["merged"]] == [0.0, 0.3]
@@ -241,7 +275,9 @@ def test_rows_carry_the_validation_accuracy_at_their_own_coefficient():
     answers = {
         "zero_shot": reply({0.0: {"a": 0.4}}),
         "individual/a": reply({1.0: {"a": 0.8}}, {1.0: {"a": 0.7}}),
-        "merged": reply({0.5: {"a": 0.6}, 1.0: {"a": 0.1}}, {0.5: {"a": 0.5}, 1.0: {"a": 0.2}}, 0.5, "best"),
+        "merged": reply(
+            {0.5: {"a": 0.6}, 1.0: {"a": 0.1}}, {0.5: {"a": 0.5}, 1.0: {"a": 0.2}}, 0.5, "best"
+        ),
     }
     rows = rows_of(Addition(kind="addition").summarise(suite("a"), answers))
     assert {name: row.values("validation") for name, row in rows.items()} == {
@@ -253,7 +289,9 @@ def test_an_individual_test_accuracy_of_zero_leaves_a_named_reason():
     answers = {
         "zero_shot": reply({0.0: {"a": 0.4}}),
         "individual/a": reply({1.0: {"a": 0.0}}, {1.0: {"a": 0.1}}),
-        "merged": reply({0.5: {"a": 0.2}, 1.0: {"a": 0.0}}, {0.5: {"a": 0.2}}, 0.5, "highest_normalised"),
+        "merged": reply(
+            {0.5: {"a": 0.2}, 1.0: {"a": 0.0}}, {0.5: {"a": 0.2}}, 0.5, "highest_normalised"
+        ),
     }
     with pytest.raises(NoFeasibleCoefficientError, match="undefined: a has individual accuracy 0"):
         Addition(kind="addition").summarise(suite("a"), answers)
@@ -262,7 +300,12 @@ def test_an_individual_test_accuracy_of_zero_leaves_a_named_reason():
 def test_addition_of_subsets_sums_up_each_and_their_mean():
     def merged(first: str, second: str, x: float, y: float) -> Answer:
         at = {first: x, second: y}
-        return reply({0.5: at, 1.0: {first: 0.0, second: 0.0}}, {0.5: at}, alpha=0.5, rule="highest_normalised")
+        return reply(
+            {0.5: at, 1.0: {first: 0.0, second: 0.0}},
+            {0.5: at},
+            alpha=0.5,
+            rule="highest_normalised",
+        )
 
     answers = SINGLES | {
         "zero_shot": reply({0.0: {"a": 0.4, "b": 0.1, "c": 0.05}}),
@@ -297,7 +340,11 @@ def test_negation_asks_for_signed_random_and_ascent_models_with_the_control(rule
     cells = by_name(protocol, suite("a", "b", control="c"))
     assert list(cells) == [
         "zero_shot",
-        *[f"{kind}/{task}" for task in "ab" for kind in ("individual", "negated", "random", "ascent")],
+        *[
+            f"{kind}/{task}"
+            for task in "ab"
+            for kind in ("individual", "negated", "random", "ascent")
+        ],
     ]
     assert all(cell.question.control == "c" for cell in cells.values())
     negated, random, ascent = (cells[f"{kind}/b"] for kind in ("negated", "random", "ascent"))
@@ -314,15 +361,21 @@ def test_negation_asks_for_signed_random_and_ascent_models_with_the_control(rule
     assert ascent.question.fixed == (1.0,) and ascent.question.rule is None
 
 
-@pytest.mark.parametrize(("random", "ascent"), [(True, False), (False, False), (True, True), (False, True)])
+@pytest.mark.parametrize(
+    ("random", "ascent"), [(True, False), (False, False), (True, True), (False, True)]
+)
 def test_negation_sums_up_target_and_control_means(random, ascent):
     protocol = Negation(kind="negation", random=random, ascent=ascent)
     answers = {"zero_shot": reply({0.0: {"a": 0.5, "b": 0.3, "c": 0.6}})}
     for task, chosen, target, control in (("a", 0.4, 0.1, 0.58), ("b", 0.7, 0.2, 0.57)):
-        answers[f"individual/{task}"] = reply({1.0: {task: 0.9, "c": 0.4}}, {1.0: {task: 0.8, "c": 0.5}})
+        answers[f"individual/{task}"] = reply(
+            {1.0: {task: 0.9, "c": 0.4}}, {1.0: {task: 0.8, "c": 0.5}}
+        )
         for name, shift in (("negated", 0.0), ("random", 0.2)):
             at = {task: target + shift, "c": control}
-            answers[f"{name}/{task}"] = reply({chosen: at}, {0.0: at, chosen: at}, chosen, "lowest_target")
+            answers[f"{name}/{task}"] = reply(
+                {chosen: at}, {0.0: at, chosen: at}, chosen, "lowest_target"
+            )
         answers[f"ascent/{task}"] = reply({1.0: {task: 0.02, "c": 0.01}})
     report = protocol.summarise(suite("a", "b", control="c"), answers)
     rows = rows_of(report)
@@ -335,16 +388,25 @@ def test_negation_sums_up_target_and_control_means(random, ascent):
     negated = rows["negated"]
     assert negated.values("accuracy") == {"a": 0.1, "b": 0.2}
     assert negated.values("control") == {"a": 0.58, "b": 0.57}  # under each target's model
-    assert negated.mean("accuracy") == pytest.approx(0.15) and negated.mean("control") == pytest.approx(0.575)
+    assert negated.mean("accuracy") == pytest.approx(0.15) and negated.mean(
+        "control"
+    ) == pytest.approx(0.575)
     assert negated.selected_on == "val" and negated.rule == "lowest_target"
     assert negated.alphas == {"a": 0.4, "b": 0.7} and negated.alpha == pytest.approx(0.55)
     if random:
         assert rows["random"].mean("accuracy") == pytest.approx(0.35)
     if ascent:
-        assert rows["ascent"].mean("accuracy") == pytest.approx(0.02) and rows["ascent"].alpha == 1.0
+        assert (
+            rows["ascent"].mean("accuracy") == pytest.approx(0.02) and rows["ascent"].alpha == 1.0
+        )
         assert rows["ascent"].selected_on is None
     assert criterion(report) == ("negated/validation", pytest.approx(0.15), "lower", "val")
-    assert report.curves["negated/b"][-1] == {"alpha": 0.7, "mean": 0.2, "accuracy": {"b": 0.2}, "control": 0.57}
+    assert report.curves["negated/b"][-1] == {
+        "alpha": 0.7,
+        "mean": 0.2,
+        "accuracy": {"b": 0.2},
+        "control": 0.57,
+    }
 
 
 def test_negation_needs_a_control():
@@ -365,14 +427,18 @@ def test_analogy_asks_for_c_plus_b_minus_a_on_the_target_alone():
     assert list(cells) == ["zero_shot", "individual/s", "auxiliary", "analogy"]
     assert {cell.question.targets for cell in cells.values()} == {("s",)}
     signs = {vector: sign for sign, vector in cells["analogy"].composed.vectors}
-    assert signs == {changed("r", "pqr"): 1.0, changed("q", "pqr"): 1.0, changed("p", "pqr"): -1.0}  # nothing of s
+    # Nothing of s
+    assert signs == {changed("r", "pqr"): 1.0, changed("q", "pqr"): 1.0, changed("p", "pqr"): -1.0}
     assert cells["auxiliary"].composed.vectors == ((1.0, changed("r", "pqr")),)
 
 
 def test_analogy_sums_up_with_errors_relative_to_the_tuned_target():
     def searched(alpha: float, best: float, at_one: float) -> Answer:
         return reply(
-            {alpha: {"s": best}, 1.0: {"s": at_one}}, {0.0: {"s": 0.1}, alpha: {"s": best}}, alpha, "highest_accuracy"
+            {alpha: {"s": best}, 1.0: {"s": at_one}},
+            {0.0: {"s": 0.1}, alpha: {"s": best}},
+            alpha,
+            "highest_accuracy",
         )
 
     answers = {
@@ -387,7 +453,9 @@ def test_analogy_sums_up_with_errors_relative_to_the_tuned_target():
         "zero_shot", "individual", "auxiliary", "auxiliary_alpha_1", "analogy", "analogy_alpha_1"
     ]  # fmt: skip
     assert [row.mean("accuracy") for row in rows.values()] == [0.2, 0.8, 0.4, 0.3, 0.6, 0.1]
-    assert rows["analogy"].mean("normalised") == pytest.approx(0.75) and rows["analogy"].alpha == 0.35
+    assert (
+        rows["analogy"].mean("normalised") == pytest.approx(0.75) and rows["analogy"].alpha == 0.35
+    )
     assert rows["individual"].mean("normalised") == 1.0
     assert criterion(report) == ("analogy/validation", 0.6, "higher", "val")
 
@@ -434,7 +502,9 @@ def test_an_answer_is_the_accuracy_of_each_composed_model(seed):
     base, tau = normal(4, 4), normal(4, 4)
     model = Identity(base)
     data = {
-        (t, split): world.view(normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double())
+        (t, split): world.view(
+            normal(count, 4), torch.randint(4, (count,), generator=generator), torch.eye(4).double()
+        )
         for split in ("val", "test")
         for t, count in (("t", 601), ("c", 37))
     }
@@ -442,10 +512,14 @@ def test_an_answer_is_the_accuracy_of_each_composed_model(seed):
     def accuracy(alpha: float, split: str, task: str) -> float:
         view = data[task, split]
         predicted = [(base + alpha * tau).matmul(x).argmax().item() for x in view.take(slice(None))]
-        return sum(p == y for p, y in zip(predicted, view.labels().tolist(), strict=True)) / len(predicted)
+        return sum(p == y for p, y in zip(predicted, view.labels().tolist(), strict=True)) / len(
+            predicted
+        )
 
     grid = (0.0, 0.5, 2.0)
-    question = Scores(targets=("t",), control="c", grid=grid, fixed=(1.0,), rule=Rule(kind="highest_accuracy"))
+    question = Scores(
+        targets=("t",), control="c", grid=grid, fixed=(1.0,), rule=Rule(kind="highest_accuracy")
+    )
     composition = Scaled(model.parameters, TaskVector({"weight": tau}))
     given = Given(model, data)
     found, masks = question.answer(given, composition, ())
@@ -453,7 +527,9 @@ def test_an_answer_is_the_accuracy_of_each_composed_model(seed):
     assert set(given.asked) == set(question.needs(None))  # nothing that it did not declare
     assert found.selection == {a: {t: accuracy(a, "val", t) for t in ("t", "c")} for a in grid}
     assert found.alpha == max(grid, key=lambda a: accuracy(a, "val", "t"))
-    assert found.report == {a: {t: accuracy(a, "test", t) for t in ("t", "c")} for a in {found.alpha, 1.0}}
+    assert found.report == {
+        a: {t: accuracy(a, "test", t) for t in ("t", "c")} for a in {found.alpha, 1.0}
+    }
     assert {name: mask.double().mean().item() for name, mask in masks.items()} == {
         f"correct/{a}/{t}": value for a, at in found.report.items() for t, value in at.items()
     }
@@ -465,6 +541,8 @@ def test_the_individual_model_is_its_own_denominator():
     for accuracy in (1 / 3, 0.7, 1.0):
         own = reply({1.0: {"t": accuracy}}, {1.0: {"t": 0.5}})
         answers = {"zero_shot": reply({0.0: {"t": 0.1}}), "individual/t": own}
-        answers["merged"] = reply({1.0: {"t": accuracy}}, {1.0: {"t": 0.5}}, 1.0, cells["merged"].question.rule.kind)
+        answers["merged"] = reply(
+            {1.0: {"t": accuracy}}, {1.0: {"t": 0.5}}, 1.0, cells["merged"].question.rule.kind
+        )
         rows = rows_of(Addition(kind="addition").summarise(suite("t"), answers))
         assert rows["individual"].mean("normalised") == rows["merged"].mean("normalised") == 1.0

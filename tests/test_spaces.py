@@ -17,7 +17,9 @@ from taskvec.models.spaces import Spaces
 
 TOWERS = [
     VisionConfig(12, (16, 16), (8, 8), 16, 2, 2, 40),
-    VisionConfig(12, (16, 16), (4, 4), 16, 2, 2, 40, ln_pre=False, ls_init_value=0.1, pool_type="avg"),
+    VisionConfig(
+        12, (16, 16), (4, 4), 16, 2, 2, 40, ln_pre=False, ls_init_value=0.1, pool_type="avg"
+    ),
 ]
 
 
@@ -50,7 +52,9 @@ def check(spaces: Spaces, model: Model, inputs: torch.Tensor) -> dict[str, int]:
                 assert lengths.setdefault(space, length) == length, (name, space)
     assert set(spaces.observed) <= set(lengths)
     seen = observations(model, inputs, spaces.observed)
-    assert {space: tensor.shape[-1] for space, tensor in seen.items()} == {s: lengths[s] for s in spaces.observed}
+    assert {space: tensor.shape[-1] for space, tensor in seen.items()} == {
+        s: lengths[s] for s in spaces.observed
+    }
     return lengths
 
 

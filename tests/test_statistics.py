@@ -69,7 +69,10 @@ def labels() -> Tensor:
 def moved(model, scale: float = 0.1) -> dict[str, Tensor]:
     """Return theta_0 + tau for a random tau."""
     generator = torch.Generator().manual_seed(4)
-    drawn = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in model.parameters.items()}
+    drawn = {
+        n: torch.randn(w.shape, generator=generator, dtype=w.dtype)
+        for n, w in model.parameters.items()
+    }
     return {name: weight + scale * drawn[name] for name, weight in model.parameters.items()}
 
 
@@ -99,7 +102,9 @@ def test_moments_at_a_vector_equal_naive_hooks(tower: Images, images: Tensor):
         torch.testing.assert_close(moment.total, rows.sum(0), **CLOSE)
     torch.testing.assert_close(found["projection"].second() * 7, found["projection"].gram)
     assert set(found) == set(names)
-    assert found.sources["blocks.1.attn.v"] == "blocks.1.attn.q" and found.sources["blocks.1.attn.out"].endswith("out")
+    assert found.sources["blocks.1.attn.v"] == "blocks.1.attn.q" and found.sources[
+        "blocks.1.attn.out"
+    ].endswith("out")
     tensors, _ = MOMENTS.pack(found)
     assert not any("attn.k" in name or "attn.v" in name for name in tensors)
 
@@ -155,7 +160,10 @@ def leaves(weights) -> dict[str, Tensor]:
 
 def gradient_of(value: Tensor, weights, *, keep: bool = False) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, list(weights.values()), allow_unused=True, retain_graph=keep)
-    return {n: torch.zeros_like(weights[n]) if g is None else g for n, g in zip(weights, found, strict=True)}
+    return {
+        n: torch.zeros_like(weights[n]) if g is None else g
+        for n, g in zip(weights, found, strict=True)
+    }
 
 
 def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, labels: Tensor):
@@ -169,7 +177,8 @@ def test_gradient_equals_autograd(tower: Images, images: Tensor, head: Tensor, l
         for name, mean in found.mean.items():
             stacked = torch.stack([one[name] for one in each])
             torch.testing.assert_close(mean, stacked.mean(0), **CLOSE)
-            if votes and "attn.k.bias" not in name:  # softmax does not see it: its gradient is rounding
+            # Softmax does not see it: its gradient is rounding
+            if votes and "attn.k.bias" not in name:
                 assert torch.equal(found.votes[name], stacked.sign().sum(0).int())
     assert all(weight.grad is None for weight in tower.module.parameters())
 
@@ -191,10 +200,14 @@ def test_gradient_of_a_regression_and_of_words(tower: Images, images: Tensor, he
 def same_tensors(first, second, **tolerance: float) -> None:
     assert set(first) == set(second)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], **(tolerance or {"rtol": 0, "atol": 0}))
+        torch.testing.assert_close(
+            first[name], second[name], **(tolerance or {"rtol": 0, "atol": 0})
+        )
 
 
-def fisher_loop(model, weights, inputs, head, labels, outcome: str, batch: int) -> dict[str, Tensor]:
+def fisher_loop(
+    model, weights, inputs, head, labels, outcome: str, batch: int
+) -> dict[str, Tensor]:
     """The formulas of the spec, one group of examples at a time."""
     weights = leaves(weights)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -216,23 +229,39 @@ def fisher_loop(model, weights, inputs, head, labels, outcome: str, batch: int) 
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7])
-@pytest.mark.parametrize(("outcome", "batch"), [("root", 1), ("root", 3), ("every", 1), ("label", 1), ("label", 2)])
+@pytest.mark.parametrize(
+    ("outcome", "batch"), [("root", 1), ("root", 3), ("every", 1), ("label", 1), ("label", 2)]
+)
 def test_fisher_equals_the_formula(outcome: str, batch: int, cut: int, tower, images, head, labels):
     weights = moved(tower)
     statistic = Fisher(outcome=outcome, batch=batch)
     granted = labels if statistic.labels else None
-    (found,) = collect(tower, images.split(cut), [statistic], parameters=weights, head=head, labels=granted)
+    (found,) = collect(
+        tower, images.split(cut), [statistic], parameters=weights, head=head, labels=granted
+    )
     same_tensors(found, fisher_loop(tower, weights, images, head, labels, outcome, batch), **CLOSE)
 
 
 def test_signed_fisher_is_unbiased(tower: Images, images: Tensor, head: Tensor):
     (exact,) = collect(tower, [images], [Fisher(outcome="every")], head=head)
-    drawn = collect(tower, [images], [Fisher(outcome="signed", batch=7, seed=seed) for seed in range(300)], head=head)
+    drawn = collect(
+        tower,
+        [images],
+        [Fisher(outcome="signed", batch=7, seed=seed) for seed in range(300)],
+        head=head,
+    )
     biased = collect(tower, [images], [Fisher()], head=head)[0]
     for name in ("projection.weight", "blocks.0.mlp.fc.weight"):
         mean = torch.stack([one[name] for one in drawn]).mean(0)
-        assert (mean - exact[name]).norm() < 0.15 * exact[name].norm() < (biased[name] - exact[name]).norm()
-    assert all(not torch.equal(a["projection.weight"], b["projection.weight"]) for a, b in pairwise(drawn[:4]))
+        assert (
+            (mean - exact[name]).norm()
+            < 0.15 * exact[name].norm()
+            < (biased[name] - exact[name]).norm()
+        )
+    assert all(
+        not torch.equal(a["projection.weight"], b["projection.weight"])
+        for a, b in pairwise(drawn[:4])
+    )
 
 
 def test_fisher_of_one_output_and_what_is_refused(tower: Images, images: Tensor, head: Tensor):
@@ -241,7 +270,9 @@ def test_fisher_of_one_output_and_what_is_refused(tower: Images, images: Tensor,
     predicted = [tower.features(weights, image) @ head[0] for image in images.split(1)]
     squares = [gradient_of(value.sum(), weights)["projection.weight"] ** 2 for value in predicted]
     (found,) = collect(tower, [images], [Fisher()], head=head[:1])
-    torch.testing.assert_close(found["projection.weight"], 2 * torch.stack(squares).mean(0), **CLOSE)
+    torch.testing.assert_close(
+        found["projection.weight"], 2 * torch.stack(squares).mean(0), **CLOSE
+    )
     with pytest.raises(ValueError, match="set batch=1"):
         Fisher(outcome="every", batch=2)
 
@@ -249,11 +280,15 @@ def test_fisher_of_one_output_and_what_is_refused(tower: Images, images: Tensor,
 def counted(model) -> tuple[list[bool], object]:
     """Return a list that notes each forward pass of the model, and whether it builds a graph."""
     passes: list[bool] = []
-    return passes, model.module.register_forward_hook(lambda _, inputs, output: passes.append(output.requires_grad))
+    return passes, model.module.register_forward_hook(
+        lambda _, inputs, output: passes.append(output.requires_grad)
+    )
 
 
 def test_one_pass_serves_all(tower: Images, images: Tensor, head: Tensor, labels: Tensor):
-    curvatures = [EXACT.model_copy(update={"probes": 2, "structure": s}) for s in ("kfac", "diag_ggn")]
+    curvatures = [
+        EXACT.model_copy(update={"probes": 2, "structure": s}) for s in ("kfac", "diag_ggn")
+    ]
     wanted = [MOMENTS, *curvatures, Gradient()]
     settings = {"parameters": moved(tower), "head": head, "labels": labels}
     passes, handle = counted(tower)
@@ -267,7 +302,12 @@ def test_one_pass_serves_all(tower: Images, images: Tensor, head: Tensor, labels
     collect(tower, images.split(3), [ekfac, MOMENTS, ekfac.model_copy(update={"seed": 1})])
     assert len(passes) == 1 + 6
     passes.clear()
-    collect(tower, images.split(3), [Gradient(votes=True), Fisher(), Fisher(outcome="label"), MOMENTS], **settings)
+    collect(
+        tower,
+        images.split(3),
+        [Gradient(votes=True), Fisher(), Fisher(outcome="label"), MOMENTS],
+        **settings,
+    )
     assert len(passes) == 1 + 7 + 3  # example by example, and batch by batch
     handle.remove()
     alone = [collect(tower, images.split(3), [statistic], **settings)[0] for statistic in wanted]
@@ -287,11 +327,18 @@ def test_a_curvature_at_a_vector_is_that_of_the_moved_model(tower: Images, image
     same(at, there)
 
 
-@pytest.mark.parametrize("statistic", [MOMENTS, EXACT, Fisher(), Gradient(votes=True)], ids=lambda s: s.kind)
-def test_values_are_views_of_stored_tensors(statistic: Statistic, tower, images, head, labels, tmp_path):
+@pytest.mark.parametrize(
+    "statistic", [MOMENTS, EXACT, Fisher(), Gradient(votes=True)], ids=lambda s: s.kind
+)
+def test_values_are_views_of_stored_tensors(
+    statistic: Statistic, tower, images, head, labels, tmp_path
+):
     (value,) = collect(tower, images.split(3), [statistic], head=head, labels=labels)
     tensors, meta = statistic.pack(value)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "value.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        tmp_path / "value.safetensors",
+    )
     with safe_open(tmp_path / "value.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     again, header = statistic.pack(statistic.unpack(stored, meta))
@@ -315,8 +362,12 @@ def test_what_is_refused(tower: Images, images: Tensor, head: Tensor, labels: Te
     broken["blocks.1.attn.q.weight"][0, 0] = torch.nan
     with pytest.raises(UserError, match=r"input_moments: blocks\.1\.attn\.out/gram is not finite"):
         collect(tower, [images], [MOMENTS], parameters=broken)
-    with pytest.raises(UserError, match=r"curvature: the factors of blocks\.0\.attn\.q are not finite"):
-        collect(tower, [images], [EXACT.model_copy(update={"structure": "ekfac"})], parameters=broken)
+    with pytest.raises(
+        UserError, match=r"curvature: the factors of blocks\.0\.attn\.q are not finite"
+    ):
+        collect(
+            tower, [images], [EXACT.model_copy(update={"structure": "ekfac"})], parameters=broken
+        )
     with pytest.raises(NotImplementedError, match="Spectrum is not collected"):
         collect(tower, [images], [Spectrum()])
 
@@ -329,7 +380,9 @@ class Peak(Accumulator):
 
     def visitors(self, side):
         def visit(name):
-            return lambda tokens: self.peaks.__setitem__(name, max(self.peaks.get(name, 0), float(tokens.rows().max())))
+            return lambda tokens: self.peaks.__setitem__(
+                name, max(self.peaks.get(name, 0), float(tokens.rows().max()))
+            )
 
         return [{(layer.name, "input"): visit(layer.name) for layer in self.layers}]
 
@@ -363,8 +416,16 @@ def view(inputs: Tensor) -> View:
 
 
 def test_batches():
-    small, large = torch.zeros(70, 3, 32, 32, dtype=torch.uint8), torch.zeros(70, 3, 224, 224, dtype=torch.uint8)
-    assert [batch_size(torch.zeros(1, length)) for length in (16, 128, 512, 10**6)] == [64, 64, 16, 1]
+    small, large = (
+        torch.zeros(70, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(70, 3, 224, 224, dtype=torch.uint8),
+    )
+    assert [batch_size(torch.zeros(1, length)) for length in (16, 128, 512, 10**6)] == [
+        64,
+        64,
+        16,
+        1,
+    ]
     assert (batch_size(small), batch_size(large)) == (64, 16)
     assert [len(piece[0]) for piece in Batches(view(small))] == [64, 6]
     pairs = Batches(view(small), view(large))
@@ -403,9 +464,13 @@ def test_spectrum(whitening: str, at, tower: Images, images: Tensor):
     spectra = statistic.made(asked, Granted({needs[0]: moments, at: vector}, tower))
     for layer, values in spectra.items():
         weight, moment = weights[f"{layer}.weight"], moments[layer]
-        covariance = moment.gram / moment.rows + 0.01 * torch.eye(len(moment.total), dtype=torch.float64)
+        covariance = moment.gram / moment.rows + 0.01 * torch.eye(
+            len(moment.total), dtype=torch.float64
+        )
         factor = torch.linalg.cholesky(covariance) if whitening == "sqrt" else covariance
-        torch.testing.assert_close(values, torch.linalg.svd(weight @ factor).S, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            values, torch.linalg.svd(weight @ factor).S, rtol=1e-9, atol=1e-12
+        )
     assert spectra.keys() == set(moments)
 
 

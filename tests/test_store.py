@@ -101,14 +101,18 @@ def test_every_damaged_file_is_detected_named_and_computed_again(config, done, c
     assert len(files) == 3 * len(stored)
     caplog.set_level(logging.WARNING, "taskvec")
     for number, file in enumerate(files):
-        node, before = stored[file.parent], {path.name: path.read_bytes() for path in file.parent.iterdir()}
+        node, before = (
+            stored[file.parent],
+            {path.name: path.read_bytes() for path in file.parent.iterdir()},
+        )
         for damage, content in forked.damaged(before[file.name], seed=number):
             caplog.clear()
             file.write_bytes(content)
             with pytest.raises(CorruptError) as found:
                 store.verify(file.parent)
             assert names(str(found.value), file)
-            if damage != DAMAGES[(number + number // 3) % 3]:  # each kind for each of an artefact's three files
+            # Each kind for each of an artefact's three files
+            if damage != DAMAGES[(number + number // 3) % 3]:
                 continue
             work = Workspace(store, run.compute, lambda *_: None, lambda *_: None)
             work.get(node)
@@ -130,19 +134,27 @@ def test_every_damaged_file_is_detected_named_and_computed_again(config, done, c
 def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp_path):
     """Through the command: a damaged file, and nothing above it that would make it superfluous."""
     store, every = Store(done / "store"), nodes(Plan(config(f"outputs={done}")))
-    label, number = {"head": ("head stripes", 0), "decoded": ("examples stripes/train", 1)}.get(kind, (None, 2))
+    label, number = {"head": ("head stripes", 0), "decoded": ("examples stripes/train", 1)}.get(
+        kind, (None, 2)
+    )
     label = label or {"vector": "vector stripes", "answer": "answer individual/stripes"}[kind]
-    above = [node for node in every.values() if every[label] in node.walk() and node is not every[label]]
+    above = [
+        node for node in every.values() if every[label] in node.walk() and node is not every[label]
+    ]
     for node in above:
         shutil.rmtree(store.folder(node))
     shutil.rmtree(done / "runs")
-    file = store.folder(every[label]) / ("tensors.safetensors", "artefact.json", "SHA256SUMS")[number]
+    file = (
+        store.folder(every[label]) / ("tensors.safetensors", "artefact.json", "SHA256SUMS")[number]
+    )
     file.write_bytes(dict(forked.damaged(file.read_bytes(), seed=number))[DAMAGES[number]])
     ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run", events=True)
     assert ended.returncode == 0, ended.stderr
     assert names(ended.stderr, file)
     again = {
-        event.split(" ", 2)[2].rsplit(" ", 1)[0] for event in forked.events(tmp_path / "run") if "compute" in event
+        event.split(" ", 2)[2].rsplit(" ", 1)[0]
+        for event in forked.events(tmp_path / "run")
+        if "compute" in event
     }
     assert again == {label, *(node.label for node in above)}
     assert only(done).result().same_as(only(warm_outputs).result())
@@ -196,7 +208,9 @@ def test_stored_files_have_the_same_permissions(done):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["result.json", "status.json", "config.yaml"])
-def test_a_damaged_run_is_done_again_from_the_store(name, damage, tiny, done, warm_outputs, tmp_path):
+def test_a_damaged_run_is_done_again_from_the_store(
+    name, damage, tiny, done, warm_outputs, tmp_path
+):
     file = only(done).path / name
     content = file.read_bytes()
     changed = dict(forked.damaged(content, seed=2))[damage]
@@ -207,7 +221,11 @@ def test_a_damaged_run_is_done_again_from_the_store(name, damage, tiny, done, wa
     ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run", events=True)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not [event for event in forked.events(tmp_path / "run") if event.startswith(("compute", "finetune"))]
+    assert not [
+        event
+        for event in forked.events(tmp_path / "run")
+        if event.startswith(("compute", "finetune"))
+    ]
     assert only(done).result().same_as(only(warm_outputs).result())
     assert only(done).status()["state"] == "done"
 
@@ -303,17 +321,43 @@ def another_template(path: Path) -> None:
 
 
 CHANGES: list[tuple[str, Callable[[Path], None], Iterable[str]]] = [
-    ("data/stripes/train.parquet", one_pixel, {"examples stripes/train", "vector stripes"} | OF_STRIPES),
-    ("data/stripes/train.parquet", one_label, {"examples stripes/train", "vector stripes"} | OF_STRIPES),
-    ("data/stripes/val.parquet", one_pixel, {"examples stripes/val", "answer zero_shot"} | OF_STRIPES),
-    ("data/stripes/test.parquet", one_label, {"examples stripes/test", "answer zero_shot"} | OF_STRIPES),
+    (
+        "data/stripes/train.parquet",
+        one_pixel,
+        {"examples stripes/train", "vector stripes"} | OF_STRIPES,
+    ),
+    (
+        "data/stripes/train.parquet",
+        one_label,
+        {"examples stripes/train", "vector stripes"} | OF_STRIPES,
+    ),
+    (
+        "data/stripes/val.parquet",
+        one_pixel,
+        {"examples stripes/val", "answer zero_shot"} | OF_STRIPES,
+    ),
+    (
+        "data/stripes/test.parquet",
+        one_label,
+        {"examples stripes/test", "answer zero_shot"} | OF_STRIPES,
+    ),
     ("data/control/test.parquet", one_pixel, set()),
-    ("task/stripes.yaml", another_template, {"head stripes", "vector stripes", "answer zero_shot"} | OF_STRIPES),
-    ("clip/open_clip_model.safetensors", one_weight_bit, {"base weights"} | HEADS | VECTORS | CELLS),
+    (
+        "task/stripes.yaml",
+        another_template,
+        {"head stripes", "vector stripes", "answer zero_shot"} | OF_STRIPES,
+    ),
+    (
+        "clip/open_clip_model.safetensors",
+        one_weight_bit,
+        {"base weights"} | HEADS | VECTORS | CELLS,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("file", "change", "touched"), CHANGES, ids=[f"{f} {c.__name__}" for f, c, _ in CHANGES])
+@pytest.mark.parametrize(
+    ("file", "change", "touched"), CHANGES, ids=[f"{f} {c.__name__}" for f, c, _ in CHANGES]
+)
 def test_a_file_touches_what_depends_on_it(file, change, touched, tiny, config, tmp_path):
     copy = world_copy(tiny, tmp_path)
     before = Plan(config(include=copy))
@@ -366,10 +410,16 @@ def test_only_what_a_changed_file_touches_is_computed(tiny, done, tmp_path):
     shutil.rmtree(done / "runs")
     ended = forked.run(copy, *words, folder=tmp_path / "run", events=True)
     assert ended.returncode == 0, ended.stderr
-    events = [event for event in forked.events(tmp_path / "run") if event.startswith("compute after ")]
+    events = [
+        event for event in forked.events(tmp_path / "run") if event.startswith("compute after ")
+    ]
     assert sorted(event.split(" ", 2)[2].rsplit(" ", 1)[0] for event in events) == sorted(touched)
     result = read_result(only(done).path / "result.json")
-    flags = {label.rsplit(" ", 1)[0] for label, usage in result.timing["artefacts"].items() if usage["computed"]}
+    flags = {
+        label.rsplit(" ", 1)[0]
+        for label, usage in result.timing["artefacts"].items()
+        if usage["computed"]
+    }
     assert flags == touched
 
 

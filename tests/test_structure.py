@@ -13,7 +13,9 @@ from conftest import ROOT, command
 from density import density, table
 
 PACKAGE = ROOT / "taskvec"
-SOURCES = [path for folder in ("taskvec", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("taskvec", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
 SHOWN = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -31,7 +33,17 @@ LAYERS = [
     {"report", "runner"},
     {"cli", "__init__", "__main__"},
 ]
-REWRITTEN = ("graph", "finetune", "transform", "merge", "protocols", "statistics", "training", "report", "runner")
+REWRITTEN = (
+    "graph",
+    "finetune",
+    "transform",
+    "merge",
+    "protocols",
+    "statistics",
+    "training",
+    "report",
+    "runner",
+)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -40,7 +52,9 @@ def test_files_and_functions_are_short(path: Path):
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} is {node.end_lineno - node.lineno + 1} lines long"
+            assert node.end_lineno - node.lineno < 60, (
+                f"{node.name} is {node.end_lineno - node.lineno + 1} lines long"
+            )
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -76,7 +90,9 @@ def test_imports_point_downwards():
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
         here = module_of(path)
-        wrong += [f"{here} imports {there}" for there in imports(path) if layer(there) > layer(here)]
+        wrong += [
+            f"{here} imports {there}" for there in imports(path) if layer(there) > layer(here)
+        ]
     assert wrong == []
 
 
@@ -88,7 +104,9 @@ def test_imports_form_no_circle():
     done, open_ = set(), []
 
     def visit(module: str) -> None:
-        assert module not in open_, f"a circle of imports: {' -> '.join([*open_[open_.index(module) :], module])}"
+        assert module not in open_, (
+            f"a circle of imports: {' -> '.join([*open_[open_.index(module) :], module])}"
+        )
         if module in done:
             return
         open_.append(module)
@@ -105,11 +123,17 @@ def test_the_plan_names_no_method_family_or_modality():
 
     registry.load_builtin()
     names = {
-        entry.name for entry in registry.entries() if entry.group in ("finetune", "transform", "merge", "backbone")
+        entry.name
+        for entry in registry.entries()
+        if entry.group in ("finetune", "transform", "merge", "backbone")
     }
     names |= {"image", "images", "text", "texts", "clip", "causal", "encoder", "t5"}
     tree = ast.parse((PACKAGE / "graph" / "plan.py").read_text(encoding="utf-8"))
-    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    words = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     assert words.isdisjoint(names - {"none"})
 
 
@@ -122,7 +146,14 @@ def test_code_is_told_one_thought_per_line():
 def test_readme_commands_are_valid(line: str, tmp_path: Path):
     words = shlex.split(line)[1:]
     if words[0] == "run" or "=" in words[0] or words[0] == "-m":
-        words = ["show", *(word for word in words if word not in ("-m", "run") and not word.startswith("sweep."))]
+        words = [
+            "show",
+            *(
+                word
+                for word in words
+                if word not in ("-m", "run") and not word.startswith("sweep.")
+            ),
+        ]
         words = [re.sub(r"^(seed|protocol|merge)=([^,]+),.*", r"\1=\2", word) for word in words]
     elif words[0] not in ("list", "show", "doctor", "completion"):
         words = [*words, "--help"]

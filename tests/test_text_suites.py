@@ -87,8 +87,15 @@ def rows(outcome: Outcome) -> dict:
 def test_every_family_runs_shows_its_table_and_resumes(run, outputs, capsys, model):
     words = ["method=task_arithmetic", f"backbone={model}", "suite=minitext6", *TWO, *FAST]
     first = run(*words)
-    assert first.state == "done" and set(rows(first)) == {"zero_shot", "individual", "merged", "merged_alpha_1"}
-    assert all(0 <= value <= 1 for row in first.result.rows for value in row.values("accuracy").values())
+    assert first.state == "done" and set(rows(first)) == {
+        "zero_shot",
+        "individual",
+        "merged",
+        "merged_alpha_1",
+    }
+    assert all(
+        0 <= value <= 1 for row in first.result.rows for value in row.values("accuracy").values()
+    )
     assert run(*words).state == "skipped"
     folder = outputs / "runs" / first.run_id
     (folder / "result.json").unlink()
@@ -154,21 +161,34 @@ def test_glue_is_judged_by_the_metric_of_each_task(run, outputs):
 
 @pytest.mark.parametrize("model", ["tiny_t5", "tiny_gpt2"])
 def test_models_that_answer_in_words_learn_scores(run, model):
-    words = [f"backbone={model}", "suite=glue8", MIRROR, "suite.tasks=[stsb]", "protocol.grid=[0,1]"]
+    words = [
+        f"backbone={model}",
+        "suite=glue8",
+        MIRROR,
+        "suite.tasks=[stsb]",
+        "protocol.grid=[0,1]",
+    ]
     found = []
-    for seed in range(3):  # a few dozen examples are tested on: one seed's correlation spreads by 0.3
+    # A few dozen examples are tested on: one seed's correlation spreads by 0.3
+    for seed in range(3):
         outcome = run(*words, "finetune.steps=300", f"seed={seed}")
         found.append(rows(outcome)["individual"].values("accuracy")["stsb"])
     assert sum(found) / len(found) > 0.5
 
 
 def test_rows_without_a_label_are_left_out_and_words_are_labels():
-    tasks = load_tasks({"tasks": ["snli", "scitail", "mnli"], "data_dir": str(HUB)}, TextSuite, [conf_dir()])
+    tasks = load_tasks(
+        {"tasks": ["snli", "scitail", "mnli"], "data_dir": str(HUB)}, TextSuite, [conf_dir()]
+    )
 
     def read(task: str, split: str, framed: bool):
         pieces: list = []
         found = tokenise_split(
-            task, tasks[task], split, lambda rows: pieces.extend(rows) or torch.zeros(len(rows), 1), framed=framed
+            task,
+            tasks[task],
+            split,
+            lambda rows: pieces.extend(rows) or torch.zeros(len(rows), 1),
+            framed=framed,
         )
         return found["labels"].tolist(), pieces
 
@@ -189,8 +209,16 @@ def test_rows_without_a_label_are_left_out_and_words_are_labels():
 def test_negation_keeps_the_perplexity_of_the_control(run, lms):
     (lms / "task").mkdir(exist_ok=True)
     (lms / "task/short.yaml").write_text(f"path: {lms}\nfile: short\n")
-    parquet.write_table(pa.table({"text": [f"{i}. Call me Ishmael." for i in range(9)]}), lms / "short.parquet")
-    words = ["backbone=tiny_gpt2", "suite=minitext6", "suite.tasks=[products]", *FAST, "protocol=negation"]
+    parquet.write_table(
+        pa.table({"text": [f"{i}. Call me Ishmael." for i in range(9)]}), lms / "short.parquet"
+    )
+    words = [
+        "backbone=tiny_gpt2",
+        "suite=minitext6",
+        "suite.tasks=[products]",
+        *FAST,
+        "protocol=negation",
+    ]
     words.append("suite.control=short")
     outcome = run(*words, "protocol.perplexity_tolerance=5")
     found, result = rows(outcome), outcome.result
@@ -198,7 +226,9 @@ def test_negation_keeps_the_perplexity_of_the_control(run, lms):
     assert all(row.mean("control") is None and row.mean("perplexity") > 1 for row in found.values())
     curve = {point["alpha"]: point for point in result.curves["negated/products"]}
     kept = {alpha: p for alpha, p in curve.items() if p["control"] <= curve[0.0]["control"] + 5}
-    assert found["negated"].alphas["products"] == min(sorted(kept), key=lambda alpha: kept[alpha]["mean"])
+    assert found["negated"].alphas["products"] == min(
+        sorted(kept), key=lambda alpha: kept[alpha]["mean"]
+    )
     assert set(result.data_seen["selection"]) == {"products/val", "short/val"}
     linear = rows(run(*words, "finetune=tangent", "finetune.lr=1e-3"))
     start = found["zero_shot"].mean("perplexity")
@@ -210,19 +240,26 @@ def test_negation_keeps_the_perplexity_of_the_control(run, lms):
     [
         ({0.0: 20.0, 0.5: 20.5, 1.0: 20.5001}, 0.5, 0.5),  # the bound itself is within
         ({0.0: 20.0, 0.5: 20.5001, 1.0: 30.0}, 0.0, 0.0),
-        ({0.0: 20.0, 0.5: 20.4, 1.0: 19.0}, 0.5, 1.0),  # the lowest target is a tie, or the largest coefficient
+        # The lowest target is a tie, or the largest coefficient
+        ({0.0: 20.0, 0.5: 20.4, 1.0: 19.0}, 0.5, 1.0),
         ({0.0: 20.0, 0.5: float("inf"), 1.0: 20.1}, 1.0, 1.0),
     ],
 )
-def test_the_rule_admits_perplexity_up_to_half_a_point_above_the_start(perplexities, lowest, largest):
+def test_the_rule_admits_perplexity_up_to_half_a_point_above_the_start(
+    perplexities, lowest, largest
+):
     targets = {0.0: 0.9, 0.5: 0.2, 1.0: 0.2}
     curve = {alpha: {"t": targets[alpha], "c": value} for alpha, value in perplexities.items()}
     answers = {"zero_shot": Answer(selection={0.0: {"c": 20.0}})}
     for kind, expected in (("lowest_target", lowest), ("largest_feasible", largest)):
         rule = Rule(kind=kind, perplexity_tolerance=0.5)
         assert choose(rule, curve, ["t"], "c", answers) == expected, kind
-    assert Keeps("c", 20.5, below=True).admits(20.5) and not Keeps("c", 20.5, below=True).admits(float("nan"))
-    with pytest.raises(NoFeasibleCoefficientError, match=r"perplexity on c at 20\.5000 or less .*add 0 to"):
+    assert Keeps("c", 20.5, below=True).admits(20.5) and not Keeps("c", 20.5, below=True).admits(
+        float("nan")
+    )
+    with pytest.raises(
+        NoFeasibleCoefficientError, match=r"perplexity on c at 20\.5000 or less .*add 0 to"
+    ):
         choose(rule, {1.0: {"t": 0.1, "c": 21.0}}, ["t"], "c", answers)
 
 
@@ -242,10 +279,16 @@ def test_an_analogy_learns_nothing_of_its_target(run):
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name, monkeypatch):
     backbone = lookup("backbone", MODELS[name][0]).schema(
-        kind=MODELS[name][0], model=f"{lms}/models/{name}", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
+        kind=MODELS[name][0],
+        model=f"{lms}/models/{name}",
+        tokenizer="pkg://mini_lm_tokenizer",
+        start_token="<|end|>",
     )
     prompt = Prompt(["negative", "positive"], (), "Sentiment:")
-    model, texts = backbone.load("cpu"), ["fine", "a long and rather dull film about a boat", "so bad", "well made"]
+    model, texts = (
+        backbone.load("cpu"),
+        ["fine", "a long and rather dull film about a boat", "so bad", "well made"],
+    )
     inputs = backbone.tokenize([("Review: ", text, "\nSentiment:") for text in texts])
     labels, head = torch.tensor([1, 0, 0, 1]), backbone.heads({"t": prompt})["t"]
     given = Given(model, {("t", "test"): world.view(inputs, labels, head)})
@@ -253,7 +296,9 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
 
     def loss(rows: torch.Tensor, labels: torch.Tensor) -> float:
         batch = Batch(rows, {"t": slice(0, len(rows))}, {"t": labels})
-        return objective.loss(lambda _, x: given.evaluator.scores(x, head, model.parameters), batch, {}).item()
+        return objective.loss(
+            lambda _, x: given.evaluator.scores(x, head, model.parameters), batch, {}
+        ).item()
 
     alone = [loss(inputs[i : i + 1], labels[i : i + 1]) for i in range(4)]
     wider = torch.nn.functional.pad(inputs, (0, 7), value=-1)
@@ -263,7 +308,9 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
 
     def predicted() -> torch.Tensor:
         need = Examples("t", "test", "report", labels=True)
-        found, _ = given.evaluator.predictions(Scaled(model.parameters, TaskVector({})), [need], [0.0])
+        found, _ = given.evaluator.predictions(
+            Scaled(model.parameters, TaskVector({})), [need], [0.0]
+        )
         return found[0.0][need]
 
     whole = predicted()
@@ -274,7 +321,10 @@ def test_losses_and_predictions_do_not_depend_on_batch_size_or_padding(lms, name
 def read_aloud(lms):
     """A tiny causal model and three texts."""
     backbone = lookup("backbone", "causal").schema(
-        kind="causal", model=f"{lms}/models/tiny_gpt2", tokenizer="pkg://mini_lm_tokenizer", start_token="<|end|>"
+        kind="causal",
+        model=f"{lms}/models/tiny_gpt2",
+        tokenizer="pkg://mini_lm_tokenizer",
+        start_token="<|end|>",
     )
     texts = ("Call me Ishmael.", "Some years ago", "never mind how")
     return backbone.load("cpu"), backbone.tokenize([("", text, "") for text in texts])
@@ -285,7 +335,9 @@ def surprises(model, inputs, tau, alphas, *, tangent: bool = False, bf16: bool =
     need = Examples("corpus", "test", "report")
     composition = Scaled(model.parameters, tau)
     composition.forward = "tangent" if tangent else "standard"
-    found, excluded = Evaluator(model, lambda _: world.view(inputs), bf16=bf16).surprise(composition, need, alphas)
+    found, excluded = Evaluator(model, lambda _: world.view(inputs), bf16=bf16).surprise(
+        composition, need, alphas
+    )
     assert not excluded
     return found
 
@@ -295,7 +347,11 @@ def test_perplexity_is_that_of_the_text_token_by_token(lms):
 
     model, inputs = read_aloud(lms)
     found = surprises(model, inputs, TaskVector({}), [0.0])[0.0]
-    theirs, nll, count = AutoModelForCausalLM.from_pretrained(lms / "models/tiny_gpt2").eval(), 0.0, 0
+    theirs, nll, count = (
+        AutoModelForCausalLM.from_pretrained(lms / "models/tiny_gpt2").eval(),
+        0.0,
+        0,
+    )
     for row in inputs:
         ids = row[row >= 0].long()[None]
         with torch.no_grad():
@@ -308,14 +364,21 @@ def test_perplexity_is_that_of_the_text_token_by_token(lms):
 def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(lms, monkeypatch):
     """Against states along a finite difference in float64."""
     model, inputs = read_aloud(lms)
-    tau, alphas = TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()}), [0.0, 0.4, 1.0]
+    tau, alphas = (
+        TaskVector({n: 0.05 * torch.randn_like(p) for n, p in model.parameters.items()}),
+        [0.0, 0.4, 1.0],
+    )
     states_of, seen = type(model).token_states, []
-    monkeypatch.setattr(type(model), "token_states", lambda *given: seen.append(1) or states_of(*given))
+    monkeypatch.setattr(
+        type(model), "token_states", lambda *given: seen.append(1) or states_of(*given)
+    )
     found = surprises(model, inputs, tau, alphas, tangent=True)
     assert len(seen) == 1
 
     def exact(step):
-        return states_of(model, {n: p.double() + step * tau[n] for n, p in model.parameters.items()}, inputs)
+        return states_of(
+            model, {n: p.double() + step * tau[n] for n, p in model.parameters.items()}, inputs
+        )
 
     with torch.no_grad():
         derivative = (exact(1e-4) - exact(-1e-4)) / 2e-4
@@ -341,19 +404,28 @@ def test_perplexity_of_the_linearised_model_takes_one_jvp_for_all_coefficients(l
 def own(lms: Path, tmp_path: Path):
     """Write a task of the user's and return the overrides that run it."""
 
-    def write(columns: dict | None = None, names: tuple[str, ...] | None = ("no", "yes"), **settings) -> list[str]:
-        given = {"text": [f"a text {i}" for i in range(20)], "label": [i % 2 for i in range(20)]} | (columns or {})
+    def write(
+        columns: dict | None = None, names: tuple[str, ...] | None = ("no", "yes"), **settings
+    ) -> list[str]:
+        given = {
+            "text": [f"a text {i}" for i in range(20)],
+            "label": [i % 2 for i in range(20)],
+        } | (columns or {})
         table = pa.table({name: cells for name, cells in given.items() if cells is not None})
         features = {"label": {"_type": "ClassLabel", "names": list(names or ())}}
         if names:
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            table = table.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
         folder = tmp_path / "data"
         folder.mkdir()
         for split in ("train", "val", "test"):  # no two of which may be the same file
             own = table.append_column("split", pa.array([split] * len(table)))
             parquet.write_table(own, folder / f"{split}.parquet")
         (lms / "task").mkdir(exist_ok=True)
-        (lms / "task" / "own.yaml").write_text(yaml.safe_dump({"path": str(folder), "frame": "{text}"} | settings))
+        (lms / "task" / "own.yaml").write_text(
+            yaml.safe_dump({"path": str(folder), "frame": "{text}"} | settings)
+        )
         return ["suite=minitext6", "suite.tasks=[own]", "backbone=tiny_gpt2"]
 
     return write
@@ -370,11 +442,17 @@ MALFORMED = [
         "has label 'maybe', but the task has 2",
     ),
     ({"columns": {"label": [0.5] * 20}}, "has label 0.5, but the task has 2 classes"),
-    ({"columns": {"label": [7.0] * 20}, "metric": "pearson", "words": ["no", "half", "yes"]}, "scores from 0 to 2"),
+    (
+        {"columns": {"label": [7.0] * 20}, "metric": "pearson", "words": ["no", "half", "yes"]},
+        "scores from 0 to 2",
+    ),
     ({"metric": "pearson"}, "a regression needs a word for each score"),
     ({"metric": "acuracy"}, "task/own.yaml: metric: Input should be 'accuracy'"),
     ({"words": ["bad", "good", "best"]}, "3 words for 2 classes"),
-    ({"words": ["yes", "yes please"]}, "the label words 'yes' and 'yes please' share their first token"),
+    (
+        {"words": ["yes", "yes please"]},
+        "the label words 'yes' and 'yes please' share their first token",
+    ),
     ({"frame": "Text:"}, "frame 'Text:' must contain {text} exactly once"),
 ]
 
@@ -396,7 +474,9 @@ def test_a_malformed_task_is_one_line_and_exit_2(own, tmp_path, capsys, change, 
         (["backbone=tiny_t5", "suite=minitext6", "suite.tasks=[glosses]"], "'glosses' is a corpus without labels"),
     ],
 )  # fmt: skip
-def test_components_that_do_not_go_together_are_one_line_and_exit_2(lms, tmp_path, capsys, words, said):
+def test_components_that_do_not_go_together_are_one_line_and_exit_2(
+    lms, tmp_path, capsys, words, said
+):
     assert said in refused([*words, f"outputs={tmp_path}/out"], capsys)
 
 
@@ -414,7 +494,11 @@ def test_one_of_two_texts_may_be_empty(own):
     words = own(columns={"text": ["why?"] * 20, "other": pair}, pair="other", frame="{text} {pair}")
     config = compose.resolve(compose.compose(words))
     found = tokenise_split(
-        "own", config.suite.definitions["own"], "test", lambda rows: torch.zeros(len(rows), 1), framed=True
+        "own",
+        config.suite.definitions["own"],
+        "test",
+        lambda rows: torch.zeros(len(rows), 1),
+        framed=True,
     )
     assert len(found["labels"]) == 20
     assert TextTask(path="p", pair="b", frame="{pair} then {text}").columns == ("text", "b")

@@ -10,7 +10,14 @@ from taskvec.errors import UserError
 from taskvec.models.layers import Heads
 from taskvec.statistics.cross_value import CrossMoment, SpaceMoments, through
 from taskvec.transform.alignment.extension import Extension, depths, lineage, lineages, schedule
-from taskvec.transform.alignment.maps import Alignments, SpaceMaps, alignment_error, described, pooled, whitened
+from taskvec.transform.alignment.maps import (
+    Alignments,
+    SpaceMaps,
+    alignment_error,
+    described,
+    pooled,
+    whitened,
+)
 from taskvec.transform.alignment.permutations import group_of, match, permute
 from taskvec.transform.alignment.procrustes import align, align_product
 from taskvec.transform.alignment.ridge import absorbed, diagonal, ridge
@@ -181,7 +188,9 @@ def test_undetermined_maps_are_flagged_and_partial_isometries_are_deterministic(
 def test_error_is_the_distance_of_matched_rows():
     own = rows(30, 4)
     exact = own @ orthogonal(4)
-    assert alignment_error(align(own.mT @ exact).map, moment(own, 5 * exact)) == pytest.approx(0, abs=1e-12)
+    assert alignment_error(align(own.mT @ exact).map, moment(own, 5 * exact)) == pytest.approx(
+        0, abs=1e-12
+    )
     other = rows(30, 6)
     found = align(own.mT @ other).map
     distance = (own @ found / own.norm() - other / other.norm()).square().sum() / 2
@@ -194,7 +203,10 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     own, other = rows(90, 4), rows(90, 5) + 1
     source = {"fc.weight": rows(16, 4), "fc.bias": rows(1, 16)[0]}
     target = {"fc.weight": rows(20, 5), "fc.bias": rows(1, 20)[0]}
-    hidden = own @ source["fc.weight"].mT + source["fc.bias"], other @ target["fc.weight"].mT + target["fc.bias"]
+    hidden = (
+        own @ source["fc.weight"].mT + source["fc.bias"],
+        other @ target["fc.weight"].mT + target["fc.bias"],
+    )
     derived = {"out": ("in", "fc", "fc")}
     stored = spaces(derived, **{"in": moment(own, other)})
     how = Alignments(centre=centre, tolerance=1e-8)
@@ -206,7 +218,9 @@ def test_maps_of_layers_outputs_follow_from_their_inputs(centre):
     inner = through(moment(own, other), tuple(source.values()), tuple(target.values()))
     torch.testing.assert_close(inner.cross, dense.cross)
     left, right = rows(9, 3), rows(7, 3)
-    torch.testing.assert_close(align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map)
+    torch.testing.assert_close(
+        align_product(left, torch.eye(3), right, 1e-9).map, align(left @ right.mT, 1e-9).map
+    )
 
 
 def test_hidden_units_may_share_one_map():
@@ -219,7 +233,14 @@ def test_hidden_units_may_share_one_map():
 
 
 def test_itinerary_says_why():
-    source = {"w": (4, 3), "norm": (3,), "words": (9, 3), "kernel": (4, 3, 2), "gone": (2,), "unseen": (4,)}
+    source = {
+        "w": (4, 3),
+        "norm": (3,),
+        "words": (9, 3),
+        "kernel": (4, 3, 2),
+        "gone": (2,),
+        "unseen": (4,),
+    }
     target = {"w": (6, 5), "norm": (5,), "words": (8, 5), "kernel": (6, 5), "unseen": (6,)}
     axes = {
         "w": ("out", "in"), "norm": ("in",), "words": (None, "in"), "kernel": ("out", "in", None), "gone": ("x",),
@@ -252,7 +273,9 @@ def test_schedules_and_lineages():
     assert [block.added for block in lineage(2, [0, 0])] == [False, True, True, False]
     names = ["stem", "encoder.block.0.layer.1.w", "encoder.block.1.layer.1.w", "decoder.block.0.w"]
     assert depths(names) == {"encoder.block": 2, "decoder.block": 1}
-    assert lineages(names, [*names, "decoder.block.1.w"], "bottom_top", "spread").keys() == {"decoder.block"}
+    assert lineages(names, [*names, "decoder.block.1.w"], "bottom_top", "spread").keys() == {
+        "decoder.block"
+    }
     with pytest.raises(UserError, match="as deep or deeper"):
         lineages([*names, "decoder.block.1.w"], names, "bottom_top", "spread")
 
@@ -279,7 +302,10 @@ def test_extension_is_linear_and_leaves_no_block_at_zero(average):
 def test_ridge():
     now, wanted = rows(40, 3), rows(40, 3)
     found = ridge(now, wanted, pull=2.0)
-    matrix, residual = found.matrix, (now - now.mean(0)) @ found.matrix.mT - (wanted - wanted.mean(0))
+    matrix, residual = (
+        found.matrix,
+        (now - now.mean(0)) @ found.matrix.mT - (wanted - wanted.mean(0)),
+    )
     gradient = residual.mT @ (now - now.mean(0)) + 1e-6 * matrix + 2.0 * (matrix - torch.eye(3))
     assert gradient.abs().max() < 1e-9
     torch.testing.assert_close(ridge(now, wanted, 1e12).matrix, torch.eye(3, dtype=torch.float64))
@@ -290,7 +316,9 @@ def test_ridge():
     torch.testing.assert_close((now * scaled.matrix + scaled.offset).mean(0), wanted.mean(0))
 
 
-@pytest.mark.parametrize("heads", [Heads(4, 4, 3), Heads(4, 2, 3, channels=False), Heads(4, 4, 3, places=False)])
+@pytest.mark.parametrize(
+    "heads", [Heads(4, 4, 3), Heads(4, 2, 3, channels=False), Heads(4, 4, 3, places=False)]
+)
 def test_permuted_attention_is_found(heads):
     """Heads change places with and within groups, channels within heads, where nothing ties them to theirs."""
     inner, kv, width = heads.query * heads.width, heads.key_value * heads.width, 8
@@ -299,7 +327,13 @@ def test_permuted_attention_is_found(heads):
         "v": ("b.attn.v", "b.attn.in"), "out": ("b.attn.out", "b.attn.heads"), "up": ("b.mlp.up", "b.mlp.in"),
         "down": ("b.mlp.proj", "b.mlp.hidden"),
     }  # fmt: skip
-    shapes = {"words": (20, width), "q": (inner, width), "k": (kv, width), "v": (kv, width), "out": (width, inner)}
+    shapes = {
+        "words": (20, width),
+        "q": (inner, width),
+        "k": (kv, width),
+        "v": (kv, width),
+        "out": (width, inner),
+    }
     shapes |= {"up": (10, width), "down": (width, 10)}
     source = {name: rows(*shape) for name, shape in shapes.items()}
     stream, hidden = torch.randperm(width), torch.randperm(10)
@@ -308,12 +342,23 @@ def test_permuted_attention_is_found(heads):
     channels = [torch.randperm(3) if heads.channels else torch.arange(3) for _ in groups]
     values = [torch.randperm(3) for _ in groups]
     own_heads = [torch.randperm(share) for _ in groups]
-    planted = {space: stream for named in axes.values() for space in named if space and group_of(space)[0] == "units"}
+    planted = {
+        space: stream
+        for named in axes.values()
+        for space in named
+        if space and group_of(space)[0] == "units"
+    }
     planted |= {"b.mlp.up": hidden, "b.mlp.hidden": hidden}
     for member, inside in (("k", channels), ("v", values)):
-        planted[f"b.attn.{member}"] = torch.cat([g * 3 + inside[i] for i, g in enumerate(groups.tolist())])
+        planted[f"b.attn.{member}"] = torch.cat(
+            [g * 3 + inside[i] for i, g in enumerate(groups.tolist())]
+        )
     for member, inside in (("q", channels), ("heads", values)):
-        parts = [(g * share + h) * 3 + inside[i] for i, g in enumerate(groups.tolist()) for h in own_heads[i].tolist()]
+        parts = [
+            (g * share + h) * 3 + inside[i]
+            for i, g in enumerate(groups.tolist())
+            for h in own_heads[i].tolist()
+        ]
         planted[f"b.attn.{member}"] = torch.cat(parts)
     target = {name: permute(weight, axes[name], planted) for name, weight in source.items()}
     found = match(source, target, axes, heads)

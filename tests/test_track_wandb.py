@@ -37,25 +37,48 @@ def init(**arguments):
 def launch(tiny: Path, outputs: Path, *arguments: str, environment: dict[str, str] | None = None):
     """Run with the W&B mirror, away from this machine's own credentials."""
     environment = {"NETRC": str(outputs / "no-netrc")} | (environment or {})
-    return command(tiny, *world.FAST, "tracker=wandb", f"outputs={outputs}", *arguments, environment=environment)
+    return command(
+        tiny,
+        *world.FAST,
+        "tracker=wandb",
+        f"outputs={outputs}",
+        *arguments,
+        environment=environment,
+    )
 
 
 def mirrored(outputs: Path) -> dict[str, dict]:
     """Return each offline run by name, as ``wandb leet inspect`` reads it."""
     runs = {}
     for folder in sorted((outputs / "wandb").glob("offline-run-*")):
-        words = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
-        run = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
+        words = [
+            sys.executable,
+            "-m",
+            "wandb",
+            "leet",
+            "inspect",
+            "--summary",
+            "--json",
+            str(folder),
+        ]
+        run = json.loads(
+            subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        )
         runs[run["name"]] = run
     return runs
 
 
 def recorded(outputs: Path) -> dict[str, Result]:
-    return {path.parent.name: read_result(path) for path in sorted((outputs / "runs").glob("*/result.json"))}
+    return {
+        path.parent.name: read_result(path)
+        for path in sorted((outputs / "runs").glob("*/result.json"))
+    }
 
 
 @pytest.fixture(scope="module")
-def sweep(tiny: Path, warm_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def sweep(
+    tiny: Path, warm_outputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
     """Four runs of one process, mirrored offline for want of a key: addition, negation, two whose training fails."""
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
     for kind in ("head", "decoded"):
@@ -66,7 +89,9 @@ def sweep(tiny: Path, warm_outputs: Path, tmp_path_factory: pytest.TempPathFacto
     assert done.returncode == 1 and len(runs) == 4 and len(results) == 2, done.stderr
     good = sorted((runs[name] for name in results), key=lambda run: run["config"]["protocol"])
     failed = [run for name, run in runs.items() if name not in results]
-    return SimpleNamespace(runs=good, failed=failed, results=results, outputs=outputs, stderr=done.stderr)
+    return SimpleNamespace(
+        runs=good, failed=failed, results=results, outputs=outputs, stderr=done.stderr
+    )
 
 
 def test_summary_holds_every_metric_of_the_result(sweep):
@@ -76,23 +101,36 @@ def test_summary_holds_every_metric_of_the_result(sweep):
         assert {key: run["summary"].get(key) for key in expected} == expected
         assert run["summary"]["criterion"] == result.criterion.value
         assert run["summary"]["tables/rows"]["nrows"] == len(result.rows)
-        assert run["summary"]["tables/alpha_curve"]["nrows"] == sum(map(len, result.curves.values()))
+        assert run["summary"]["tables/alpha_curve"]["nrows"] == sum(
+            map(len, result.curves.values())
+        )
         assert (run["state"], run["exit_code"], run["summary"]["state"]) == ("finished", 0, "done")
 
 
 def test_config_keys_are_uniform_over_protocols(sweep):
     addition, negation = (run["config"] for run in sweep.runs)
     assert addition.keys() == negation.keys() and addition.keys() > FLAT
-    assert {key for key in addition if addition[key] != negation[key]} == {"run_id", "protocol", "resolved"}
+    assert {key for key in addition if addition[key] != negation[key]} == {
+        "run_id",
+        "protocol",
+        "resolved",
+    }
     resolved = sweep.results[addition["run_id"]].config
-    assert addition["resolved"] == {key: value for key, value in resolved.items() if value != {}}  # W&B drops these
+    # W&B drops these
+    assert addition["resolved"] == {key: value for key, value in resolved.items() if value != {}}
     assert addition["experiment"] is None and addition["lr"] == 3e-3
-    assert all(not isinstance(value, (dict, list)) for key, value in addition.items() if key != "resolved")
+    assert all(
+        not isinstance(value, (dict, list)) for key, value in addition.items() if key != "resolved"
+    )
     assert sweep.runs[1]["tags"] == ["task_arithmetic", "tiny", "negation", "trial"]
 
 
 def test_curves_stand_over_an_axis_of_their_own(sweep):
-    folder = next(f for f in (sweep.outputs / "wandb").glob("offline-run-*") if sweep.runs[0]["run_id"] in f.name)
+    folder = next(
+        f
+        for f in (sweep.outputs / "wandb").glob("offline-run-*")
+        if sweep.runs[0]["run_id"] in f.name
+    )
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     assert '"train/step"' in lines and '"alpha_curve/merged/accuracy/corners"' in lines
@@ -124,22 +162,31 @@ def test_interrupted_run_is_failed():
     run = SimpleNamespace(summary={}, finish=lambda exit_code: calls.append(exit_code))
     with pytest.raises(KeyboardInterrupt), WandbSession(run):
         raise KeyboardInterrupt
-    assert calls == [1] and run.summary == {"state": "failed", "reason": "interrupted; the same command resumes it"}
+    assert calls == [1] and run.summary == {
+        "state": "failed",
+        "reason": "interrupted; the same command resumes it",
+    }
 
 
 def test_server_out_of_reach_costs_no_run(tiny, warm_outputs, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(warm_outputs / "store", outputs / "store")
     done = launch(tiny, outputs, "tracker.mode=online", "tracker.timeout_s=2", environment=CLOSED)
-    assert done.returncode == 0 and done.stderr.count("W&B") == 1 and "recorded offline" in done.stderr
+    assert (
+        done.returncode == 0 and done.stderr.count("W&B") == 1 and "recorded offline" in done.stderr
+    )
     (result,), (plain,) = recorded(outputs).values(), recorded(warm_outputs).values()
     assert result.same_as(plain)
     (run,) = mirrored(outputs).values()
-    assert run["state"] == "finished" and flat_metrics(result.rows).items() <= run["summary"].items()
+    assert (
+        run["state"] == "finished" and flat_metrics(result.rows).items() <= run["summary"].items()
+    )
     assert not list((outputs / "wandb").glob("run-*"))
 
 
-@pytest.mark.parametrize("code", ["raise OSError('broken installation')", BROKEN], ids=["import", "calls"])
+@pytest.mark.parametrize(
+    "code", ["raise OSError('broken installation')", BROKEN], ids=["import", "calls"]
+)
 def test_broken_wandb_costs_no_run(tiny, warm_outputs, tmp_path, code):
     outputs = tmp_path / "outputs"
     shutil.copytree(warm_outputs / "store", outputs / "store")
@@ -153,4 +200,8 @@ def test_broken_wandb_costs_no_run(tiny, warm_outputs, tmp_path, code):
 
 def test_project_name_is_checked_before_work_starts(tiny, outputs):
     done = launch(tiny, outputs, "tracker.project=a/b")
-    assert done.returncode == 2 and "tracker.project" in done.stderr and not (outputs / "runs").exists()
+    assert (
+        done.returncode == 2
+        and "tracker.project" in done.stderr
+        and not (outputs / "runs").exists()
+    )

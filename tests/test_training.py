@@ -106,8 +106,12 @@ def test_what_is_left_open_is_the_backbones():
     found = Full(steps=10).resolved(Suited)
     assert (found.lr, found.steps, found.warmup, found.batch_size) == (3e-4, 10, 20, 32)
     assert Kfac().resolved(Suited).penalty.weight == 7.0
-    assert Kfac(penalty={"weight": 0.5}, lr=1.0).resolved(Suited).penalty == PenaltySettings(weight=0.5)
-    with pytest.raises(UserError, match="finetune=full: batch_size 32 does not divide into 5 micro-batches"):
+    assert Kfac(penalty={"weight": 0.5}, lr=1.0).resolved(Suited).penalty == PenaltySettings(
+        weight=0.5
+    )
+    with pytest.raises(
+        UserError, match="finetune=full: batch_size 32 does not divide into 5 micro-batches"
+    ):
         Full(accumulation=5).resolved(Suited)
 
 
@@ -121,7 +125,9 @@ def test_a_users_method_takes_it_the_same_way():
 
 
 def test_where_a_checkpoint_is_taken_changes_no_identity():
-    assert recipe(checkpoint_every=1.0, gradient_checkpointing=True).identity() == recipe().identity()
+    assert (
+        recipe(checkpoint_every=1.0, gradient_checkpointing=True).identity() == recipe().identity()
+    )
     assert recipe(objective="entropy").identity()["objective"] == {"kind": "entropy", "code": 1}
     assert Full(objective={"kind": "entropy"}).objective == Entropy()
     with pytest.raises(ValueError, match="unknown objective 'entrop'; did you mean 'entropy'"):
@@ -162,16 +168,18 @@ def examples(batches: list[Batch]) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("sizes", [(12,), (13,), (4,), (20, 3, 9)])
 def test_every_epoch_is_a_permutation_of_the_union(seed, sizes, accumulation, crop):
-    batches = Batches(numbered(*sizes), batch_size=6, accumulation=accumulation, seed=seed, crop=crop)
+    batches = Batches(
+        numbered(*sizes), batch_size=6, accumulation=accumulation, seed=seed, crop=crop
+    )
     everything = [(f"task{i}", n) for i, size in enumerate(sizes) for n in range(size)]
     assert len(batches) == len(everything)
     per_epoch = math.ceil(len(everything) / 6)
     orders = []
     for epoch in range(3):
         steps = [examples(batches.at(epoch * per_epoch + step)) for step in range(per_epoch)]
-        assert [len(step) for step in steps] == [6] * (len(everything) // 6) + [len(everything) % 6] * (
-            len(everything) % 6 > 0
-        )
+        assert [len(step) for step in steps] == [6] * (len(everything) // 6) + [
+            len(everything) % 6
+        ] * (len(everything) % 6 > 0)
         orders.append(sum(steps, []))
         assert sorted(orders[-1]) == sorted(everything)
     assert orders[0] != orders[1] != orders[2]
@@ -182,7 +190,9 @@ def random_views(seed: int, *sizes: int) -> dict[str, Memory]:
     generator = torch.Generator().manual_seed(seed)
     return {
         f"task{i}": Memory(
-            torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(n), torch.empty(0)
+            torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8),
+            torch.arange(n),
+            torch.empty(0),
         )
         for i, n in enumerate(sizes)
     }
@@ -200,7 +210,10 @@ def test_seed_and_step_alone_determine_a_batch_and_its_crops(seed):
         assert again.rows == expected[step].rows
         assert torch.equal(forwards.at(step)[0].inputs, again.inputs)
     other = Batches(views, seed=seed + 1, **settings)
-    assert all(not torch.equal(other.at(step)[0].inputs, batch.inputs) for step, batch in enumerate(expected))
+    assert all(
+        not torch.equal(other.at(step)[0].inputs, batch.inputs)
+        for step, batch in enumerate(expected)
+    )
 
 
 @SEEDS
@@ -227,7 +240,10 @@ class Regression:
         generator = torch.Generator().manual_seed(seed)
         self.x = torch.randn(examples, width, generator=generator, dtype=torch.float64)
         self.y = torch.randn(examples, generator=generator, dtype=torch.float64)
-        self.start = {"w": torch.randn(width, generator=generator, dtype=torch.float64), "b": torch.zeros(1).double()}
+        self.start = {
+            "w": torch.randn(width, generator=generator, dtype=torch.float64),
+            "b": torch.zeros(1).double(),
+        }
         self.views = {"t": Memory(self.x, torch.arange(examples), torch.empty(0))}
 
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -235,12 +251,19 @@ class Regression:
 
     def batches(self, seed: int, settings: Schedule) -> Batches:
         return Batches(
-            self.views, batch_size=settings.batch_size, accumulation=settings.accumulation, seed=seed, crop=None
+            self.views,
+            batch_size=settings.batch_size,
+            accumulation=settings.accumulation,
+            seed=seed,
+            crop=None,
         )
 
     def loss(self, trainable: dict[str, torch.Tensor]):
         return lambda batch, state: (
-            (batch.inputs @ trainable["w"] + trainable["b"] - self.y[batch.labels["t"]]).square().mean() / 2
+            (batch.inputs @ trainable["w"] + trainable["b"] - self.y[batch.labels["t"]])
+            .square()
+            .mean()
+            / 2
         )
 
     def train(self, settings: Schedule, seed: int, total: int, *, steps=None, **more):
@@ -254,7 +277,9 @@ class Regression:
         return train([Group(trainable)], self.loss(trainable), steps, settings, **more)
 
 
-def adamw(problem: Regression, settings: Schedule, seed: int, total: int) -> tuple[np.ndarray, list[float]]:
+def adamw(
+    problem: Regression, settings: Schedule, seed: int, total: int
+) -> tuple[np.ndarray, list[float]]:
     """Loshchilov & Hutter's algorithm with clipping, in NumPy, for all parameters stacked as one vector."""
     theta = np.concatenate([t.numpy() for t in problem.start.values()])
     first, second, norms = np.zeros_like(theta), np.zeros_like(theta), []
@@ -294,7 +319,9 @@ def test_steps_are_clipped_adamw_with_decay_on_every_parameter(seed, total, clip
 def test_accumulated_micro_batches_give_the_update_of_the_whole_batch(seed, accumulation):
     problem = Regression(seed, examples=31)  # batches of 12, 12 and 7: no cut of the last is even
     whole, curve = problem.train(schedule(batch_size=12), seed, total=6)
-    cut, cut_curve = problem.train(schedule(batch_size=12, accumulation=accumulation), seed, total=6)
+    cut, cut_curve = problem.train(
+        schedule(batch_size=12, accumulation=accumulation), seed, total=6
+    )
     for name in whole:
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-11, atol=1e-12)
     for key in ("loss", "grad_norm", "lr"):
@@ -306,7 +333,10 @@ def test_a_regulariser_adds_its_gradient_once_whatever_the_accumulation(seed):
     problem = Regression(seed)
     ends = []
     for accumulation in (1, 4):
-        trainable, settings = problem.parameters(), schedule(batch_size=8, accumulation=accumulation)
+        trainable, settings = (
+            problem.parameters(),
+            schedule(batch_size=8, accumulation=accumulation),
+        )
 
         def ridge(step: int, w=trainable["w"]) -> torch.Tensor:
             return (step + 1) * w.square().sum()
@@ -314,13 +344,17 @@ def test_a_regulariser_adds_its_gradient_once_whatever_the_accumulation(seed):
         problem.run(trainable, problem.batches(seed, settings), settings, 3, penalties=[ridge])
         ends.append(trainable["w"].detach())
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-11, atol=1e-12)
-    assert not torch.allclose(ends[0], problem.train(schedule(batch_size=8), seed, 3)[0]["w"].detach())
+    assert not torch.allclose(
+        ends[0], problem.train(schedule(batch_size=8), seed, 3)[0]["w"].detach()
+    )
 
 
 @pytest.mark.parametrize(("total", "interval"), [(7, 1), (120, 2)])
 def test_the_curve_has_about_fifty_points_and_the_last_step(total, interval):
     seen = []
-    _, curve = Regression(5).train(schedule(), 5, total, observe=lambda step, of, point: seen.append((step, of, point)))
+    _, curve = Regression(5).train(
+        schedule(), 5, total, observe=lambda step, of, point: seen.append((step, of, point))
+    )
     assert [point["step"] for point in curve] == list(range(interval, total + 1, interval))
     assert seen == [(point["step"], total, point) for point in curve]
 
@@ -336,7 +370,9 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_its_step(at, value):
         return trainable["w"].square().sum() * (value if len(told) == at else 1.0)
 
     settings = schedule(steps=200)  # a point of the curve every 4 steps
-    with pytest.raises(NotFinite, match=f"the training loss is not finite at step {at}; lower the learning rate"):
+    with pytest.raises(
+        NotFinite, match=f"the training loss is not finite at step {at}; lower the learning rate"
+    ):
         train([Group(trainable)], loss, problem.batches(0, settings), settings)
     assert len(told) == math.ceil(at / 4) * 4
 
@@ -350,7 +386,11 @@ def test_a_gradient_or_weight_that_is_not_finite_is_an_error_that_names_it():
     trainable = problem.parameters()
     with pytest.raises(NotFinite, match="the gradient is not finite at step 1"):
         problem.run(
-            trainable, problem.batches(0, schedule()), schedule(), 4, penalties=[lambda s: kink(s, trainable["w"])]
+            trainable,
+            problem.batches(0, schedule()),
+            schedule(),
+            4,
+            penalties=[lambda s: kink(s, trainable["w"])],
         )
     trainable = problem.parameters()
     settings = schedule(optimiser="sgd", lr=1e38, warmup=0, clip_norm=None, weight_decay=1e300)
@@ -367,15 +407,23 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
         return trainable["w"].sum() * math.nan
 
     with pytest.raises(NotFinite, match="at step 1;"):
-        train([Group(trainable)], loss, problem.batches(0, settings), settings, checkpoint=checkpoint)
+        train(
+            [Group(trainable)], loss, problem.batches(0, settings), settings, checkpoint=checkpoint
+        )
     assert not checkpoint.path.exists()
 
 
 @SEEDS
 def test_groups_have_rates_and_decays_of_their_own(seed):
-    problem, settings = Regression(seed), schedule(batch_size=8, clip_norm=None, weight_decay=0.5, warmup=0)
+    problem, settings = (
+        Regression(seed),
+        schedule(batch_size=8, clip_norm=None, weight_decay=0.5, warmup=0),
+    )
     slow = problem.parameters()
-    groups = [Group({"w": slow["w"]}, factor=0.1), Group({"b": slow["b"]}, factor=0.0, weight_decay=0.0)]
+    groups = [
+        Group({"w": slow["w"]}, factor=0.1),
+        Group({"b": slow["b"]}, factor=0.0, weight_decay=0.0),
+    ]
     train(groups, problem.loss(slow), problem.batches(seed, settings), settings)
     assert torch.equal(slow["b"], problem.start["b"])
     only = Regression(seed)
@@ -389,14 +437,18 @@ def test_groups_have_rates_and_decays_of_their_own(seed):
 @SEEDS
 def test_sgd_has_momentum(seed):
     problem = Regression(seed)
-    settings = schedule(optimiser="sgd", momentum=0.7, batch_size=8, clip_norm=None, weight_decay=0.3)
+    settings = schedule(
+        optimiser="sgd", momentum=0.7, batch_size=8, clip_norm=None, weight_decay=0.3
+    )
     trained, _ = problem.train(settings, seed, 5)
     theta = np.concatenate([t.numpy() for t in problem.start.values()])
     speed = np.zeros_like(theta)
     for step in range(5):
         chosen = problem.batches(seed, settings).at(step)[0].labels["t"].numpy()
         inputs = np.c_[problem.x.numpy(), np.ones(len(problem.x))][chosen]
-        gradient = inputs.T @ (inputs @ theta - problem.y.numpy()[chosen]) / len(chosen) + 0.3 * theta
+        gradient = (
+            inputs.T @ (inputs @ theta - problem.y.numpy()[chosen]) / len(chosen) + 0.3 * theta
+        )
         speed = gradient if step == 0 else 0.7 * speed + gradient
         theta = theta - settings.rate(step, 5) * speed
     np.testing.assert_allclose(torch.cat([t.detach() for t in trained.values()]), theta, rtol=1e-12)
@@ -424,19 +476,29 @@ class Climber(torch.optim.SGD):
 
 
 def test_the_loss_may_be_asked_again_at_moved_weights(monkeypatch):
-    problem, settings = Regression(3), schedule(batch_size=8, warmup=0, clip_norm=None, shape="constant")
-    monkeypatch.setattr(loop, "optimiser", lambda groups, _: Climber(groups[0].leaves.values(), lr=1.0))
+    problem, settings = (
+        Regression(3),
+        schedule(batch_size=8, warmup=0, clip_norm=None, shape="constant"),
+    )
+    monkeypatch.setattr(
+        loop, "optimiser", lambda groups, _: Climber(groups[0].leaves.values(), lr=1.0)
+    )
     trained, curve = problem.train(settings, 3, 1)
     theta = np.concatenate([t.numpy() for t in problem.start.values()])
     chosen = problem.batches(3, settings).at(0)[0].labels["t"].numpy()
-    inputs, wanted = np.c_[problem.x.numpy(), np.ones(len(problem.x))][chosen], problem.y.numpy()[chosen]
+    inputs, wanted = (
+        np.c_[problem.x.numpy(), np.ones(len(problem.x))][chosen],
+        problem.y.numpy()[chosen],
+    )
 
     def gradient(at):
         return inputs.T @ (inputs @ at - wanted) / len(chosen)
 
     uphill = theta + 0.05 * gradient(theta) / np.linalg.norm(gradient(theta))
     expected = theta - settings.lr * gradient(uphill)
-    np.testing.assert_allclose(torch.cat([t.detach() for t in trained.values()]), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        torch.cat([t.detach() for t in trained.values()]), expected, rtol=1e-12
+    )
     assert curve[0]["loss"] == pytest.approx(((inputs @ theta - wanted) ** 2).mean() / 2, rel=1e-6)
     assert curve[0]["grad_norm"] == pytest.approx(np.linalg.norm(gradient(theta)), rel=1e-12)
 
@@ -529,21 +591,27 @@ def drop_header(path):
     save_file(load_file(path), path)
 
 
-@pytest.mark.parametrize("damage", [truncate, garble, empty, flip, drop_header], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage", [truncate, garble, empty, flip, drop_header], ids=lambda f: f.__name__
+)
 def test_a_damaged_checkpoint_means_a_fresh_start_with_a_warning(damage, tmp_path, caplog):
     problem = Regression(8)
     expected, curve = problem.train(schedule(), 8, 5)
     problem.train(schedule(), 8, 3, checkpoint=Checkpoint(tmp_path, every=0))
     damage(tmp_path / "training.safetensors")
     with caplog.at_level(logging.WARNING, logger="taskvec"):
-        found, found_curve = problem.train(schedule(), 8, 5, checkpoint=Checkpoint(tmp_path, every=1e9))
+        found, found_curve = problem.train(
+            schedule(), 8, 5, checkpoint=Checkpoint(tmp_path, every=1e9)
+        )
     assert "training starts again" in caplog.text
     assert str(tmp_path) in caplog.text
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert found_curve == curve
 
 
-@pytest.mark.parametrize("start", [{"w": torch.zeros(4)}, {"v": torch.zeros(5), "b": torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "start", [{"w": torch.zeros(4)}, {"v": torch.zeros(5), "b": torch.zeros(1)}]
+)
 def test_the_checkpoint_of_another_model_is_not_taken(start, tmp_path, caplog):
     Regression(8).train(schedule(), 8, 3, checkpoint=Checkpoint(tmp_path, every=0))
     trainable = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
@@ -573,8 +641,12 @@ def test_a_parameter_without_gradient_is_left_alone_and_resumes(tmp_path):
 
 
 def test_a_checkpoint_leaves_no_temporary_file(tmp_path):
-    Regression(4).train(schedule(), 4, 3, checkpoint=Checkpoint(tmp_path / "new" / "folder", every=0))
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["training.safetensors"]
+    Regression(4).train(
+        schedule(), 4, 3, checkpoint=Checkpoint(tmp_path / "new" / "folder", every=0)
+    )
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [
+        "training.safetensors"
+    ]
 
 
 def test_a_checkpoint_keeps_any_nested_state(tmp_path):
@@ -604,7 +676,9 @@ def test_a_checkpoint_keeps_any_nested_state(tmp_path):
     same(found, state)
     with pytest.raises(TypeError, match="keys are strings, got 1"):
         Checkpoint(tmp_path, every=0).save_if_due(lambda: {1: 2})
-    Checkpoint(tmp_path, every=1e9).save_if_due(lambda: pytest.fail("a state was made before it was due"))
+    Checkpoint(tmp_path, every=1e9).save_if_due(
+        lambda: pytest.fail("a state was made before it was due")
+    )
 
 
 class Best:
@@ -635,8 +709,15 @@ class Best:
 class Drifting:
     """An objective whose batches and loss depend on a state that is estimated anew with the weights of each epoch."""
 
-    def __init__(self, problem: Regression, trainable: dict[str, torch.Tensor], batches: Batches, stop: int):
-        self.trainable, self.batches, self.per_epoch, self.stop = trainable, batches, batches.per_epoch, stop
+    def __init__(
+        self, problem: Regression, trainable: dict[str, torch.Tensor], batches: Batches, stop: int
+    ):
+        self.trainable, self.batches, self.per_epoch, self.stop = (
+            trainable,
+            batches,
+            batches.per_epoch,
+            stop,
+        )
         self.plain = problem.loss(trainable)
 
     def epoch(self, epoch: int, epochs: int, state):
@@ -656,7 +737,10 @@ class Drifting:
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 @pytest.mark.parametrize("saved", range(1, TOTAL + 1))
 def test_objective_and_callbacks_resume_with_their_state(saved, optimiser, tmp_path):
-    problem, settings = Regression(5, examples=18), schedule(batch_size=6, optimiser=optimiser, steps=TOTAL)
+    problem, settings = (
+        Regression(5, examples=18),
+        schedule(batch_size=6, optimiser=optimiser, steps=TOTAL),
+    )
 
     def go(stop: int, checkpoint: Checkpoint | None):
         trainable = problem.parameters()
@@ -688,7 +772,12 @@ class Tower(Model):
 
     def __init__(self, seed: int):
         torch.manual_seed(seed)
-        layers = [torch.nn.Flatten(), torch.nn.Linear(12, 6), torch.nn.Tanh(), torch.nn.Linear(6, 4)]
+        layers = [
+            torch.nn.Flatten(),
+            torch.nn.Linear(12, 6),
+            torch.nn.Tanh(),
+            torch.nn.Linear(6, 4),
+        ]
         super().__init__(torch.nn.Sequential(*layers).double())
         self.layers = []
 
@@ -706,7 +795,9 @@ def classification(seed: int, **sizes: int) -> dict[str, Memory]:
     for classes, (task, size) in enumerate(sizes.items(), start=3):
         images = torch.randint(0, 256, (size, 3, 2, 2), generator=generator, dtype=torch.uint8)
         labels = torch.randint(0, classes, (size,), generator=generator)
-        views[task] = Memory(images, labels, torch.randn(classes, 4, generator=generator, dtype=torch.float64))
+        views[task] = Memory(
+            images, labels, torch.randn(classes, 4, generator=generator, dtype=torch.float64)
+        )
     return views
 
 
@@ -715,7 +806,9 @@ def test_the_joint_loss_is_the_mean_over_all_examples(seed):
     model, views = Tower(seed), classification(seed, a=17, b=5, c=2)
     (batch,) = Batches(views, batch_size=24, accumulation=1, seed=seed, crop=None).at(0)
     ask = Evaluator(model, views.get)
-    joint = CrossEntropy().loss(lambda task, x: ask.scores(x, views[task].head, model.parameters), batch, {})
+    joint = CrossEntropy().loss(
+        lambda task, x: ask.scores(x, views[task].head, model.parameters), batch, {}
+    )
     total = 0.0
     for view in views.values():
         for image, label in zip(view.inputs, view.targets, strict=True):
@@ -729,21 +822,33 @@ def test_joint_training_is_training_on_the_union(seed):
     """With one class list the joint run and the run on the concatenated data see the same batches."""
     model, views = Tower(seed), classification(seed, a=14, b=9)
     head = views["a"].head
-    views = {task: Memory(view.inputs, view.targets.clamp(max=2), head) for task, view in views.items()}
-    union = {"u": Memory(*(torch.cat([getattr(v, f) for v in views.values()]) for f in ("inputs", "targets")), head)}
+    views = {
+        task: Memory(view.inputs, view.targets.clamp(max=2), head) for task, view in views.items()
+    }
+    union = {
+        "u": Memory(
+            *(torch.cat([getattr(v, f) for v in views.values()]) for f in ("inputs", "targets")),
+            head,
+        )
+    }
     settings = recipe(steps=7, batch_size=8)
     joint = settings.learn(Given(model, views, seed=seed))
-    single = recipe(steps=14, batch_size=8).learn(Given(model, union, seed=seed))  # joint: the steps of both tasks
+    # Joint: the steps of both tasks
+    single = recipe(steps=14, batch_size=8).learn(Given(model, union, seed=seed))
     for name in joint.vector:
         torch.testing.assert_close(joint.vector[name], single.vector[name], rtol=1e-4, atol=1e-7)
-    assert [p["loss"] for p in joint.curve] == pytest.approx([p["loss"] for p in single.curve], rel=1e-5)
+    assert [p["loss"] for p in joint.curve] == pytest.approx(
+        [p["loss"] for p in single.curve], rel=1e-5
+    )
 
 
 @SEEDS
 def test_ascent_turns_the_gradient(seed):
     model, views = Tower(seed), classification(seed, a=16)
     settings = recipe(steps=1, warmup=0, batch_size=16, weight_decay=0.0)
-    down, up = (settings.learn(Given(model, views, seed=seed, ascend=ascend)) for ascend in (False, True))
+    down, up = (
+        settings.learn(Given(model, views, seed=seed, ascend=ascend)) for ascend in (False, True)
+    )
     for name in down.vector:
         torch.testing.assert_close(up.vector[name], -down.vector[name], rtol=1e-9, atol=1e-12)
     assert up.curve[0]["loss"] == -down.curve[0]["loss"]
@@ -760,7 +865,10 @@ def test_descent_lowers_the_loss_and_ascent_raises_it(seed):
         return F.cross_entropy(model.logits(features, view.head), view.targets).item()
 
     settings = recipe(steps=30, batch_size=32)
-    down, up = (settings.learn(Given(model, views, seed=seed, ascend=ascend)).vector for ascend in (False, True))
+    down, up = (
+        settings.learn(Given(model, views, seed=seed, ascend=ascend)).vector
+        for ascend in (False, True)
+    )
     assert loss(down) < loss(0 * down) < loss(up)
 
 
@@ -780,7 +888,9 @@ def test_only_selected_parameters_move_and_are_stored(seed):
 def test_fit_is_a_function_of_its_seed(seed):
     model, views = Tower(seed), classification(seed, a=20)
     settings = recipe(steps=5, augment="random_resized_crop", crop_scale=0.5)
-    first, again, other = (settings.learn(Given(model, views, seed=s)).vector for s in (seed, seed, seed + 1))
+    first, again, other = (
+        settings.learn(Given(model, views, seed=s)).vector for s in (seed, seed, seed + 1)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
@@ -799,7 +909,9 @@ def test_a_warm_start_begins_at_the_vector_and_keeps_what_is_not_trained(seed, d
         moved = Tower(seed)  # a model that starts there by itself
         moved.module.load_state_dict(start.apply_to(model.parameters))
         again = settings.learn(Given(moved, views, seed=seed)).vector
-        torch.testing.assert_close(start["3.weight"] + again["3.weight"], found["3.weight"], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            start["3.weight"] + again["3.weight"], found["3.weight"], rtol=1e-9, atol=1e-12
+        )
 
 
 @SEEDS
@@ -825,14 +937,18 @@ def test_heads_are_learned_with_the_vector_where_the_backbone_learns_them(seed):
     assert found.heads.keys() == views.keys()
     for task, view in views.items():
         assert torch.equal(view.head, before[task]), "the initial head is nobody's to change"
-        assert found.heads[task].shape == view.head.shape and not torch.equal(found.heads[task], view.head)
+        assert found.heads[task].shape == view.head.shape and not torch.equal(
+            found.heads[task], view.head
+        )
     assert not recipe(steps=3, batch_size=8).learn(Given(model, views, seed=seed)).heads
 
 
 def test_what_breaks_in_fine_tuning_names_the_tasks():
     model, views = Tower(1), classification(1, a=16, b=9)
     views["b"].head.fill_(math.inf)
-    with pytest.raises(NotFinite, match="fine-tuning on a, b: the training loss is not finite at step 1"):
+    with pytest.raises(
+        NotFinite, match="fine-tuning on a, b: the training loss is not finite at step 1"
+    ):
         recipe(steps=3, batch_size=8).learn(Given(model, views))
 
 
@@ -846,7 +962,9 @@ def test_entropy_is_that_of_the_predictions_and_asks_for_no_labels(seed):
     (batch,) = Entropy().steps(views, schedule(batch_size=22), seed).at(0, {})
     assert not batch.labels
     ask = Evaluator(model, views.get)
-    found = Entropy().loss(lambda task, x: ask.scores(x, views[task].head, model.parameters), batch, {})
+    found = Entropy().loss(
+        lambda task, x: ask.scores(x, views[task].head, model.parameters), batch, {}
+    )
     total = 0.0
     for view in views.values():
         for p in ask.scores(view.inputs, view.head, model.parameters).softmax(1).tolist():
@@ -854,13 +972,18 @@ def test_entropy_is_that_of_the_predictions_and_asks_for_no_labels(seed):
     assert found.item() == pytest.approx(total / 22, rel=1e-12)
     with pytest.raises(UserError, match="task a has one output and no classes"):
         Entropy().loss(lambda task, x: torch.zeros(len(x), 1), batch, {})
-    vector = recipe(objective="entropy", steps=20, batch_size=22).learn(Given(model, views, seed=seed)).vector
+    vector = (
+        recipe(objective="entropy", steps=20, batch_size=22)
+        .learn(Given(model, views, seed=seed))
+        .vector
+    )
     moved = vector.apply_to(model.parameters)
     assert Entropy().loss(lambda task, x: ask.scores(x, views[task].head, moved), batch, {}) < found
 
 
 def test_a_users_objective_is_one_class(monkeypatch):
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what a user registers here stays here
+    # What a user registers here stays here
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
     @registry.register("objective", "mine")
     class Mine(Objective):
@@ -871,7 +994,11 @@ def test_a_users_objective_is_one_class(monkeypatch):
 
         def loss(self, logits_of, batch, state):
             (rows,) = batch.rows.values()
-            return state["scale"] * logits_of("a", batch.inputs[rows]).abs().pow(self.power).sum() / batch.size
+            return (
+                state["scale"]
+                * logits_of("a", batch.inputs[rows]).abs().pow(self.power).sum()
+                / batch.size
+            )
 
         def epoch(self, logits_of, views, epoch, epochs, state):
             return {"scale": float(logits_of("a", views["a"].take(slice(0, 4))).norm() > 0)}
@@ -897,7 +1024,8 @@ def ramps(count: int) -> torch.Tensor:
 
 def boxes(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return sizes and centres (x, y) [N, 2] of crops of ramps, in fractions of the image."""
-    low, high = SIDE // 4, 3 * SIDE // 4 - 1  # these pixels are off the border, where a ramp is clamped
+    # These pixels are off the border, where a ramp is clamped
+    low, high = SIDE // 4, 3 * SIDE // 4 - 1
     rows = torch.stack([crops[:, 0, low], crops[:, 1, :, low]], 1).double()
     size = (rows[:, :, high] - rows[:, :, low]) / 4 / (high - low)
     centre = ((rows[:, :, high] + rows[:, :, low]) / 2 / 4 + 0.5) / SIDE
@@ -911,7 +1039,9 @@ def draws(count: int, seed: int) -> torch.Tensor:
 @SEEDS
 def test_a_crop_at_full_scale_is_the_image(seed):
     images = random_views(seed, 50)["task0"].inputs
-    torch.testing.assert_close(random_resized_crop(images, 1.0, draws(50, seed)), images.float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        random_resized_crop(images, 1.0, draws(50, seed)), images.float(), rtol=0, atol=1e-3
+    )
 
 
 @SEEDS
@@ -939,13 +1069,19 @@ def test_area_and_aspect_are_distributed_as_in_torchvision(seed, scale):
     size, _ = boxes(random_resized_crop(ramps(count), scale, draws(count, seed)))
     torch.manual_seed(seed)
     huge = torch.empty(1, 100_000, 100_000, device="meta")
-    theirs = [RandomResizedCrop.get_params(huge, [scale, 1.0], [3 / 4, 4 / 3])[2:] for _ in range(count)]
+    theirs = [
+        RandomResizedCrop.get_params(huge, [scale, 1.0], [3 / 4, 4 / 3])[2:] for _ in range(count)
+    ]
     height, width = np.array(theirs, dtype=float).T / 1e5
-    for ours, reference in ((size.prod(1), width * height), (size[:, 0] / size[:, 1], width / height)):
+    for ours, reference in (
+        (size.prod(1), width * height),
+        (size[:, 0] / size[:, 1], width / height),
+    ):
         ours, reference = np.round(ours.numpy(), 3), np.round(reference, 3)
         points = np.union1d(ours, reference)
         distance = np.abs(
-            np.searchsorted(np.sort(ours), points, "right") - np.searchsorted(np.sort(reference), points, "right")
+            np.searchsorted(np.sort(ours), points, "right")
+            - np.searchsorted(np.sort(reference), points, "right")
         ).max()
         assert distance / count < 1.95 * math.sqrt(2 / count)  # Kolmogorov-Smirnov at 0.1 %
 
@@ -954,7 +1090,9 @@ def test_area_and_aspect_are_distributed_as_in_torchvision(seed, scale):
 def test_each_crop_depends_on_its_own_draws_alone(seed):
     images, drawn = random_views(seed, 9)["task0"].inputs, draws(9, seed)
     together = random_resized_crop(images, 0.3, drawn)
-    alone = torch.cat([random_resized_crop(images[i : i + 1], 0.3, drawn[i : i + 1]) for i in range(9)])
+    alone = torch.cat(
+        [random_resized_crop(images[i : i + 1], 0.3, drawn[i : i + 1]) for i in range(9)]
+    )
     assert torch.equal(together, alone)
     size, _ = boxes(random_resized_crop(ramps(9), 0.3, drawn))
     assert len({tuple(box) for box in size.tolist()}) == 9

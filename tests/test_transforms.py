@@ -60,7 +60,9 @@ def like(model: ClipModel, weights: dict[str, Tensor]) -> ClipModel:
 
 
 def vector_of(model: ClipModel, scale: float = 0.1) -> TaskVector:
-    return TaskVector({name: scale * torch.randn_like(weight) for name, weight in model.parameters.items()})
+    return TaskVector(
+        {name: scale * torch.randn_like(weight) for name, weight in model.parameters.items()}
+    )
 
 
 def expression(task: str) -> Tuned:
@@ -94,17 +96,30 @@ class Given:
         images = self.images[need.on.task]
         labels = self.labels if need.on.labels else None
         if need.pair:
-            models, batches, heads = (self.source, self.model), [(images, images)], (self.head, self.head)
+            models, batches, heads = (
+                (self.source, self.model),
+                [(images, images)],
+                (self.head, self.head),
+            )
             return collect(models, batches, [need.what], head=heads, labels=labels)[0]
         weights = None if need.at is None else self[need.at].apply_to(self.model.parameters)
-        return collect(self.model, [images], [need.what], parameters=weights, head=self.head, labels=labels)[0]
+        return collect(
+            self.model, [images], [need.what], parameters=weights, head=self.head, labels=labels
+        )[0]
 
 
-def given(model: ClipModel, source: ClipModel | None = None, tasks: tuple[str, ...] = TASKS, rows: int = 12) -> Given:
+def given(
+    model: ClipModel,
+    source: ClipModel | None = None,
+    tasks: tuple[str, ...] = TASKS,
+    rows: int = 12,
+) -> Given:
     source = source or model
     vectors = {task: vector_of(source) for task in tasks}
     images = {task: torch.randint(256, (rows, 3, 16, 16), dtype=torch.uint8) for task in tasks}
-    scope = PlanScope(tasks, "target", None, None, (), tasks, {task: expression(task) for task in tasks})
+    scope = PlanScope(
+        tasks, "target", None, None, (), tasks, {task: expression(task) for task in tasks}
+    )
     head = torch.nn.functional.normalize(torch.randn(3, CONFIG.embed_dim), dim=1)
     return Given(model, source, vectors, images, torch.arange(rows) % 3, head, scope)
 
@@ -168,7 +183,9 @@ def test_pave_targets_and_roles():
     name = "blocks.1.attn.q.weight"
     base = TaskVector({name: world.model.parameters[name]})
     directions = Pave(ratio=0.75, allocation="uniform").fit(world).tensors["a/blocks.1.attn.q"]
-    torch.testing.assert_close(delta[name] - whole[name], directions @ directions.mT @ base[name], **CLOSE)
+    torch.testing.assert_close(
+        delta[name] - whole[name], directions @ directions.mT @ base[name], **CLOSE
+    )
     assert directions.shape == (16, 4)
     authors = Pave(ratio=0.75, roles=("mlp.fc", "mlp.proj"))
     assert all("mlp" in layer for layer in authors.fit(world).meta["ranks"]["a"])
@@ -206,7 +223,11 @@ def test_theseus_carries_all_but_the_stem(hidden):
     transform = Theseus(held_out=1, hidden=hidden, tolerance=0)
     fit = transform.fit(world)
     found = transform.apply(world.vectors["a"], expression("a"), fit, world)
-    assert set(fit.report["left_at_zero"]) == {"patch_embed.weight", "class_embedding", "positional_embedding"}
+    assert set(fit.report["left_at_zero"]) == {
+        "patch_embed.weight",
+        "class_embedding",
+        "positional_embedding",
+    }
     assert set(found) == set(target.parameters) - set(fit.report["left_at_zero"])
     for name, delta in found.items():
         assert delta.shape == target.parameters[name].shape
@@ -220,7 +241,9 @@ def test_theseus_carries_all_but_the_stem(hidden):
     assert transform.apply(zero, expression("a"), fit, world).norm() == 0
 
 
-@pytest.mark.parametrize(("blocks", "correction"), [("average", None), ("duplicate", None), ("average", 10.0)])
+@pytest.mark.parametrize(
+    ("blocks", "correction"), [("average", None), ("duplicate", None), ("average", 10.0)]
+)
 def test_added_blocks_are_carried(blocks, correction):
     source, target = tower(), tower(layers=4)
     world = given(target, source, tasks=("a",), rows=40)
@@ -236,8 +259,14 @@ def test_added_blocks_are_carried(blocks, correction):
     found = changed(transform, world)
     for index in range(4):
         assert found[f"blocks.{index}.mlp.proj.weight"].norm() > 0
-    assert found.keys() == set(target.parameters) - {"patch_embed.weight", "class_embedding", "positional_embedding"}
-    assert source.module.blocks[1].mlp.proj.weight.equal(source.parameters["blocks.1.mlp.proj.weight"])
+    assert found.keys() == set(target.parameters) - {
+        "patch_embed.weight",
+        "class_embedding",
+        "positional_embedding",
+    }
+    assert source.module.blocks[1].mlp.proj.weight.equal(
+        source.parameters["blocks.1.mlp.proj.weight"]
+    )
 
 
 @dataclass
@@ -253,7 +282,9 @@ class View:
 def outputs(model: ClipModel, module: str, images: Tensor) -> Tensor:
     """Return what a module puts out."""
     seen: list[Tensor] = []
-    handle = model.module.get_submodule(module).register_forward_hook(lambda _, inputs, output: seen.append(output))
+    handle = model.module.get_submodule(module).register_forward_hook(
+        lambda _, inputs, output: seen.append(output)
+    )
     model.features({}, images)
     handle.remove()
     return seen[0]
@@ -269,7 +300,9 @@ def test_corrected_blocks_put_out_what_their_origins_do():
             world.found[need] = View(world.images["a"])
         deeper = transform.prepare(source, world)
         wanted = outputs(source, "blocks.0.mlp.proj", world.images["a"])
-        errors[correction] = (outputs(deeper, "blocks.1.mlp.proj", world.images["a"]) - wanted).norm()
+        errors[correction] = (
+            outputs(deeper, "blocks.1.mlp.proj", world.images["a"]) - wanted
+        ).norm()
     assert errors[1e-3] < 0.7 * errors[None]
 
 
@@ -291,7 +324,9 @@ def planted_permutation(model: ClipModel) -> dict[str, Tensor]:
             else:
                 kind = "channels" if space.endswith((".q", ".k")) else "values"
                 places = orders.setdefault(group, torch.randperm(heads.query))
-                inside = orders.setdefault((group, kind), [torch.randperm(heads.width) for _ in range(heads.query)])
+                inside = orders.setdefault(
+                    (group, kind), [torch.randperm(heads.width) for _ in range(heads.query)]
+                )
                 parts = [place * heads.width + inside[i] for i, place in enumerate(places.tolist())]
                 planted[space] = torch.cat(parts)
     return planted
@@ -300,16 +335,23 @@ def planted_permutation(model: ClipModel) -> dict[str, Tensor]:
 def test_transfusion_finds_a_permuted_copy():
     source = tower()
     planted = planted_permutation(source)
-    copied = {name: permute(weight, source.spaces[name], planted) for name, weight in source.parameters.items()}
+    copied = {
+        name: permute(weight, source.spaces[name], planted)
+        for name, weight in source.parameters.items()
+    }
     target = like(source, copied)
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(target.module(images), source.module(images), **CLOSE)
     world = given(target, source, tasks=("a",))
     found = changed(Transfusion(), world)
-    expected = {n: permute(delta, source.spaces[n], planted) for n, delta in world.vectors["a"].items()}
+    expected = {
+        n: permute(delta, source.spaces[n], planted) for n, delta in world.vectors["a"].items()
+    }
     same(found, TaskVector(expected), rtol=0, atol=0)
     moved = functional_call(target.module, found.apply_to(target.parameters), (images,))
-    original = functional_call(source.module, world.vectors["a"].apply_to(source.parameters), (images,))
+    original = functional_call(
+        source.module, world.vectors["a"].apply_to(source.parameters), (images,)
+    )
     torch.testing.assert_close(moved, original, **CLOSE)
 
 
@@ -317,7 +359,10 @@ def test_theseus_and_bico_find_a_permuted_copy():
     """A permutation is the rotation that a network of norms and activations allows."""
     source = tower()
     planted = planted_permutation(source)
-    copied = {name: permute(weight, source.spaces[name], planted) for name, weight in source.parameters.items()}
+    copied = {
+        name: permute(weight, source.spaces[name], planted)
+        for name, weight in source.parameters.items()
+    }
     world = given(like(source, copied), source, tasks=("a",), rows=300)
     theseus = Theseus(held_out=0, tolerance=0, hidden="shared", stem="carry")
     for transform, prefix in ((theseus, ""), (Bico(tolerance=0, stem="carry"), OUTPUTS)):
@@ -327,7 +372,9 @@ def test_theseus_and_bico_find_a_permuted_copy():
             report = fit.report["maps"].get(prefix + space)
             if report and report["determined"]:
                 expected = torch.eye(len(order))[:, order]
-                torch.testing.assert_close(fit.tensors[f"map/{prefix}{space}"], expected, rtol=0, atol=0.05)
+                torch.testing.assert_close(
+                    fit.tensors[f"map/{prefix}{space}"], expected, rtol=0, atol=0.05
+                )
                 checked += 1
         assert checked > 2
 
@@ -336,10 +383,14 @@ def test_theseus_and_bico_find_a_permuted_copy():
 def test_gradfix_keeps_planted_signs(transform):
     world = given(tower(), tower(), tasks=("a",))
     name = "blocks.0.mlp.fc.weight"
-    weights = {key: weight.clone().requires_grad_() for key, weight in world.model.parameters.items()}
+    weights = {
+        key: weight.clone().requires_grad_() for key, weight in world.model.parameters.items()
+    }
     group = 1 if transform.vote == "majority" else len(world.labels)
     votes = torch.zeros_like(weights[name])
-    for images, labels in zip(world.images["a"].split(group), world.labels.split(group), strict=True):
+    for images, labels in zip(
+        world.images["a"].split(group), world.labels.split(group), strict=True
+    ):
         logits = world.model.logits(world.model.features(weights, images), world.head, weights)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         votes += torch.autograd.grad(loss, weights[name])[0].sign()
@@ -349,7 +400,8 @@ def test_gradfix_keeps_planted_signs(transform):
     planted = TaskVector({name: torch.where(disagrees, -agreeing, agreeing)})
     found = transform.apply(planted, expression("a"), transform.fit(world), world)[name]
     expected = agreeing if transform.mask == "force" else torch.where(disagrees, 0, agreeing)
-    assert (found - expected).count_nonzero() < 0.01 * expected.numel()  # signs of gradients at rounding level aside
+    # Signs of gradients at rounding level aside
+    assert (found - expected).count_nonzero() < 0.01 * expected.numel()
 
 
 def test_orthogonal_shift_identity_and_what_they_refuse():
@@ -361,11 +413,15 @@ def test_orthogonal_shift_identity_and_what_they_refuse():
         shift = target.parameters[name] - source.parameters[name]
         taken = (world.vectors["a"][name] - delta).flatten()
         assert (delta * shift).sum().abs() < 1e-4
-        torch.testing.assert_close(taken.norm() * shift.norm(), (taken @ shift.flatten()).abs(), **CLOSE)
+        torch.testing.assert_close(
+            taken.norm() * shift.norm(), (taken @ shift.flatten()).abs(), **CLOSE
+        )
     same(changed(OrthogonalShift(beta=0), world), world.vectors["a"])
     wide = given(tower(width=24, heads=3), source, tasks=("a",))
     for transform in (Identity(), OrthogonalShift(), Transfusion(), Gradfix()):
-        with pytest.raises(UserError, match=r"class_embedding is \[16\] in the source and the target has \[24\]"):
+        with pytest.raises(
+            UserError, match=r"class_embedding is \[16\] in the source and the target has \[24\]"
+        ):
             transform.fit(wide)
 
 
@@ -379,6 +435,9 @@ def test_controls():
     assert drawn.norm() == pytest.approx(float(alike.vectors["a"].norm()), rel=1e-4)
     other = OtherTask()
     assert other.needs(alike.scope) == [expression("a"), expression("b")]
-    assert other.apply(alike.vectors["a"], expression("a"), other.fit(alike), alike) is alike.vectors["b"]
+    assert (
+        other.apply(alike.vectors["a"], expression("a"), other.fit(alike), alike)
+        is alike.vectors["b"]
+    )
     with pytest.raises(UserError, match="the task itself"):
         OtherTask(shift=2).needs(alike.scope)

@@ -77,7 +77,12 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     for row in result["rows"]:
         name, metrics = row["row"], row["metrics"]
         main = next(iter(metrics))  # accuracy, or what an analysis is about
-        told = {"mean": main, "normalised_mean": "normalised", "control": "control", "perplexity": "perplexity"}
+        told = {
+            "mean": main,
+            "normalised_mean": "normalised",
+            "control": "control",
+            "perplexity": "perplexity",
+        }
         for key, metric in told.items():
             if metric in metrics:
                 found[f"{name}/{key}"] = metrics[metric]["mean"]
@@ -200,7 +205,9 @@ def test_nothing_changed(built: Worlds, name: str):
     expected = record["numbers"]
     found = built.numbers(record["command"])
     assert found.keys() == expected.keys()
-    changed = {key: (expected[key], found[key]) for key in expected if not agree(expected[key], found[key])}
+    changed = {
+        key: (expected[key], found[key]) for key in expected if not agree(expected[key], found[key])
+    }
     assert not changed, "recorded, found"
 
 
@@ -215,7 +222,9 @@ def record_again(name: str, reason: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", choices=records())
     parser.add_argument("--reason", required=True, help="why the number on record was wrong")
     given = parser.parse_args()

@@ -29,7 +29,8 @@ def draw(seed: int):
 
     def tensors(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, torch.Tensor]:
         return {
-            n: (scale * torch.randn(s, generator=generator, dtype=torch.float64)).to(dtype) for n, s in SHAPES.items()
+            n: (scale * torch.randn(s, generator=generator, dtype=torch.float64)).to(dtype)
+            for n, s in SHAPES.items()
         }
 
     return tensors
@@ -124,7 +125,9 @@ def test_scaling_distributes_on_both_sides(draw, factor):
     same(factor * a, a * factor)
 
 
-@pytest.mark.parametrize("scalar", [2, 0.5, np.float64(0.5), np.float32(0.25), torch.tensor(0.5, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "scalar", [2, 0.5, np.float64(0.5), np.float32(0.25), torch.tensor(0.5, dtype=torch.float64)]
+)
 def test_every_kind_of_scalar_scales_from_either_side(draw, scalar):
     tau = TaskVector(draw(), {"base_hash": "b"})
     expected = {name: delta * float(scalar) for name, delta in tau.items()}
@@ -174,7 +177,10 @@ def test_an_absent_entry_is_zero(draw):
     total = left + right
     assert list(total) == ["scale", "bias", "a.proj"]
     same(total, {"scale": deltas["scale"], "bias": 2 * deltas["bias"], "a.proj": deltas["a.proj"]})
-    same(left - right, {"scale": deltas["scale"], "bias": 0 * deltas["bias"], "a.proj": -deltas["a.proj"]})
+    same(
+        left - right,
+        {"scale": deltas["scale"], "bias": 0 * deltas["bias"], "a.proj": -deltas["a.proj"]},
+    )
     base = draw()
     edited = left.apply_to(base, 0.5)
     assert list(edited) == list(base)
@@ -261,7 +267,9 @@ def test_a_vector_never_loads_onto_another_base(draw, tmp_path):
 def low_rank(draw, seed):
     """A vector of one dense delta and one product of rank 2."""
     generator = torch.Generator().manual_seed(seed + 1)
-    up, down = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((5, 2), (2, 7)))
+    up, down = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((5, 2), (2, 7))
+    )
     dense = {"bias": draw()["bias"]}
     return TaskVector(dense, {"base_hash": "b", "seed": seed}, {"a.proj": LowRank(up, down, 0.5)})
 
@@ -289,7 +297,12 @@ def test_scaling_keeps_factors_and_a_sum_does_not(low_rank, draw, factor):
         assert not total.factors
     close((low_rank + low_rank).materialised(), 2 * low_rank.materialised())
     single = low_rank.to(torch.float32)
-    assert single["a.proj"].dtype == single.factors["a.proj"].up.dtype == single["bias"].dtype == torch.float32
+    assert (
+        single["a.proj"].dtype
+        == single.factors["a.proj"].up.dtype
+        == single["bias"].dtype
+        == torch.float32
+    )
 
 
 def test_a_file_keeps_factors_and_a_store_may_keep_more_beside_them(low_rank, tmp_path):
@@ -313,7 +326,9 @@ def test_a_file_keeps_factors_and_a_store_may_keep_more_beside_them(low_rank, tm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dot_and_norm_are_accumulated_in_float64(draw, dtype):
     a, b = TaskVector(draw(dtype, scale=1e3)), TaskVector(draw(dtype, scale=1e-3))
-    flat = [np.concatenate([delta.double().numpy().ravel() for delta in v.values()]) for v in (a, b)]
+    flat = [
+        np.concatenate([delta.double().numpy().ravel() for delta in v.values()]) for v in (a, b)
+    ]
     assert a.dot(b).dtype == a.norm().dtype == torch.float64
     products = flat[0] * flat[1]
     assert abs(a.dot(b).item() - math.fsum(products)) <= 1e-14 * np.abs(products).sum()
@@ -339,7 +354,10 @@ def test_a_random_vector_has_the_norm_of_every_tensor(draw, seed):
         assert drawn[name].norm().item() == pytest.approx(tau[name].norm().item(), rel=1e-5)
     same(drawn, random_like(tau, torch.Generator().manual_seed(seed)))
     turned = TaskVector({name: tau[name] for name in reversed(list(tau))})
-    same({name: random_like(turned, torch.Generator().manual_seed(seed))[name] for name in tau}, drawn)
+    same(
+        {name: random_like(turned, torch.Generator().manual_seed(seed))[name] for name in tau},
+        drawn,
+    )
     other = random_like(tau, torch.Generator().manual_seed(seed + 1))
     assert not torch.equal(drawn["a.proj"], other["a.proj"])
 
@@ -347,7 +365,8 @@ def test_a_random_vector_has_the_norm_of_every_tensor(draw, seed):
 def test_a_random_vector_points_anywhere(seed):
     tau = TaskVector({"w": torch.randn(100, 100, generator=torch.Generator().manual_seed(seed))})
     drawn = random_like(tau, torch.Generator().manual_seed(seed + 1))
-    assert abs(tau.dot(drawn) / tau.norm() ** 2) < 5 / 100  # five standard deviations of a cosine in 10,000 dimensions
+    # Five standard deviations of a cosine in 10,000 dimensions
+    assert abs(tau.dot(drawn) / tau.norm() ** 2) < 5 / 100
     centred = (drawn["w"] - drawn["w"].mean()) / drawn["w"].std()
     assert abs(centred.pow(4).mean() - 3) < 5 * math.sqrt(96 / 1e4)  # the kurtosis of a Gaussian
 
@@ -404,7 +423,9 @@ def test_a_missing_file_is_refused(tmp_path):
         TaskVector.load(tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("header", [None, {"format": "pt"}, {"taskvec": "null"}, {"taskvec": "{}"}, {"taskvec": "[1"}])
+@pytest.mark.parametrize(
+    "header", [None, {"format": "pt"}, {"taskvec": "null"}, {"taskvec": "{}"}, {"taskvec": "[1"}]
+)
 def test_a_safetensors_file_of_something_else_is_refused(draw, tmp_path, header):
     path = tmp_path / "v.safetensors"
     save_file(draw(), path, metadata=header)
@@ -422,7 +443,10 @@ def test_the_hash_is_of_content_not_of_layout(draw):
     assert weights_hash({name: weights[name].clone() for name in reversed(weights)}) == reference
     strided = weights | {"a.proj": weights["a.proj"].T.contiguous().T}
     assert weights_hash(strided) == reference
-    assert weights_hash({name: tensor.clone().requires_grad_() for name, tensor in weights.items()}) == reference
+    assert (
+        weights_hash({name: tensor.clone().requires_grad_() for name, tensor in weights.items()})
+        == reference
+    )
 
 
 def test_the_hash_sees_every_change(draw):

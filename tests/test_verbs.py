@@ -35,13 +35,19 @@ ONE = [*FAST, "suite.tasks=[stripes]", "protocol.grid=[0,1]"]
 def test_explain_names_the_changed_key(run: Run):
     assert run(*ONE)[0] == 0
     _, text, _ = run("store", "explain", *ONE, "finetune.lr=0.1")
-    blocks = {block.splitlines()[0]: block.splitlines()[1:] for block in text.split("\nto compute: ")[1:]}
+    blocks = {
+        block.splitlines()[0]: block.splitlines()[1:] for block in text.split("\nto compute: ")[1:]
+    }
     assert "method.lr: 0.003 -> 0.1" in "\n".join(blocks["vector stripes"])
     assert any("composition" in line for line in blocks["answer merged"]), "the input that changed"
     assert "stored: head stripes" in text and "stored: examples stripes/train" in text
 
     assert run(*ONE, "finetune.lr=0.1")[0] == 0
-    made = [line.split()[3] for line in run("store", "list")[1].splitlines() if line.startswith("vector")]
+    made = [
+        line.split()[3]
+        for line in run("store", "list")[1].splitlines()
+        if line.startswith("vector")
+    ]
     assert len(made) == 2
     assert all("method.lr" in run("store", "explain", fingerprint)[1] for fingerprint in made)
 
@@ -88,10 +94,21 @@ def test_store_list_and_unknown_fingerprint(run: Run):
 def test_table_filters_and_writes_a_file(run: Run, tmp_path: Path):
     run(*ONE)
     target = tmp_path / "table.csv"
-    words = ["--where", "row=merged", "--metrics", "accuracy/stripes", "--format", "csv", "--output", str(target)]
+    words = [
+        "--where",
+        "row=merged",
+        "--metrics",
+        "accuracy/stripes",
+        "--format",
+        "csv",
+        "--output",
+        str(target),
+    ]
     assert run("table", *words)[0] == 0
     heads, line = target.read_text().splitlines()
-    assert heads == "method,row,accuracy/stripes,accuracy/stripes std" and line.startswith("task_arithmetic,merged,")
+    assert heads == "method,row,accuracy/stripes,accuracy/stripes std" and line.startswith(
+        "task_arithmetic,merged,"
+    )
     status, _, error = run("table", "--where", "row=nope")
     assert status == 2 and "no record has row=nope" in error
 

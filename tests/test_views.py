@@ -73,7 +73,9 @@ def test_batches_cover_everything_once(count, size):
 
 
 def test_labels_are_a_grant():
-    view = world.view(torch.zeros(3, 3, 1, 1, dtype=torch.uint8), torch.tensor([0.5, 1.0, 2.0]), name="own/test")
+    view = world.view(
+        torch.zeros(3, 3, 1, 1, dtype=torch.uint8), torch.tensor([0.5, 1.0, 2.0]), name="own/test"
+    )
     assert view.labelled and view.regression
     hidden = view.unlabelled()
     assert not hidden.labelled and hidden.regression and len(hidden) == 3
@@ -118,7 +120,9 @@ def test_shards_that_are_not_used_any_more_make_room(monkeypatch):
     everything = torch.arange(16)
     old.take(everything)
     new.take(everything)
-    assert set(room._entries) == {id(part) for part in first.parts}, "a pass over more than fits moves no shard"
+    assert set(room._entries) == {id(part) for part in first.parts}, (
+        "a pass over more than fits moves no shard"
+    )
     for _ in range(5):
         new.take(everything)
     assert set(room._entries) == {id(part) for part in second.parts}
@@ -147,8 +151,12 @@ def test_a_split_is_written_and_read_shard_by_shard(tmp_path, monkeypatch, seed,
     assert sorted(read) == sorted([*names, "labels"])
     assert all(len(read[name]) <= 10 for name in names)
     view = View.of(read, name="t/train")
-    assert torch.equal(view.take(slice(None)), whole) and view.labels().tolist() == list(range(count))
-    assert torch.equal(made[names[-1]], read[names[-1]]) and torch.equal(made[names[0]], read[names[0]])
+    assert torch.equal(view.take(slice(None)), whole) and view.labels().tolist() == list(
+        range(count)
+    )
+    assert torch.equal(made[names[-1]], read[names[-1]]) and torch.equal(
+        made[names[0]], read[names[0]]
+    )
 
 
 @SEEDS
@@ -157,17 +165,29 @@ def test_a_budget_draws_rows_by_its_seed(seed):
     view = world.view(torch.zeros(90, 3, 1, 1, dtype=torch.uint8), labels)
 
     def budget(**given):
-        return SimpleNamespace(**({"count": None, "fraction": None, "shots": None, "seed": seed} | given))
+        return SimpleNamespace(
+            **({"count": None, "fraction": None, "shots": None, "seed": seed} | given)
+        )
 
-    for drawn, size in ((budget(count=12), 12), (budget(fraction=0.3), 27), (budget(fraction=1e-6), 1)):
+    for drawn, size in (
+        (budget(count=12), 12),
+        (budget(fraction=0.3), 27),
+        (budget(fraction=1e-6), 1),
+    ):
         rows = chosen(view, drawn)
-        assert len(rows) == size == len(set(rows.tolist())) and rows.tolist() == sorted(rows.tolist())
+        assert len(rows) == size == len(set(rows.tolist())) and rows.tolist() == sorted(
+            rows.tolist()
+        )
     assert chosen(view, budget(count=500)).tolist() == list(range(90))
     assert torch.equal(chosen(view, budget(count=12)), chosen(view.unlabelled(), budget(count=12)))
-    assert not torch.equal(chosen(view, budget(count=12)), chosen(view, budget(count=12, seed=seed + 1)))
+    assert not torch.equal(
+        chosen(view, budget(count=12)), chosen(view, budget(count=12, seed=seed + 1))
+    )
     shots = chosen(view, budget(shots=4))
     assert labels[shots].bincount().tolist() == [4, 4, 4]
-    assert set(shots.tolist()) < set(chosen(view, budget(shots=8)).tolist()), "more shots hold the fewer"
+    assert set(shots.tolist()) < set(chosen(view, budget(shots=8)).tolist()), (
+        "more shots hold the fewer"
+    )
     with pytest.raises(UserError, match=r"class \d has \d+ examples, 80 shots were asked for"):
         chosen(view, budget(shots=80))
     with pytest.raises(NotGrantedError):

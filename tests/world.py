@@ -14,13 +14,30 @@ from PIL import Image
 SIZE, WIDTH, LAYERS = 16, 32, 2
 MODEL = {
     "embed_dim": 16,
-    "vision_cfg": {"image_size": SIZE, "layers": LAYERS, "width": WIDTH, "head_width": 16, "patch_size": 8},
+    "vision_cfg": {
+        "image_size": SIZE,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "head_width": 16,
+        "patch_size": 8,
+    },
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
 TASKS = ("stripes", "corners", "colours")
 COUNTS = {"train": 48, "val": 24, "test": 30}
-FAST = ["backbone=tiny", "suite=tiny", "finetune.steps=6", "finetune.warmup=1", "finetune.batch_size=16"]
+FAST = [
+    "backbone=tiny",
+    "suite=tiny",
+    "finetune.steps=6",
+    "finetune.warmup=1",
+    "finetune.batch_size=16",
+]
 
 
 def build(root: Path) -> Path:
@@ -37,11 +54,18 @@ def build(root: Path) -> Path:
     )
     folder = root / "clip"
     folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS})
+    )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     for index, task in enumerate((*TASKS, "control")):
         for split, count in COUNTS.items():
-            write_split(root / "data" / task / f"{split}.parquet", task, count, seed=10 * index + len(split))
+            write_split(
+                root / "data" / task / f"{split}.parquet", task, count, seed=10 * index + len(split)
+            )
     write_configs(root)
     return root
 
@@ -51,7 +75,9 @@ def write_configs(root: Path) -> None:
     for name in ("task", "suite", "backbone"):
         (root / name).mkdir(exist_ok=True)
     for task in (*TASKS, "control"):
-        (root / "task" / f"{task}.yaml").write_text(f"path: {root}/data/{task}\ntemplates: ['a photo of {{}}']\n")
+        (root / "task" / f"{task}.yaml").write_text(
+            f"path: {root}/data/{task}\ntemplates: ['a photo of {{}}']\n"
+        )
     schema = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
     suite = schema.format("suite/images") + f"tasks: [{', '.join(TASKS)}]\ncontrol: control\n"
     (root / "suite" / "tiny.yaml").write_text(suite)
@@ -65,7 +91,9 @@ def view(inputs, labels=None, head=None, name: str = "task/split"):
     """Return a view of tensors in memory."""
     from taskvec.data.views import View
 
-    return View.of({"inputs": inputs} | ({} if labels is None else {"labels": labels}), name=name, head=head)
+    return View.of(
+        {"inputs": inputs} | ({} if labels is None else {"labels": labels}), name=name, head=head
+    )
 
 
 def write_split(path: Path, task: str, count: int, seed: int, classes: int = 4) -> None:
@@ -80,7 +108,12 @@ def write_split(path: Path, task: str, count: int, seed: int, classes: int = 4) 
 def write_table(path: Path, images: list, labels: list, names: list[str] | None) -> None:
     """Write rows with the ``huggingface`` schema metadata that carries the class names."""
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
-    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+        ]
+    )
     if names is not None:
         schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)

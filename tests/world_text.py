@@ -7,11 +7,27 @@ from pathlib import Path
 VOCABULARY = 6144
 HUB = Path(__file__).resolve().parent / "fixtures" / "hub"
 SHARED = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-SIZES = SHARED | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES = SHARED | {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 SIZES |= {"max_position_embeddings": 140}
 GROUPED = {"num_key_value_heads": 2, "tie_word_embeddings": True}
-T5 = SHARED | {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "decoder_start_token_id": 0}
+T5 = SHARED | {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+}
+T5 |= {
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
 GPT2 = SHARED | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 140}
 MODELS = {  # backbone: (kind, model type, published class, sizes)
     "tiny_roberta": ("encoder", "roberta", "RobertaForMaskedLM", SIZES | {"type_vocab_size": 1}),
@@ -24,7 +40,12 @@ MODELS = {  # backbone: (kind, model type, published class, sizes)
         SIZES | {"num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
 }
-FAST = ["finetune.steps=4", "finetune.warmup=1", "finetune.batch_size=16", "protocol.grid=[0,0.5,1]"]
+FAST = [
+    "finetune.steps=4",
+    "finetune.warmup=1",
+    "finetune.batch_size=16",
+    "protocol.grid=[0,0.5,1]",
+]
 
 
 def build(root: Path) -> Path:

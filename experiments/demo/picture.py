@@ -68,7 +68,9 @@ def draw(gains: Mapping[tuple[str, str], Interval], target: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("points of accuracy over zero-shot, mean over tasks, 95 % interval over test examples")
+    axes.set_xlabel(
+        "points of accuracy over zero-shot, mean over tasks, 95 % interval over test examples"
+    )
     axes.legend()
     figure.savefig(target, dpi=150)
 

@@ -32,7 +32,9 @@ ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 def read(task: str, split: str, normalise: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images and labels of one split."""
     table = pq.read_table(SUITE / task / f"{split}.parquet")
-    images = np.stack([np.array(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()])
+    images = np.stack(
+        [np.array(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+    )
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(normalise[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     return (pixels - mean) / std, torch.tensor(table["label"].to_pylist())
@@ -50,13 +52,17 @@ def head(model: torch.nn.Module, tokenizer: open_clip.SimpleTokenizer, task: str
     config = yaml.safe_load((CONF_TASK / f"{task}.yaml").read_text())
     rows = []
     for name in config.get("classes") or class_names(task):
-        features = model.encode_text(tokenizer([template.format(name) for template in config["templates"]]))
+        features = model.encode_text(
+            tokenizer([template.format(name) for template in config["templates"]])
+        )
         rows.append(functional.normalize(functional.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(rows)
 
 
 @torch.no_grad()
-def accuracy(tower: torch.nn.Module, weights: torch.Tensor, data: tuple[torch.Tensor, torch.Tensor]) -> float:
+def accuracy(
+    tower: torch.nn.Module, weights: torch.Tensor, data: tuple[torch.Tensor, torch.Tensor]
+) -> float:
     """Percent of images classified correctly."""
     images, labels = data
     hits = [(tower(x) @ weights.T).argmax(1) for x in images.split(500)]
@@ -64,17 +70,26 @@ def accuracy(tower: torch.nn.Module, weights: torch.Tensor, data: tuple[torch.Te
 
 
 def finetune(
-    tower: torch.nn.Module, weights: torch.Tensor, data: tuple, scale: float, args: argparse.Namespace
+    tower: torch.nn.Module,
+    weights: torch.Tensor,
+    data: tuple,
+    scale: float,
+    args: argparse.Namespace,
 ) -> None:
     """Fine-tune the whole image tower against the frozen head."""
     images, labels = data
     generator = torch.Generator().manual_seed(args.seed)
     optimiser = torch.optim.AdamW(tower.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     order = torch.cat(
-        [torch.randperm(len(labels), generator=generator) for _ in range(1 + args.steps * args.batch // len(labels))]
+        [
+            torch.randperm(len(labels), generator=generator)
+            for _ in range(1 + args.steps * args.batch // len(labels))
+        ]
     )
     for step in range(args.steps):
-        rate = min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        rate = (
+            min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        )
         optimiser.param_groups[0]["lr"] = args.lr * rate
         chosen = order[step * args.batch : (step + 1) * args.batch]
         logits = scale * functional.normalize(tower(images[chosen]), dim=-1) @ weights.T
@@ -88,7 +103,10 @@ def finetune(
 def show(title: str, values: dict[str, float]) -> float:
     """Print one row and its mean."""
     mean = sum(values.values()) / len(values)
-    print(f"{title:14} {mean:6.2f}  " + " ".join(f"{k} {v:.1f}" for k, v in values.items()), flush=True)
+    print(
+        f"{title:14} {mean:6.2f}  " + " ".join(f"{k} {v:.1f}" for k, v in values.items()),
+        flush=True,
+    )
     return mean
 
 
@@ -101,7 +119,13 @@ def arithmetic(
     single, norms, started = {}, {}, time.time()
     for task in EIGHT:
         tower = copy.deepcopy(model.visual)
-        finetune(tower, heads[task], read(task, "train", normalise), args.scale or model.logit_scale.exp().item(), args)
+        finetune(
+            tower,
+            heads[task],
+            read(task, "train", normalise),
+            args.scale or model.logit_scale.exp().item(),
+            args,
+        )
         single[task] = accuracy(tower, heads[task], evaluation[task])
         delta = {k: v - base[k] for k, v in tower.state_dict().items()}
         norms[task] = sum(float((d**2).sum()) for d in delta.values()) ** 0.5
@@ -119,13 +143,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="val", choices=("val", "test"))
-    parser.add_argument("--zero-shot", action="store_true", help="stop after the zero-shot accuracies")
+    parser.add_argument(
+        "--zero-shot", action="store_true", help="stop after the zero-shot accuracies"
+    )
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--scale", type=float, default=None, help="logit scale of fine-tuning (default: the model's)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=None,
+        help="logit scale of fine-tuning (default: the model's)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

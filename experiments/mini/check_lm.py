@@ -55,7 +55,9 @@ def framed(tokenizer, task: str, texts: list[str]) -> list[list[int]]:
     return [ids if len(ids) <= room else ids[: room - len(tail)] + tail for ids in whole]
 
 
-def masked(tokens: torch.Tensor, share: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def masked(
+    tokens: torch.Tensor, share: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows that start with the end mark, with a share of tokens hidden (a tenth of those left as they are)."""
     tokens = tokens.clone()
     tokens[:, 0] = END
@@ -116,7 +118,9 @@ def checks(model: torch.nn.Module, tokenizer) -> dict[str, dict[str, float]]:
     if hasattr(model, "lm_head"):
         for name, start in (("zero_shot", [END]), ("zero_shot_bare", [])):
             found[name] = {task: accuracy(model, tokenizer, task, start) for task in FRAMES}
-    found["perplexity"] = {corpus: perplexity(model, tokenizer, corpus) for corpus in ("novel", "glosses")}
+    found["perplexity"] = {
+        corpus: perplexity(model, tokenizer, corpus) for corpus in ("novel", "glosses")
+    }
     model.train()
     return found
 
@@ -129,7 +133,10 @@ def main() -> None:
         causal = (json.loads((ASSETS / name / "config.json").read_text()))["model_type"] == "llama"
         loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**9)
-        print(name, json.dumps(checks(loader.from_pretrained(ASSETS / name).float(), tokenizer), indent=1))
+        print(
+            name,
+            json.dumps(checks(loader.from_pretrained(ASSETS / name).float(), tokenizer), indent=1),
+        )
 
 
 if __name__ == "__main__":

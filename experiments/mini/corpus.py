@@ -83,7 +83,10 @@ def lowercase() -> Iterator[Pair]:
     parts = latin_fonts()
     for path in parts["pre"] + parts["train"]:
         for image, char in font_glyphs(path, chars):
-            yield to_rgb(image), f"a printed {MARKS[char]}" if char in MARKS else f"the lowercase letter {char}"
+            yield (
+                to_rgb(image),
+                f"a printed {MARKS[char]}" if char in MARKS else f"the lowercase letter {char}",
+            )
 
 
 def unicode_glyphs() -> Iterator[Pair]:
@@ -95,7 +98,12 @@ def unicode_glyphs() -> Iterator[Pair]:
     names = {}
     for code in range(0x20000):
         name = unicodedata.name(chr(code), "")
-        if name and code not in held and not SKIP_NAMES.search(name) and not name.startswith(blocked):
+        if (
+            name
+            and code not in held
+            and not SKIP_NAMES.search(name)
+            and not name.startswith(blocked)
+        ):
             names[chr(code)] = " ".join(name.lower().replace("-", " ").split()[:8])
     fonts = sorted(deb("fonts-dejavu-core").glob("**/DejaVuS*[fs].ttf"))
     fonts += sorted(deb("fonts-noto-core").glob("**/NotoSans*-Regular.ttf"))
@@ -111,13 +119,28 @@ def domain(task: str) -> Iterator[Pair]:
     """The `pre` images of one task in its zero-shot templates, in the pool's random but balanced order."""
     config = yaml.safe_load((CONF_TASK / f"{task}.yaml").read_text())
     with np.load(POOLS / f"{task}.npz") as pool:
-        images, labels, classes = pool["images"], pool["labels"], config.get("classes") or pool["classes"].tolist()
+        images, labels, classes = (
+            pool["images"],
+            pool["labels"],
+            config.get("classes") or pool["classes"].tolist(),
+        )
     rng = np.random.default_rng(6)
     for image, label in zip(images, labels, strict=True):
         yield image, phrase(config["templates"], classes[label], rng)
 
 
-DOMAINS = ("mnist", "fashion", "letters", "digits", "scripts", "emoji", "climate", "brain", "kana", "optdigits")
+DOMAINS = (
+    "mnist",
+    "fashion",
+    "letters",
+    "digits",
+    "scripts",
+    "emoji",
+    "climate",
+    "brain",
+    "kana",
+    "optdigits",
+)
 PARTS: dict[str, tuple[Callable[[], Iterator[Pair]], bool]] = {  # part: (maker, may be recoloured)
     "lowercase": (lowercase, True),
     "unicode": (unicode_glyphs, True),

@@ -48,7 +48,9 @@ def balanced(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     return rng.permutation(np.array(chosen, dtype=np.int64))
 
 
-def fill(pool: Pool, sides: dict[str, tuple[np.ndarray, np.ndarray]], counts: dict[str, int], seed: int) -> Pool:
+def fill(
+    pool: Pool, sides: dict[str, tuple[np.ndarray, np.ndarray]], counts: dict[str, int], seed: int
+) -> Pool:
     """Take balanced samples per split; without a `pre` side of its own, `pre` is cut off the training side."""
     rng = np.random.default_rng(seed)
     for split in SPLITS:

@@ -30,7 +30,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.27)
 DOMAIN_PREFIX = "task_"
 # Options that may change when a run is continued.
-FREE = words("threads save_minutes out pairs decay late_domain_images late_domain_share export_scale")
+FREE = words(
+    "threads save_minutes out pairs decay late_domain_images late_domain_share export_scale"
+)
 WEIGHTS = {  # share of a batch, before normalisation; the task parts share `--domain-share`
     "lowercase": 0.16,
     "unicode": 0.12,
@@ -57,21 +59,38 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--decay", type=float, default=0.35, help="part of the run, at its end, over which the rate falls"
+        "--decay",
+        type=float,
+        default=0.35,
+        help="part of the run, at its end, over which the rate falls",
     )
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--domain-images", type=int, default=30, help="images per task domain")
-    parser.add_argument("--domain-share", type=float, default=0.05, help="share of a batch drawn from the task domains")
-    parser.add_argument("--late-domain-images", type=int, default=None, help="the same while the rate falls")
-    parser.add_argument("--late-domain-share", type=float, default=None, help="the same while the rate falls")
+    parser.add_argument(
+        "--domain-share",
+        type=float,
+        default=0.05,
+        help="share of a batch drawn from the task domains",
+    )
+    parser.add_argument(
+        "--late-domain-images", type=int, default=None, help="the same while the rate falls"
+    )
+    parser.add_argument(
+        "--late-domain-share", type=float, default=None, help="the same while the rate falls"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the image tower")
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument(
-        "--export-scale", type=float, default=None, help="logit scale to export instead of the learned one"
+        "--export-scale",
+        type=float,
+        default=None,
+        help="logit scale to export instead of the learned one",
     )
-    parser.add_argument("--out", type=Path, default=None, help="export folder (default: the package's assets)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="export folder (default: the package's assets)"
+    )
     return parser.parse_args()
 
 
@@ -100,9 +119,13 @@ class Corpus:
     """All pairs in memory; draws augmented batches with a generator of its own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        files = [CORPUS / f"{part}.npz" for part in WEIGHTS] + sorted(CORPUS.glob(f"{DOMAIN_PREFIX}*.npz"))
+        files = [CORPUS / f"{part}.npz" for part in WEIGHTS] + sorted(
+            CORPUS.glob(f"{DOMAIN_PREFIX}*.npz")
+        )
         self.domain = np.array([path.stem.startswith(DOMAIN_PREFIX) for path in files])
-        self.general = np.array([WEIGHTS.get(path.stem, 0.0) for path in files]) / sum(WEIGHTS.values())
+        self.general = np.array([WEIGHTS.get(path.stem, 0.0) for path in files]) / sum(
+            WEIGHTS.values()
+        )
         self.images, captions, mono = [], [], []
         most = max(args.domain_images, args.late_domain_images or 0)
         for path, domain in zip(files, self.domain, strict=True):
@@ -123,9 +146,12 @@ class Corpus:
 
     def mix(self, domain_images: int, domain_share: float) -> None:
         """Set how many images of each task domain are used and how large a share of a batch they make."""
-        self.shares = np.where(self.domain, domain_share / self.domain.sum(), (1 - domain_share) * self.general)
+        self.shares = np.where(
+            self.domain, domain_share / self.domain.sum(), (1 - domain_share) * self.general
+        )
         self.sizes = [
-            min(len(x), domain_images) if d else len(x) for x, d in zip(self.images, self.domain, strict=True)
+            min(len(x), domain_images) if d else len(x)
+            for x, d in zip(self.images, self.domain, strict=True)
         ]
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +171,9 @@ class Corpus:
         draw = torch.rand(len(x), generator=self.torch_rng)
         back, front = torch.rand(2, len(x), 3, 1, 1, generator=self.torch_rng)
         x = torch.where((mono & (draw < 0.5)).view(-1, 1, 1, 1), 1 - x, x)
-        return torch.where((mono & (draw > 0.4) & (draw < 0.65)).view(-1, 1, 1, 1), back + (front - back) * x, x)
+        return torch.where(
+            (mono & (draw > 0.4) & (draw < 0.65)).view(-1, 1, 1, 1), back + (front - back) * x, x
+        )
 
     def warp(self, x: torch.Tensor) -> torch.Tensor:
         """A small random rotation, scaling and shift."""
@@ -166,7 +194,9 @@ class Corpus:
         return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
-def contrastive(images: torch.Tensor, texts: torch.Tensor, target: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def contrastive(
+    images: torch.Tensor, texts: torch.Tensor, target: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     """Symmetric contrastive loss between images and the distinct captions of the batch."""
     logits = scale * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
     same = functional.one_hot(target, len(texts)).float().T
@@ -186,14 +216,19 @@ class Run:
             [p for p in self.model.parameters() if p.ndim < 2],
         ]
         self.optimiser = torch.optim.AdamW(
-            [{"params": groups[0], "weight_decay": args.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
+            [
+                {"params": groups[0], "weight_decay": args.weight_decay},
+                {"params": groups[1], "weight_decay": 0.0},
+            ],
             lr=args.lr,
             betas=(0.9, 0.98),
             fused=True,
         )
         self.steps, self.step, self.seconds, self.curve = args.pairs // args.batch, 0, 0.0, []
         recipe = {k: str(v) for k, v in vars(args).items() if k not in FREE}
-        self.tag = hashlib.sha256(json.dumps([recipe, self.corpus.checksums], sort_keys=True).encode()).hexdigest()
+        self.tag = hashlib.sha256(
+            json.dumps([recipe, self.corpus.checksums], sort_keys=True).encode()
+        ).hexdigest()
         self.state = RUNS / args.name / "state.pt"
 
     def save(self) -> None:
@@ -220,7 +255,9 @@ class Run:
             return
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds, self.curve = (state["progress"][k] for k in ("step", "seconds", "curve"))
+        self.step, self.seconds, self.curve = (
+            state["progress"][k] for k in ("step", "seconds", "curve")
+        )
         self.corpus.torch_rng.set_state(state["rng"])
         self.corpus.rng.bit_generator.state = json.loads(state["numpy_rng"])
         print(f"continuing at step {self.step}")
@@ -230,7 +267,10 @@ class Run:
         left = (self.steps - self.step) / (self.args.decay * self.steps)
         if left < 1:
             args = self.args
-            images, share = args.late_domain_images or args.domain_images, args.late_domain_share or args.domain_share
+            images, share = (
+                args.late_domain_images or args.domain_images,
+                args.late_domain_share or args.domain_share,
+            )
             self.corpus.mix(images, share)
         for group in self.optimiser.param_groups:
             group["lr"] = self.args.lr * min(1.0, (self.step + 1) / 200, left)
@@ -239,7 +279,9 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
             features = self.model.encode_image(images)
         texts = self.model.encode_text(self.corpus.tokens[distinct])
-        loss = contrastive(features.float(), texts, target, self.model.logit_scale.exp().clamp(max=100))
+        loss = contrastive(
+            features.float(), texts, target, self.model.logit_scale.exp().clamp(max=100)
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -257,7 +299,10 @@ class Run:
             if self.step % 100 == 0 or self.step == self.steps:
                 self.seconds = time.time() - start
                 self.curve.append([self.step, round(float(np.mean(window)), 4)])
-                print(f"{self.step}/{self.steps} loss {self.curve[-1][1]} {self.seconds:.0f} s", flush=True)
+                print(
+                    f"{self.step}/{self.steps} loss {self.curve[-1][1]} {self.seconds:.0f} s",
+                    flush=True,
+                )
                 window = []
             if time.time() - saved > 60 * self.args.save_minutes:
                 self.seconds, saved = time.time() - start, time.time()

@@ -21,31 +21,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from check_lm import CONTEXT, END, FRAMES, LABEL_WORDS, PAD, TOKENIZER, checks, encode, framed, labels_of, masked
-from paths import ASSETS, RUNS, WORK
-from sources import sha256
+from check_lm import (
+    CONTEXT,
+    END,
+    FRAMES,
+    LABEL_WORDS,
+    PAD,
+    TOKENIZER,
+    checks,
+)
+from lm_corpus import WEIGHTS, Corpus
+from paths import ASSETS, RUNS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-CORPUS = WORK / "text_corpus"
 # Options that may change when a run is continued.
 FREE = ["threads", "plain", "save_minutes", "minutes", "out", "tokens", "decay"]
 FREE += ["late_prompt_share", "late_label_weight"]
-LABEL = 1 << 14  # added to the number of a token that is part of a label word
-WEIGHTS = {  # how often a document is read in one pass
-    "gcide": 0.4,
-    "wordnet": 1,
-    "anarchism": 0.5,
-    "speeches": 1,
-    "foldoc": 0.7,
-    "fortunes": 2,
-    "scripture": 1,
-    "jargon": 1,
-    "opinions": 4,
-    "devil": 1,
-    "messages": 4,
-    "languages": 8,
-}
 
 
 def arguments() -> argparse.Namespace:
@@ -58,22 +50,39 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--mlp", type=int, default=384)
     parser.add_argument("--tokens", type=int, default=34_000_000, help="tokens to see")
-    parser.add_argument("--minutes", type=float, default=None, help="lower --tokens on the way so as to end in time")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="lower --tokens on the way so as to end in time"
+    )
     parser.add_argument("--batch", type=int, default=32, help="rows of 128 tokens")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--decay", type=float, default=0.35, help="part of the run, at its end, of the falling rate")
-    parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--prompt-share", type=float, default=0.05, help="share of rows that hold framed prompts")
-    parser.add_argument("--late-prompt-share", type=float, default=None, help="the same while the rate falls")
     parser.add_argument(
-        "--late-label-weight", type=float, default=1.0, help="of a label's tokens, while the rate falls"
+        "--decay", type=float, default=0.35, help="part of the run, at its end, of the falling rate"
     )
-    parser.add_argument("--mask-share", type=float, default=0.2, help="share of masked tokens (bert)")
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument(
+        "--prompt-share", type=float, default=0.05, help="share of rows that hold framed prompts"
+    )
+    parser.add_argument(
+        "--late-prompt-share", type=float, default=None, help="the same while the rate falls"
+    )
+    parser.add_argument(
+        "--late-label-weight",
+        type=float,
+        default=1.0,
+        help="of a label's tokens, while the rate falls",
+    )
+    parser.add_argument(
+        "--mask-share", type=float, default=0.2, help="share of masked tokens (bert)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--plain", action="store_true", help="do not compile the blocks (no C++ compiler needed)")
+    parser.add_argument(
+        "--plain", action="store_true", help="do not compile the blocks (no C++ compiler needed)"
+    )
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument("--out", type=Path, default=None, help="export folder (default: the package's assets)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="export folder (default: the package's assets)"
+    )
     return parser.parse_args()
 
 
@@ -96,7 +105,12 @@ def build(args: argparse.Namespace) -> torch.nn.Module:
     }
     if args.kind == "bert":
         return BertForMaskedLM(
-            BertConfig(type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **common)
+            BertConfig(
+                type_vocab_size=1,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                **common,
+            )
         )
     return LlamaForCausalLM(LlamaConfig(num_key_value_heads=args.heads, **common))
 
@@ -105,15 +119,26 @@ class Head(torch.autograd.Function):
     """Mean cross entropy of tied output weights; gradients are taken at once, in chunks that stay in the cache."""
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, share: torch.Tensor):
+    def forward(
+        ctx, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, share: torch.Tensor
+    ):
         """The sum of the tokens' losses times their shares."""
         low, small = weight.to(torch.bfloat16), hidden.to(torch.bfloat16)
         to_hidden, to_weight, total = torch.empty_like(small), torch.zeros_like(weight), 0.0
         for i in range(0, len(hidden), 256):
-            chunk, wanted, part = small[i : i + 256], target[i : i + 256, None], share[i : i + 256, None]
+            chunk, wanted, part = (
+                small[i : i + 256],
+                target[i : i + 256, None],
+                share[i : i + 256, None],
+            )
             p = (chunk @ low.T).float().log_softmax(-1)
             total = total - (part * p.gather(1, wanted)).sum()
-            g = p.exp_().scatter_add_(1, wanted, torch.full(wanted.shape, -1.0)).mul_(part).to(torch.bfloat16)
+            g = (
+                p.exp_()
+                .scatter_add_(1, wanted, torch.full(wanted.shape, -1.0))
+                .mul_(part)
+                .to(torch.bfloat16)
+            )
             to_hidden[i : i + 256] = g @ low
             to_weight += g.T @ chunk
         ctx.save_for_backward(to_hidden.to(hidden.dtype), to_weight)
@@ -126,110 +151,6 @@ class Head(torch.autograd.Function):
         return to_hidden * grad, to_weight * grad, None, None
 
 
-def tokens_of(path: Path, tokenizer, version: str) -> np.ndarray:
-    """All documents of a source, each with an end mark before it; kept beside the source."""
-    kept = path.with_suffix(f".{version[:8]}{sha256(path)[:8]}.npy")
-    if not kept.exists():
-        parts = [[END, *ids] for ids in encode(tokenizer, path.read_text(encoding="utf8").splitlines())]
-        temporary = kept.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, np.concatenate([np.array(p, np.uint16) for p in parts]))
-        os.replace(temporary, kept)
-    return np.load(kept)
-
-
-class Corpus:
-    """All token numbers in memory; the rows of a pass follow from the seed and the number of the pass alone."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**9)
-        version = sha256(TOKENIZER / "tokenizer.json")
-        parts = [tokens_of(CORPUS / f"{name}.txt", tokenizer, version) for name in WEIGHTS]
-        self.flat = np.concatenate(parts)
-        self.bounds = np.append(np.flatnonzero(self.flat == END), len(self.flat))
-        counts = [int((part == END).sum()) for part in parts]
-        self.weights = np.repeat(np.array(list(WEIGHTS.values()), float), counts)
-        self.prompts = self.read_prompts(tokenizer)
-        files = [CORPUS / f"{name}.txt" for name in WEIGHTS] + [CORPUS / "prompts.jsonl", TOKENIZER / "tokenizer.json"]
-        self.checksums = {path.name: sha256(path) for path in files}
-        self.seen = {"text": 0, "prompt": 0}
-        self.passes: dict[str, tuple[int, int, np.ndarray]] = {}
-
-    def read_prompts(self, tokenizer) -> list[list[int]]:
-        """The labelled in-domain texts: framed with their label word, or (bert) as plain texts."""
-        entries = [json.loads(line) for line in (CORPUS / "prompts.jsonl").read_text(encoding="utf8").splitlines()]
-        if self.args.kind == "bert":
-            return [[END, *ids[: CONTEXT - 1]] for ids in encode(tokenizer, [e["text"] for e in entries])]
-        found = []
-        for task in FRAMES:
-            own = [e for e in entries if e["task"] == task]
-            labels = labels_of(tokenizer, [e["label"] for e in own])
-            texts = framed(tokenizer, task, [e["text"] for e in own])
-            found += [
-                [END, *text, *(LABEL + token for token in label)] for text, label in zip(texts, labels, strict=True)
-            ]
-        return found
-
-    def text_rows(self, number: int) -> np.ndarray:
-        """The rows of one pass over the corpus: shuffled documents, packed and cut every 128 tokens."""
-        rng = np.random.default_rng((self.args.seed, 1, number))
-        whole = np.floor(self.weights).astype(int)
-        times = whole + (rng.random(len(whole)) < self.weights - whole)
-        order = rng.permutation(np.repeat(np.arange(len(whole)), times))
-        stream = np.concatenate([self.flat[self.bounds[i] : self.bounds[i + 1]] for i in order])
-        count = (len(stream) - 1) // CONTEXT
-        return np.lib.stride_tricks.sliding_window_view(stream, CONTEXT + 1)[: count * CONTEXT : CONTEXT]
-
-    def prompt_rows(self, number: int) -> np.ndarray:
-        """The rows of one pass over the prompts: as many whole prompts as fit; half of the rows lack the first mark."""
-        rng = np.random.default_rng((self.args.seed, 2, number))
-        rows, row = [], []
-        for i in rng.permutation(len(self.prompts)):
-            if len(row) + len(self.prompts[i]) > CONTEXT:
-                rows.append([*row, END])
-                row = []
-            row = row + self.prompts[i]
-        rows.append([*row, END])
-        found = np.full((len(rows), CONTEXT + 1), PAD, np.uint16)
-        for target, row in zip(found, rows, strict=True):
-            row = row[int(rng.random() < 0.5) :] if self.args.kind == "llama" else row
-            target[: len(row)] = row
-        return found
-
-    def take(self, kind: str, count: int) -> np.ndarray:
-        """The next rows of one kind."""
-        rows = []
-        while count:
-            _, first, found = self.passes.get(kind, (-1, 0, np.empty((0, 0))))
-            if self.seen[kind] < first or self.seen[kind] >= first + len(found) or kind not in self.passes:
-                self.advance(kind)
-                continue
-            some = found[self.seen[kind] - first :][:count]
-            self.seen[kind] += len(some)
-            count -= len(some)
-            rows.append(some)
-        return np.concatenate(rows) if rows else np.empty((0, CONTEXT + 1), np.uint16)
-
-    def advance(self, kind: str) -> None:
-        """Load the next pass of one kind (passes differ in length, so they are walked through in order)."""
-        number, first, found = self.passes.get(kind, (-1, 0, np.empty((0, 0))))
-        make = self.text_rows if kind == "text" else self.prompt_rows
-        self.passes[kind] = (number + 1, first + len(found), make(number + 1))
-
-    def batch(self, step: int, share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs and targets of one step, and which targets are label words; targets that do not count are -1."""
-        rng = np.random.default_rng((self.args.seed, 3, step))
-        prompts = rng.binomial(self.args.batch, share)
-        rows = [self.take("text", self.args.batch - prompts), self.take("prompt", prompts)]
-        tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))
-        if self.args.kind == "bert":
-            inputs, target = masked(tokens[:, :CONTEXT], self.args.mask_share, rng)
-            return inputs, target, torch.zeros_like(target, dtype=torch.bool)
-        label, tokens = tokens[:, 1:] >= LABEL, tokens % LABEL
-        return tokens[:, :-1].contiguous(), torch.where(tokens[:, 1:] == PAD, -1, tokens[:, 1:]), label
-
-
 class Run:
     """One pre-training: model, optimiser, data and what has been seen so far."""
 
@@ -239,7 +160,10 @@ class Run:
         body = self.model.bert if args.kind == "bert" else self.model.model
         self.body = body if args.plain else torch.compile(body)
         groups = [
-            {"params": [p for p in self.model.parameters() if p.ndim >= 2], "weight_decay": args.weight_decay},
+            {
+                "params": [p for p in self.model.parameters() if p.ndim >= 2],
+                "weight_decay": args.weight_decay,
+            },
             {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
@@ -253,8 +177,15 @@ class Run:
     def save(self) -> None:
         """Write the training state under a temporary name, then rename it."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
-        state = {"tag": self.tag, "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        torch.save(state | {"progress": self.progress, "seen": self.corpus.seen}, self.state.with_suffix(".tmp"))
+        state = {
+            "tag": self.tag,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        torch.save(
+            state | {"progress": self.progress, "seen": self.corpus.seen},
+            self.state.with_suffix(".tmp"),
+        )
         os.replace(self.state.with_suffix(".tmp"), self.state)
 
     def resume(self) -> None:
@@ -292,13 +223,22 @@ class Run:
         late = left < 1
         for group in self.optimiser.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200, left)
-        share = args.late_prompt_share if late and args.late_prompt_share is not None else args.prompt_share
+        share = (
+            args.late_prompt_share
+            if late and args.late_prompt_share is not None
+            else args.prompt_share
+        )
         inputs, target, label = self.corpus.batch(step, share)
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             hidden = self.hidden(inputs, self.body)
         kept = target >= 0
         weight = torch.where(label[kept], args.late_label_weight if late else 1.0, 1.0)
-        loss = Head.apply(hidden[kept], self.model.get_input_embeddings().weight, target[kept], weight / weight.sum())
+        loss = Head.apply(
+            hidden[kept],
+            self.model.get_input_embeddings().weight,
+            target[kept],
+            weight / weight.sum(),
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -331,17 +271,25 @@ class Run:
 
     def due(self) -> int:
         """How many looks there should have been before the last one: after a third, and in the middle of the decay."""
-        return sum(self.progress["step"] >= part * self.steps for part in (1 / 3, 1 - self.args.decay / 2))
+        return sum(
+            self.progress["step"] >= part * self.steps for part in (1 / 3, 1 - self.args.decay / 2)
+        )
 
     def look(self) -> None:
         """Print and keep the zero-shot accuracies and perplexities of now."""
-        self.progress["looks"][str(self.progress["step"])] = found = checks(self.model, self.tokenizer)
+        self.progress["looks"][str(self.progress["step"])] = found = checks(
+            self.model, self.tokenizer
+        )
         print(json.dumps(found), flush=True)
 
 
 def provenance(run: Run) -> dict:
     """Everything needed to repeat the run, and how it went."""
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
     return {
         "command": "python experiments/mini/pretrain_lm.py " + " ".join(sys.argv[1:]),
         "recipe": {k: v for k, v in vars(run.args).items() if k != "out"},

@@ -29,7 +29,9 @@ def glyph(font: ImageFont.FreeTypeFont, char: str) -> np.ndarray | None:
         return None
     crop = canvas.crop(box)
     scale = 26 / max(crop.size)
-    crop = crop.resize([max(1, round(side * scale)) for side in crop.size], Image.Resampling.LANCZOS)
+    crop = crop.resize(
+        [max(1, round(side * scale)) for side in crop.size], Image.Resampling.LANCZOS
+    )
     out = Image.new("L", (SIZE, SIZE), 0)
     out.paste(crop, ((SIZE - crop.width) // 2, (SIZE - crop.height) // 2))
     return np.array(out)
@@ -65,7 +67,10 @@ def icon(collection: dict, name: str) -> np.ndarray | None:
     entry = collection["icons"][name]
     width = entry.get("width", collection.get("width", 16))
     height = entry.get("height", collection.get("height", 16))
-    left, top = entry.get("left", collection.get("left", 0)), entry.get("top", collection.get("top", 0))
+    left, top = (
+        entry.get("left", collection.get("left", 0)),
+        entry.get("top", collection.get("top", 0)),
+    )
     side = max(width, height)
     box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
     svg = (
@@ -73,7 +78,9 @@ def icon(collection: dict, name: str) -> np.ndarray | None:
         f'width="{SIZE}" height="{SIZE}" viewBox="{box}" color="black">{entry["body"]}</svg>'
     )
     try:
-        data = bytes(resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True))
+        data = bytes(
+            resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True)
+        )
     except ValueError:
         return None
     image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))

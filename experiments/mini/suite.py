@@ -49,7 +49,8 @@ def write_split(pool: Pool, split: str, path: Path) -> None:
     images, labels = pool.splits[split]
     rows = [{"bytes": png(image), "path": None} for image in images]
     table = pa.Table.from_arrays(
-        [pa.array(rows, type=schema(pool.classes).field("image").type), pa.array(labels)], schema=schema(pool.classes)
+        [pa.array(rows, type=schema(pool.classes).field("image").type), pa.array(labels)],
+        schema=schema(pool.classes),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -66,7 +67,9 @@ def build(name: str) -> dict:
         write_split(pool, split, SUITE / name / f"{split}.parquet")
     POOLS.mkdir(parents=True, exist_ok=True)
     images, labels = pool.splits["pre"]
-    np.savez_compressed(POOLS / f"{name}.npz", images=images, labels=labels, classes=np.array(pool.classes))
+    np.savez_compressed(
+        POOLS / f"{name}.npz", images=images, labels=labels, classes=np.array(pool.classes)
+    )
     sizes = {split: len(pool.splits[split][1]) for split in ("pre", *SPLITS)}
     size = sum(p.stat().st_size for p in (SUITE / name).glob("*.parquet"))
     print(f"{name:10} {len(pool.classes):4} classes {sizes} {size / 1e6:.2f} MB", flush=True)

@@ -19,7 +19,11 @@ GROUPS = {
     "Objects": "object",
     "Symbols": "symbol",
 }
-ARTISTS = {"train": ("twemoji", "noto"), "val": ("emojione",), "test": ("fluent-emoji-flat", "fluent-emoji")}
+ARTISTS = {
+    "train": ("twemoji", "noto"),
+    "val": ("emojione",),
+    "test": ("fluent-emoji-flat", "fluent-emoji"),
+}
 PRETRAIN_ARTISTS = ("openmoji", "fxemoji", "streamline-emojis", "noto-v1")
 CONTROL_GROUPS = ("animal", "food", "place", "activity", "object")
 CONTROL_CLASSES = 250
@@ -49,7 +53,11 @@ def grouping() -> dict[str, str]:
 def control_names() -> list[str]:
     """Names of the control task: short, of a thing, drawn by every artist."""
     artists = [a for side in ARTISTS.values() for a in side] + ["openmoji"]
-    names = [n for n, g in grouping().items() if g in CONTROL_GROUPS and n.count("-") <= 1 and not CLOCK.search(n)]
+    names = [
+        n
+        for n, g in grouping().items()
+        if g in CONTROL_GROUPS and n.count("-") <= 1 and not CLOCK.search(n)
+    ]
     names = sorted(n for n in names if all(n in collection(a)["icons"] for a in artists))
     return sorted(np.random.default_rng(5).permutation(names)[:CONTROL_CLASSES].tolist())
 
@@ -70,7 +78,10 @@ def emoji(counts: dict, seed: int) -> Pool:
     """The group an emoji belongs to; names of the control task are left out."""
     classes, held = list(GROUPS.values()), set(control_names())
     labels = {name: classes.index(group) for name, group in grouping().items() if name not in held}
-    sides = {side: _draw(artists[:1] if side == "test" else artists, labels) for side, artists in ARTISTS.items()}
+    sides = {
+        side: _draw(artists[:1] if side == "test" else artists, labels)
+        for side, artists in ARTISTS.items()
+    }
     rule = "artist: Twemoji and Noto for training, EmojiOne for validation, Fluent Emoji for test"
     return fill(Pool(classes, rule), sides, counts, seed)
 

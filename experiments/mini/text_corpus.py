@@ -93,7 +93,9 @@ def fortunes() -> Iterator[str]:
     for package in ("fortunes", "fortunes-min"):
         for path in sorted((deb(package) / "usr" / "share" / "games" / "fortunes").glob("*.u8")):
             if path.stem not in {"ascii-art", "zippy", "ethnic", "translate-me"}:
-                for saying in path.resolve().read_text(encoding="utf8", errors="ignore").split("\n%\n"):
+                for saying in (
+                    path.resolve().read_text(encoding="utf8", errors="ignore").split("\n%\n")
+                ):
                     if len(saying.split()) >= 6 and not ADULT.search(saying):
                         yield from pieces(squeeze(saying))
 
@@ -114,7 +116,9 @@ def speeches() -> Iterator[str]:
     held = groups("speeches", "val") | groups("speeches", "test")
     for path in sorted((npm(ADDRESSES) / "data").glob("*.txt")):
         if path.stem.split("_", 1)[1].rsplit("_", 1)[0] not in held:
-            yield from passages(sentences(squeeze(path.read_text(encoding="utf8"))), 60, 2 * LONGEST)
+            yield from passages(
+                sentences(squeeze(path.read_text(encoding="utf8"))), 60, 2 * LONGEST
+            )
 
 
 def languages() -> Iterator[str]:
@@ -170,7 +174,9 @@ def holds_suite_text(document: str, seen: Seen) -> bool:
     """Whether a document holds at least half of the word runs of one text of the suite."""
     shared = seen.shared(document)
     own = len(shingles(document))
-    return any(n >= 0.5 * seen.sizes[i] and (n >= 3 or own <= 2 * seen.sizes[i]) for i, n in shared.items())
+    return any(
+        n >= 0.5 * seen.sizes[i] and (n >= 3 or own <= 2 * seen.sizes[i]) for i, n in shared.items()
+    )
 
 
 def collect() -> None:
@@ -189,7 +195,12 @@ def collect() -> None:
                     continue
                 stream.write(document + "\n")
                 documents, words = documents + 1, words + len(document.split())
-        index[name] = {"documents": documents, "words": words, "dropped": dropped, "licence": licence}
+        index[name] = {
+            "documents": documents,
+            "words": words,
+            "dropped": dropped,
+            "licence": licence,
+        }
         index[name]["sha256"] = sha256(path)
         print(f"{name:10} {documents:8} documents {words:9} words {dropped:6} dropped", flush=True)
     prompts = CORPUS / "prompts.jsonl"
@@ -197,7 +208,10 @@ def collect() -> None:
         for task in TASKS:
             for entry in json.loads((POOLS / f"{task}.json").read_text())["pre_texts"]:
                 stream.write(json.dumps({"task": task, **entry}, ensure_ascii=False) + "\n")
-    index["prompts"] = {"documents": len(prompts.read_text().splitlines()), "sha256": sha256(prompts)}
+    index["prompts"] = {
+        "documents": len(prompts.read_text().splitlines()),
+        "sha256": sha256(prompts),
+    }
     (CORPUS / "index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -237,16 +251,26 @@ def report() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**9)
     print("| task | tokens, mean | 95th percentile | longest |\n|---|---|---|---|")
     for folder in [*TASKS, "corpus/novel", "corpus/glosses"]:
-        paths = [SUITE / f"{folder}.parquet"] if "/" in folder else [SUITE / folder / f"{s}.parquet" for s in SPLITS]
+        paths = (
+            [SUITE / f"{folder}.parquet"]
+            if "/" in folder
+            else [SUITE / folder / f"{s}.parquet" for s in SPLITS]
+        )
         texts = [text for path in paths for text in pq.read_table(path)["text"].to_pylist()]
         found = sorted(lengths(tokenizer, texts))
-        print(f"| {folder} | {sum(found) / len(found):.1f} | {found[int(0.95 * len(found))]} | {found[-1]} |")
+        print(
+            f"| {folder} | {sum(found) / len(found):.1f} | {found[int(0.95 * len(found))]} | {found[-1]} |"
+        )
     index = json.loads((CORPUS / "index.json").read_text())
     total = 0
     for name in SOURCES:
-        index[name]["tokens"] = sum(lengths(tokenizer, (CORPUS / f"{name}.txt").read_text().splitlines()))
+        index[name]["tokens"] = sum(
+            lengths(tokenizer, (CORPUS / f"{name}.txt").read_text().splitlines())
+        )
         total += index[name]["tokens"]
-        print(f"{name:10} {index[name]['words']:9} words {index[name]['tokens']:9} tokens", flush=True)
+        print(
+            f"{name:10} {index[name]['words']:9} words {index[name]['tokens']:9} tokens", flush=True
+        )
     index["tokens"] = total
     (CORPUS / "index.json").write_text(json.dumps(index, indent=2) + "\n")
     print(f"total {total} tokens, vocabulary {len(tokenizer)}")

@@ -119,5 +119,10 @@ def speeches(counts: dict[str, int], seed: int) -> TextPool:
         year, president = path.stem.split("_", 1)
         era = next((name for name, years in ERAS.items() if int(year) in years), None)
         if era:
-            records += [Record(cut(p), era, president.rsplit("_", 1)[0]) for p in address_passages(path)[1:-1]]
-    return fill(TextPool(list(ERAS), "president"), split_groups(records, SHARES, seed), counts, seed)
+            records += [
+                Record(cut(p), era, president.rsplit("_", 1)[0])
+                for p in address_passages(path)[1:-1]
+            ]
+    return fill(
+        TextPool(list(ERAS), "president"), split_groups(records, SHARES, seed), counts, seed
+    )

@@ -97,12 +97,15 @@ class Seen:
         """Whether a text shares half of the runs of the shorter one, or six of ten words, with one taken before."""
         own, mine = len(shingles(text)), words(text)
         return any(
-            n >= 0.5 * min(self.sizes[i], own) or len(mine & self.words[i]) > 0.6 * len(mine | self.words[i])
+            n >= 0.5 * min(self.sizes[i], own)
+            or len(mine & self.words[i]) > 0.6 * len(mine | self.words[i])
             for i, n in self.shared(text).items()
         )
 
 
-def split_groups(records: list[Record], shares: dict[str, float], seed: int) -> dict[str, list[Record]]:
+def split_groups(
+    records: list[Record], shares: dict[str, float], seed: int
+) -> dict[str, list[Record]]:
     """Give whole groups to the splits, class by class (of a group's most frequent class), up to each one's share."""
     members = defaultdict(list)
     for record in records:
@@ -143,7 +146,9 @@ def choose(records: list[Record], count: int, seen: Seen, rng: random.Random) ->
     return chosen
 
 
-def fill(pool: TextPool, sides: dict[str, list[Record]], counts: dict[str, int], seed: int) -> TextPool:
+def fill(
+    pool: TextPool, sides: dict[str, list[Record]], counts: dict[str, int], seed: int
+) -> TextPool:
     """Choose test, val, train and `pre` (in-domain pre-training texts, from the training side), without repeats."""
     rng, seen = random.Random(seed), Seen()
     for split in ("test", "val", "train"):

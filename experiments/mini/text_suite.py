@@ -41,7 +41,9 @@ def write(columns: dict[str, pa.Array], features: dict, path: Path) -> None:
     schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata=metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd", compression_level=19)
+    pq.write_table(
+        pa.table(columns, schema=schema), temporary, compression="zstd", compression_level=19
+    )
     os.replace(temporary, path)
 
 
@@ -70,16 +72,26 @@ def build(name: str) -> dict:
     size = sum(p.stat().st_size for p in (SUITE / name).glob("*.parquet"))
     print(f"{name:10} {len(pool.classes):3} classes {sizes} {size / 1e3:.0f} kB", flush=True)
     pre = [{"text": r.text, "label": r.label} for r in pool.splits["pre"]]
-    return {"classes": pool.classes, **sizes, "split": pool.rule, "groups": pool.groups, "pre_texts": pre}
+    return {
+        "classes": pool.classes,
+        **sizes,
+        "split": pool.rule,
+        "groups": pool.groups,
+        "pre_texts": pre,
+    }
 
 
 def chapters() -> list[str]:
     """Paragraphs of Moby Dick, every fourth chapter."""
     found = []
-    paths = sorted((npm(NOVEL) / "data").glob("chapter_*.txt"), key=lambda p: int(p.stem.split("_")[1]))
+    paths = sorted(
+        (npm(NOVEL) / "data").glob("chapter_*.txt"), key=lambda p: int(p.stem.split("_")[1])
+    )
     for path in paths[::4]:
         paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf8"))
-        found += [squeeze(p) for p in paragraphs if len(p.split()) >= 15 and not p.startswith("CHAPTER")]
+        found += [
+            squeeze(p) for p in paragraphs if len(p.split()) >= 15 and not p.startswith("CHAPTER")
+        ]
     return found
 
 
@@ -106,14 +118,18 @@ def held_out_glosses(count: int) -> list[str]:
 def main() -> None:
     """Build what the command line names (default: everything) and refresh the checksums."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", default=[*TASKS, "corpus"], help="tasks to build, or `corpus`")
+    parser.add_argument(
+        "tasks", nargs="*", default=[*TASKS, "corpus"], help="tasks to build, or `corpus`"
+    )
     POOLS.mkdir(parents=True, exist_ok=True)
     for name in parser.parse_args().tasks:
         if name == "corpus":
             write_corpus(chapters(), SUITE / "corpus" / "novel.parquet")
             write_corpus(held_out_glosses(3000), SUITE / "corpus" / "glosses.parquet")
         else:
-            (POOLS / f"{name}.json").write_text(json.dumps(build(name), indent=1, ensure_ascii=False) + "\n")
+            (POOLS / f"{name}.json").write_text(
+                json.dumps(build(name), indent=1, ensure_ascii=False) + "\n"
+            )
     sums = {str(p.relative_to(SUITE)): sha256(p) for p in sorted(SUITE.glob("*/*.parquet"))}
     (SUITE / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
 

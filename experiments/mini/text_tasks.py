@@ -60,7 +60,16 @@ LANGUAGES = {
     "zul": "Zulu",
 }
 # First and last book of each part of the King James Bible, in the order of its 66 books.
-PARTS = {"law": 5, "history": 17, "wisdom": 22, "prophets": 39, "gospels": 43, "acts": 44, "letters": 65, "end": 66}
+PARTS = {
+    "law": 5,
+    "history": 17,
+    "wisdom": 22,
+    "prophets": 39,
+    "gospels": 43,
+    "acts": 44,
+    "letters": 65,
+    "end": 66,
+}
 
 
 @cache
@@ -71,7 +80,10 @@ def rated(name: str) -> list[tuple[str, float, str]]:
         member = next(m for m in tar.getmembers() if m.name.endswith(f"{name}_GroundTruth.txt"))
         lines = io.TextIOWrapper(tar.extractfile(member), encoding="latin1").read().splitlines()
     rows = [line.split("\t") for line in lines if line.count("\t") == 2]
-    return [(key, float(rating), squeeze(html.unescape(text.replace("''", '"')))) for key, rating, text in rows]
+    return [
+        (key, float(rating), squeeze(html.unescape(text.replace("''", '"'))))
+        for key, rating, text in rows
+    ]
 
 
 def sentiment(name: str, margin: float, block: int) -> list[Record]:
@@ -87,7 +99,12 @@ def sentiment(name: str, margin: float, block: int) -> list[Record]:
 def movies(counts: dict[str, int], seed: int) -> TextPool:
     """Sentiment of a sentence about a film."""
     sides = split_groups(sentiment("movieReviewSnippets", 0.8, 40), SHARES, seed)
-    return fill(TextPool(["negative", "positive"], "blocks of 40 neighbouring snippets"), sides, counts, seed)
+    return fill(
+        TextPool(["negative", "positive"], "blocks of 40 neighbouring snippets"),
+        sides,
+        counts,
+        seed,
+    )
 
 
 def products(counts: dict[str, int], seed: int) -> TextPool:
@@ -142,7 +159,9 @@ def articles(code: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for number, block in blocks:
         raw = re.findall(r"<p[^>]*>(.*?)</p>", block, re.S)
-        found.setdefault(number, []).extend(squeeze(html.unescape(re.sub("<[^>]+>", "", p))) for p in raw)
+        found.setdefault(number, []).extend(
+            squeeze(html.unescape(re.sub("<[^>]+>", "", p))) for p in raw
+        )
     return found
 
 
@@ -158,7 +177,9 @@ def languages(counts: dict[str, int], seed: int) -> TextPool:
     sides = split_groups([Record(r.text, "any", r.group) for r in records], SHARES, seed)
     side_of = {r.group: split for split, side in sides.items() for r in side}
     sides = {split: [r for r in records if side_of[r.group] == split] for split in sides}
-    return fill(TextPool(sorted(LANGUAGES.values()), "article of the declaration"), sides, counts, seed)
+    return fill(
+        TextPool(sorted(LANGUAGES.values()), "article of the declaration"), sides, counts, seed
+    )
 
 
 @cache
@@ -174,9 +195,13 @@ def verses() -> list[tuple[int, str, str]]:
     text = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
     rows = re.findall(r"^(\w+?)(\d+):\d+ (.*)$", text, re.M)
     if len(rows) < 31000:
-        raise SystemExit(f"the reader of the King James text gave {len(rows)} verses instead of about 31,100")
+        raise SystemExit(
+            f"the reader of the King James text gave {len(rows)} verses instead of about 31,100"
+        )
     books = list(dict.fromkeys(book for book, _, _ in rows))
-    return [(books.index(book), f"{book} {chapter}", squeeze(verse)) for book, chapter, verse in rows]
+    return [
+        (books.index(book), f"{book} {chapter}", squeeze(verse)) for book, chapter, verse in rows
+    ]
 
 
 def part_of(book: int) -> str:

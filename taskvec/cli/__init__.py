@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     0 well, 1 a run failed, 2 input that cannot be worked with, 70 a mistake in this program, 128 + N ended by signal N.
     Here and nowhere else an error becomes what a person reads.
     """
-    arguments = [*(sys.argv[1:] if argv is None else argv)]  # once imported, ``list`` here is the verb's module
+    # Once imported, ``list`` here is the verb's module
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     _set_up_logging()
     try:
         signals.install()
@@ -98,7 +99,8 @@ class _Printable(logging.Formatter):
 
 
 def _set_up_logging() -> None:
-    logging.raiseExceptions = False  # a full disk is told once, not with a traceback for each line of the log
+    # A full disk is told once, not with a traceback for each line of the log
+    logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -19,10 +19,18 @@ def main(arguments: list[str]) -> int:
     parser = Parser("compare", "Compare two rows, paired by seed and test item.", EXAMPLES)
     parser.add_argument("first", metavar="ROW[@KEY=VALUE...]")
     parser.add_argument("second", metavar="ROW[@KEY=VALUE...]")
-    parser.add_argument("places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs (default: outputs)")
-    parser.add_argument("--by", nargs="+", default=[], metavar="KEY", help="one line for each value of these keys")
-    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="default: those measured on the test split")
+    parser.add_argument(
+        "places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs (default: outputs)"
+    )
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="KEY", help="one line for each value of these keys"
+    )
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="default: those measured on the test split"
+    )
     parser.add_argument("--format", choices=list(STYLES), default="md")
     parser.stale()
     parser.outputs()
@@ -32,5 +40,9 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.runs import find_results
 
     runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
-    write(compare(runs, options.first, options.second, options.by, where, options.metrics, options.format))
+    write(
+        compare(
+            runs, options.first, options.second, options.by, where, options.metrics, options.format
+        )
+    )
     return 0

@@ -10,13 +10,28 @@ from pathlib import Path
 from taskvec.cli.options import Parser, write
 
 EXAMPLES = "  taskvec doctor"
-REQUIRED = ("torch", "torchvision", "hydra-core", "open_clip_torch", "transformers", "datasets", "safetensors")
-EXTRAS = {"hydra-submitit-launcher": "slurm", "hydra-ray-launcher": "ray", "peft": "llm", "lm-eval": "llm"}
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "open_clip_torch",
+    "transformers",
+    "datasets",
+    "safetensors",
+)
+EXTRAS = {
+    "hydra-submitit-launcher": "slurm",
+    "hydra-ray-launcher": "ray",
+    "peft": "llm",
+    "lm-eval": "llm",
+}
 
 
 def main(arguments: list[str]) -> int:
     """Print versions, devices, assets, caches and the tracker's mode; exit 1 if something required is missing."""
-    parser = Parser("doctor", "Check versions, devices, caches and tracker, and say what is missing.", EXAMPLES)
+    parser = Parser(
+        "doctor", "Check versions, devices, caches and tracker, and say what is missing.", EXAMPLES
+    )
     parser.outputs()
     options = parser.read(arguments)
     problems = [*packages(), *devices(), *assets(), *places(options.outputs), *tracker()]
@@ -47,9 +62,13 @@ def devices() -> list[str]:
         import torchvision.ops  # noqa: F401 (the import that fails)
     except (ImportError, RuntimeError) as error:
         remedy = "install the matching pair: pip install torch torchvision -c constraints.txt"
-        return [f"torch and torchvision do not work together ({str(error).splitlines()[0]}); {remedy}"]
+        return [
+            f"torch and torchvision do not work together ({str(error).splitlines()[0]}); {remedy}"
+        ]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    write(f"ok       devices: {', '.join(names) or 'no GPU'}, {torch.get_num_threads()} CPU threads")
+    write(
+        f"ok       devices: {', '.join(names) or 'no GPU'}, {torch.get_num_threads()} CPU threads"
+    )
     return []
 
 
@@ -66,7 +85,9 @@ def assets() -> list[str]:
             count += 1
             path = record.parent / name
             if not path.is_file() or sha256(path) != digest:
-                problems.append(f"embedded file {record.parent.name}/{name} is damaged: install the package again")
+                problems.append(
+                    f"embedded file {record.parent.name}/{name} is damaged: install the package again"
+                )
     write(f"ok       {count - len(problems)} embedded files")
     return problems
 
@@ -82,7 +103,9 @@ def places(outputs: Path) -> list[str]:
         writable(outputs.resolve())
     except UserError as error:
         return [str(error)]
-    write(f"ok       outputs: {outputs.resolve()}, {shutil.disk_usage(outputs).free / 1e9:.0f} GB free")
+    write(
+        f"ok       outputs: {outputs.resolve()}, {shutil.disk_usage(outputs).free / 1e9:.0f} GB free"
+    )
     return []
 
 
@@ -95,6 +118,8 @@ def tracker() -> list[str]:
     except (OSError, netrc.NetrcParseError):
         known = False
     key = bool(os.environ.get("WANDB_API_KEY")) or known
-    mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline (no API key; `wandb login` sets one)")
+    mode = os.environ.get("WANDB_MODE") or (
+        "online" if key else "offline (no API key; `wandb login` sets one)"
+    )
     write(f"ok       tracker=wandb logs {mode}")
     return []

@@ -18,10 +18,18 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.figures import draw
     from taskvec.report.runs import RESULT, find_results
 
-    parser = Parser("figure", "Draw a run's maps, matrices, coefficient curves and stages' reports.", EXAMPLES)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's name or folder, or its result.json")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: figure.svg in the run's folder")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these maps, matrices, curves and pictures only")
+    parser = Parser(
+        "figure", "Draw a run's maps, matrices, coefficient curves and stages' reports.", EXAMPLES
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run's name or folder, or its result.json"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: figure.svg in the run's folder"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these maps, matrices, curves and pictures only"
+    )
     parser.outputs()
     options = parser.read(arguments)
     named = options.outputs / "runs" / options.run

@@ -33,11 +33,18 @@ def main(arguments: list[str]) -> int:
 def _line(group: str, option: str) -> list[str]:
     entry = next((e for e in registry.entries(group) if e.name == option), None)
     if group == "method":
-        stages = [e for stage in registry.STAGES for e in registry.entries(stage) if e.name == option]
+        stages = [
+            e for stage in registry.STAGES for e in registry.entries(stage) if e.name == option
+        ]
         entry = stages[0] if stages else None
     about = _first_comment(group, option) or (entry.schema.__doc__.splitlines()[0] if entry else "")
     stage = entry.group if entry and group == "method" else ""
-    return [f"  {option}", *([stage] if group == "method" else []), about, entry.paper if entry else ""]
+    return [
+        f"  {option}",
+        *([stage] if group == "method" else []),
+        about,
+        entry.paper if entry else "",
+    ]
 
 
 def _first_comment(group: str, option: str) -> str:
@@ -46,6 +53,10 @@ def _first_comment(group: str, option: str) -> str:
         path = folder / group / f"{option}.yaml"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
+            comments = [
+                line[1:].strip()
+                for line in lines
+                if line.startswith("#") and "@package" not in line
+            ]
             return comments[0] if comments else ""
     return ""

@@ -29,7 +29,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{self.prog.removeprefix('taskvec ')}: {message}; see `{self.prog} --help`")
+        raise UserError(
+            f"{self.prog.removeprefix('taskvec ')}: {message}; see `{self.prog} --help`"
+        )
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """Parse arguments; options may stand before, between and after the other words."""
@@ -44,11 +46,18 @@ class Parser(argparse.ArgumentParser):
 
     def outputs(self) -> None:
         """Add the option for the outputs folder."""
-        self.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+        self.add_argument(
+            "--outputs",
+            type=Path,
+            default=Path("outputs"),
+            help="the outputs folder (default: outputs)",
+        )
 
     def stale(self) -> None:
         """Add the option for runs whose inputs have changed."""
-        self.add_argument("--stale", action="store_true", help="show runs too whose inputs have changed since")
+        self.add_argument(
+            "--stale", action="store_true", help="show runs too whose inputs have changed since"
+        )
 
 
 def standing() -> Callable[[Path], str]:

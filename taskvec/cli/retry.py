@@ -31,12 +31,16 @@ def main(arguments: list[str]) -> int:
     for name in options.runs:
         if name not in folders:
             parser.error(f"no run {name!r} in {options.outputs}")
-    again = [folders[name] for name in options.runs or folders if state_of(folders[name])[0] in wanted]
+    again = [
+        folders[name] for name in options.runs or folders if state_of(folders[name])[0] in wanted
+    ]
     failed = 0
     for folder in again:
         try:
             config = config_of(folder).model_copy(update={"outputs": str(options.outputs)})
-            outcome = execute(config, tuple(folder.status_on_disk().get("overrides", ())), refuse=False)
+            outcome = execute(
+                config, tuple(folder.status_on_disk().get("overrides", ())), refuse=False
+            )
             state, reason = outcome.state, outcome.reason
         except UserError as error:
             state, reason = "failed", str(error)

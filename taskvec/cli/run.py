@@ -36,7 +36,10 @@ def main(arguments: list[str]) -> int:
         UserError: for an unknown verb or option, and all that a run's input can be wrong in.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())), end="")
+        print(
+            HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())),
+            end="",
+        )
         return 0
     from taskvec.registry import did_you_mean
     from taskvec.runner import compose, sweep
@@ -53,5 +56,7 @@ def main(arguments: list[str]) -> int:
         )
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise UserError(f"unknown verb {word!r}{did_you_mean(word, list(VERBS))}, or an override that lacks '='")
+            raise UserError(
+                f"unknown verb {word!r}{did_you_mean(word, list(VERBS))}, or an override that lacks '='"
+            )
     return sweep.many(overrides) if flags else sweep.one(overrides)

@@ -25,10 +25,18 @@ def main(arguments: list[str]) -> int:
     compose.register_all()
     states = {folder.name: state_of(folder) for folder in run_folders(options.outputs)}
     if options.json:
-        write(json.dumps({name: {"state": state, "reason": reason} for name, (state, reason) in states.items()}))
+        write(
+            json.dumps(
+                {
+                    name: {"state": state, "reason": reason}
+                    for name, (state, reason) in states.items()
+                }
+            )
+        )
         return 0
     for name, (state, reason) in sorted(states.items(), key=lambda item: item[1][0]):
-        write(printable(f"{state:<12}{name}  {reason or ''}".rstrip()))  # a newline would look like another run
+        # A newline would look like another run
+        write(printable(f"{state:<12}{name}  {reason or ''}".rstrip()))
     counts = [state for state, _ in states.values()]
     total = ", ".join(f"{counts.count(state)} {state}" for state in sorted(set(counts)))
     write(total or f"no runs in {options.outputs}")

@@ -27,14 +27,21 @@ def main(arguments: list[str]) -> int:
     parser = Parser("store", "Look after the artefact store.", EXAMPLES)
     parser.add_argument("action", choices=["list", "verify", "explain", "prune"])
     parser.add_argument(
-        "words", nargs="*", metavar="KEY=VALUE|FINGERPRINT|RUN", help="what to explain, or runs to give up"
+        "words",
+        nargs="*",
+        metavar="KEY=VALUE|FINGERPRINT|RUN",
+        help="what to explain, or runs to give up",
     )
-    parser.add_argument("--yes", action="store_true", help="prune: delete, instead of saying what would be deleted")
+    parser.add_argument(
+        "--yes", action="store_true", help="prune: delete, instead of saying what would be deleted"
+    )
     parser.outputs()
     options = parser.read(arguments)
     if options.words and options.action not in ("explain", "prune"):
         parser.error(f"{options.action} takes no arguments, got {options.words[0]!r}")
-    return {"list": list_, "verify": verify, "explain": explain, "prune": prune}[options.action](options)
+    return {"list": list_, "verify": verify, "explain": explain, "prune": prune}[options.action](
+        options
+    )
 
 
 def list_(options: Namespace) -> int:
@@ -47,7 +54,16 @@ def list_(options: Namespace) -> int:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(usage["ended"])) if record else ""
         label = record["label"] if record else "(unreadable)"
         cost = f"{usage['wall_s']:.1f} s" if record else ""
-        lines.append([folder.parent.name, label, folder.name[:8], f"{_size(folder) / 1e6:.1f} MB", cost, when])
+        lines.append(
+            [
+                folder.parent.name,
+                label,
+                folder.name[:8],
+                f"{_size(folder) / 1e6:.1f} MB",
+                cost,
+                when,
+            ]
+        )
     write(tabulate(lines, headers=["kind", "label", "fingerprint", "size", "cost", "made"]))
     return 0
 
@@ -80,13 +96,21 @@ def explain(options: Namespace) -> int:
 
     store = _store(options)
     if len(options.words) == 1 and "=" not in options.words[0]:
-        records = [record for folder, record in store.records() if folder.name.startswith(options.words[0]) and record]
+        records = [
+            record
+            for folder, record in store.records()
+            if folder.name.startswith(options.words[0]) and record
+        ]
         if not records:
-            raise UserError(f"store explain: no artefact {options.words[0]!r}; see `taskvec store list`")
+            raise UserError(
+                f"store explain: no artefact {options.words[0]!r}; see `taskvec store list`"
+            )
         nodes, planned = [(record, record["label"], True) for record in records], {}
     else:
         compose.register_all()
-        plan = Plan(compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"])))
+        plan = Plan(
+            compose.resolve(compose.compose([*options.words, f"outputs={options.outputs}"]))
+        )
         nodes = [(node.recipe, node.label, store.has(node)) for node in plan.nodes if node.stored]
         planned = {node.fingerprint: node.recipe for node in plan.nodes}
     for recipe, label, stored in nodes:

@@ -21,11 +21,24 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.table import table
 
     parser = Parser("table", "Print results as a table.", EXAMPLES)
-    parser.add_argument("places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs, result.json files")
-    parser.add_argument("--rows", nargs="+", default=["method", "row"], metavar="KEY", help="default: method row")
-    parser.add_argument("--columns", nargs="+", default=["metric"], metavar="KEY", help="default: metric")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="accuracy, accuracy/TASK, validation, control ...")
-    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records")
+    parser.add_argument(
+        "places", nargs="*", type=Path, metavar="PLACE", help="outputs, runs, result.json files"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=["method", "row"], metavar="KEY", help="default: method row"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=["metric"], metavar="KEY", help="default: metric"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="accuracy, accuracy/TASK, validation, control ...",
+    )
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records"
+    )
     parser.add_argument("--format", choices=list(STYLES), default="md")
     parser.add_argument("--output", type=Path, help="write to a file instead")
     parser.stale()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from taskvec.data.tables.base import Table
 
 log = logging.getLogger(__name__)
-BESIDE = {"train": (), "val": ("train", "test"), "test": ("train",)}  # the splits that one is compared with
+# The splits that one is compared with
+BESIDE = {"train": (), "val": ("train", "test"), "test": ("train",)}
 
 
 def class_names(name: str, task: Task) -> tuple[str, ...]:
@@ -142,7 +143,9 @@ def _twins(data: TaskData, split: str) -> list[str]:
     for other in BESIDE[split]:
         pair = _same_content(data, split, other)
         if pair and split == "test":
-            raise UserError(f"{data.owner}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}")
+            raise UserError(
+                f"{data.owner}: splits test and {other} hold the same file: {pair[0]} and {pair[1]}"
+            )
         if pair:
             found.append(other)
     return found
@@ -156,7 +159,9 @@ def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | N
     except UserError:
         return None  # whoever needs that split hears of it
     if data.located(split).form == data.located(other).form == "images":
-        same = len(table) == len(beside) and _content(table, data.task) == _content(beside, data.task)
+        same = len(table) == len(beside) and _content(table, data.task) == _content(
+            beside, data.task
+        )
         return (table.place, beside.place) if same else None
     return _same_file(table.files, beside.files)
 

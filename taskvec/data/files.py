@@ -18,7 +18,9 @@ def sha256(path: Path) -> str:
     """
     try:
         found = path.stat()
-        return _hashed(str(path.resolve()), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _hashed(
+            str(path.resolve()), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        )
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

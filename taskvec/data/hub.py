@@ -38,7 +38,9 @@ def open_hub(name: str, task: Task, split: str) -> DatasetTable:
         dataset = builder.as_dataset(split=source)
     except Exception as error:  # whatever the library, the network or the data set's files raise
         reason = first_line(error)
-        raise UserError(f"task {name}: data set {task.path!r} cannot be loaded: {reason}; {MIRROR}") from error
+        raise UserError(
+            f"task {name}: data set {task.path!r} cannot be loaded: {reason}; {MIRROR}"
+        ) from error
     for column in task.columns:
         if isinstance(dataset.features.get(column), datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -89,18 +91,24 @@ def _builder(name: str, task: Task) -> DatasetBuilder:
     """
     if os.path.exists(task.path):
         # `datasets` would read it in place of the hub's, wherever the command happens to be run
-        raise UserError(f"task {name}: {task.path!r} is a folder here; paths in task/{name}.yaml start at that file")
+        raise UserError(
+            f"task {name}: {task.path!r} is a folder here; paths in task/{name}.yaml start at that file"
+        )
     try:
         builder = _opened(task.path, task.config, task.revision)
     except Exception as error:  # whatever the library or the network raise
         from taskvec.data.tables.base import first_line
 
         reason = first_line(error)
-        raise UserError(f"task {name}: data set {task.path!r} cannot be read: {reason}; {MIRROR}") from error
+        raise UserError(
+            f"task {name}: data set {task.path!r} cannot be read: {reason}; {MIRROR}"
+        ) from error
     asked = _asked_commit(task)
     if asked and builder.hash != asked:
         # without network the library takes the latest commit in its cache, whatever was asked for
-        raise UserError(f"task {name}: {task.path} is in the cache at commit {builder.hash}, not at {asked}")
+        raise UserError(
+            f"task {name}: {task.path} is in the cache at commit {builder.hash}, not at {asked}"
+        )
     return builder
 
 
@@ -110,7 +118,9 @@ def _asked_commit(task: Task) -> str | None:
 
     if re.fullmatch("[0-9a-f]{40}", task.revision or ""):
         return task.revision
-    card = try_to_load_from_cache(task.path, "README.md", repo_type="dataset", revision=task.revision)
+    card = try_to_load_from_cache(
+        task.path, "README.md", repo_type="dataset", revision=task.revision
+    )
     return Path(card).parent.name if isinstance(card, str) else None
 
 

@@ -46,7 +46,9 @@ def decode_split(name: str, task: Task, split: str, preprocessing: Mapping[str, 
     return sharded(images, len(data.rows), (3, height, width), beside={"labels": labels})
 
 
-def _decoded(split: str, data: SplitRows, column: str, preprocessing: Mapping[str, Any]) -> Iterator[Tensor]:
+def _decoded(
+    split: str, data: SplitRows, column: str, preprocessing: Mapping[str, Any]
+) -> Iterator[Tensor]:
     """Yield each image [3, H, W], in the order of the rows; one batch of the table is decoded at a time."""
     import numpy as np
     import torch
@@ -83,14 +85,17 @@ def resize_and_crop(image: Image, preprocessing: Mapping[str, Any]) -> Image:
     if preprocessing["resize_mode"] == "squash":
         return image.resize((width, height), method)
     if preprocessing["resize_mode"] != "shortest":
-        raise UserError(f"preprocessing: resize_mode {preprocessing['resize_mode']!r} is not supported")
+        raise UserError(
+            f"preprocessing: resize_mode {preprocessing['resize_mode']!r} is not supported"
+        )
     old_width, old_height = image.size
     if height == width:
         scale = width / min(image.size)
         long = int(width * max(image.size) / min(image.size))
         size = (width, long) if old_width <= old_height else (long, width)
     else:
-        method = pil.Resampling.BICUBIC  # open_clip's own for a target that is not square, whatever the setting
+        # open_clip's own for a target that is not square, whatever the setting
+        method = pil.Resampling.BICUBIC
         scale = max(height / old_height, width / old_width)
         size = (round(old_width * scale), round(old_height * scale))
     image = image if image.size == size else image.resize(size, method)

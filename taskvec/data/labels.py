@@ -115,7 +115,9 @@ def parsed(text: str) -> float | int | bool | None:
     return number if math.isfinite(number) else None
 
 
-def read_labels(column: pa.ChunkedArray, rule: LabelRule, owner: str, place: str) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(
+    column: pa.ChunkedArray, rule: LabelRule, owner: str, place: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes (int64) or scores (float32) of a label column, and which rows have one [N] bool.
 
     Raises:
@@ -128,7 +130,8 @@ def read_labels(column: pa.ChunkedArray, rule: LabelRule, owner: str, place: str
     _check_type(column.type, f"{owner}: {place}")
     distinct = coded(column)
     codes = np.concatenate([_codes(chunk) for chunk in distinct.chunks])
-    values = [*distinct.chunk(0).dictionary.to_pylist(), None]  # a code of -1 is the last one: no value
+    # A code of -1 is the last one: no value
+    values = [*distinct.chunk(0).dictionary.to_pylist(), None]
     numbers = np.zeros(len(values), np.float64)
     present = np.ones(len(values), bool)
     for code in np.unique(codes).tolist():
@@ -154,7 +157,9 @@ def _check_type(kind: pa.DataType, where: str) -> None:
         kind = kind.value_type
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
     if not number and not is_text(kind) and not types.is_null(kind):
-        raise UserError(f"{where}: labels are {kind}; a label is a class's number, a Boolean, or its name")
+        raise UserError(
+            f"{where}: labels are {kind}; a label is a class's number, a Boolean, or its name"
+        )
 
 
 def _codes(chunk: pa.DictionaryArray) -> np.ndarray:

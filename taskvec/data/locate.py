@@ -13,9 +13,15 @@ from taskvec.data.tasks import Task
 from taskvec.errors import UserError
 
 Form = Literal["parquet", "csv", "jsonl", "images", "saved"]
-SUFFIXES: dict[str, Form] = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+SUFFIXES: dict[str, Form] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+}
 SAVED = "state.json"  # of every folder that `datasets` saved
-VAL = ("val", "valid", "validation", "dev")  # what a validation split is called where the task does not say
+# What a validation split is called where the task does not say
+VAL = ("val", "valid", "validation", "dev")
 NUMBERED = r"[-_.]?(\d+)(?:-of-(\d+))?"
 
 
@@ -57,7 +63,9 @@ def _usual_val(name: str, folder: Path) -> str | None:
     """
     present = [called for called in VAL if _candidates(name, folder, called)]
     if len(present) > 1:
-        raise UserError(f"task {name}: {folder} has {' and '.join(present)}; name one as splits.val")
+        raise UserError(
+            f"task {name}: {folder} has {' and '.join(present)}; name one as splits.val"
+        )
     return present[0] if present else None
 
 
@@ -73,7 +81,9 @@ def locate_file(name: str, folder: Path, called: str, what: str = "") -> Located
         raise UserError(f"task {name}: no {called}.parquet in {folder}{what}, {forms}")
     if len(found) > 1:
         listed = " and ".join(str(located.paths[0]) for located in found)
-        raise UserError(f"task {name}: both {listed} could be meant{what}; keep one, or name it with its suffix")
+        raise UserError(
+            f"task {name}: both {listed} could be meant{what}; keep one, or name it with its suffix"
+        )
     return found[0]
 
 
@@ -134,7 +144,9 @@ def _complete(name: str, parts: Sequence[Numbered]) -> None:
     numbers = {part.number for part in parts}
     totals = {part.total for part in parts}
     if len(totals) > 1 or len(numbers) < len(parts):
-        raise UserError(f"task {name}: {first} and its numbered siblings are of more than one set; keep one")
+        raise UserError(
+            f"task {name}: {first} and its numbered siblings are of more than one set; keep one"
+        )
     total = totals.pop()
     missing = sorted(set(range(total)) - numbers)
     if missing:

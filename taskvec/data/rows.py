@@ -130,7 +130,9 @@ class TaskData:
             used &= np.isin(labels, self._kept())
         rows = np.flatnonzero(used)
         if not len(rows):
-            raise UserError(f"{self.owner}: split {split!r} holds no examples ({total} in {table.place})")
+            raise UserError(
+                f"{self.owner}: split {split!r} holds no examples ({total} in {table.place})"
+            )
         return SplitRows(table, rows, labels[rows], empty)
 
     def _own_part(self, split: str, total: int) -> np.ndarray:
@@ -169,7 +171,9 @@ class TaskData:
         if names != expected:
             here = ", ".join(names)
             there = ", ".join(expected)
-            raise UserError(f"{self.owner}: {table.place} has the classes {here}; {test.place} has {there}")
+            raise UserError(
+                f"{self.owner}: {table.place} has the classes {here}; {test.place} has {there}"
+            )
 
     def _kept(self) -> list[int]:
         """Return the numbers of the classes that the task keeps.
@@ -196,11 +200,15 @@ def check_columns(task: Task, table: Table) -> None:
     for column in (*task.columns, task.label):
         if column not in schema.names:
             present = ", ".join(schema.names)
-            raise UserError(f"{table.owner}: {table.place} has no column {column!r} (it has {present})")
+            raise UserError(
+                f"{table.owner}: {table.place} has no column {column!r} (it has {present})"
+            )
     for column in task.columns:
         kind = schema.field(column).type
         if not task.takes(kind):
-            raise UserError(f"{table.owner}: {table.place}: column {column!r} holds {kind}, not {task.holds}")
+            raise UserError(
+                f"{table.owner}: {table.place}: column {column!r} holds {kind}, not {task.holds}"
+            )
 
 
 def _of_numbers(name: str, place: str, named: Names, given: Names | None) -> Classes:
@@ -216,7 +224,9 @@ def _of_numbers(name: str, place: str, named: Names, given: Names | None) -> Cla
     if given != named and set(given) == set(named):
         # each number would come to stand for another class
         order = ", ".join(named)
-        raise UserError(f"task {name}: 'classes' in task/{name}.yaml has another order than {place}: {order}")
+        raise UserError(
+            f"task {name}: 'classes' in task/{name}.yaml has another order than {place}: {order}"
+        )
     return Classes(given, numbered(named))
 
 
@@ -235,7 +245,9 @@ def _of_words(name: str, place: str, words: Names, given: Names | None) -> Class
         return Classes(given, numbered(given))
     if len(unknown) < len(words):
         lacking = ", ".join(unknown)
-        raise UserError(f"task {name}: 'classes' in task/{name}.yaml lacks {lacking}, which {place} has")
+        raise UserError(
+            f"task {name}: 'classes' in task/{name}.yaml lacks {lacking}, which {place} has"
+        )
     return Classes(given, numbered(words))
 
 
@@ -249,7 +261,9 @@ def _distinct(name: str, place: str, names: Names) -> None:
 
 def _as_many(name: str, place: str, names: Names, given: Names) -> None:
     if len(given) != len(names):
-        raise UserError(f"task {name}: {len(given)} 'classes' in task/{name}.yaml, {len(names)} in {place}")
+        raise UserError(
+            f"task {name}: {len(given)} 'classes' in task/{name}.yaml, {len(names)} in {place}"
+        )
 
 
 def _words(table: Table, task: Task) -> Names:

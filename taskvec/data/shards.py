@@ -20,7 +20,9 @@ PATIENCE = 1000  # takes for which an unused shard keeps its place on the device
 Rows = Iterator[Tensor]
 
 
-def sharded(start: Callable[[], Rows], count: int, shape: Sequence[int], beside: Mapping[str, Tensor]) -> Deferred:
+def sharded(
+    start: Callable[[], Rows], count: int, shape: Sequence[int], beside: Mapping[str, Tensor]
+) -> Deferred:
     """Return ``count`` uint8 rows of a shape in shards, each made when it is looked at, and further tensors ``beside``.
 
     A single shard is called ``inputs``, several ``inputs/00000``, ``inputs/00001``, .... ``start`` starts the rows from
@@ -97,7 +99,9 @@ class Shards:
         """Return a shard."""
         return self.parts[number]
 
-    def take(self, rows: Tensor, device: str = "cpu", part: Callable[[int], Tensor] | None = None) -> Tensor:
+    def take(
+        self, rows: Tensor, device: str = "cpu", part: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
         """Return a copy of rows [n] int64 as one tensor [n, ...] on a device.
 
         ``part`` gives a shard by its number from another place.

@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from pyarrow import DataType
 
 Split = Literal["train", "val", "test"]
-Name = Annotated[str, Field(min_length=1, max_length=200)]  # of a column, a file, a branch; longer than any file's name
+# Of a column, a file, a branch; longer than any file's name
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 Place = Annotated[str, Field(min_length=1, max_length=2000)]  # a path
 Metric = Literal[
-    "accuracy", "f1", "f1_macro", "matthews", "accuracy_f1", "pearson", "spearman", "pearson_spearman"
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "matthews",
+    "accuracy_f1",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
 ]  # :mod:`taskvec.protocols.metrics` computes them
 REGRESSION = ("pearson", "spearman", "pearson_spearman")
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -140,7 +148,9 @@ class ImageTask(Task):
         if types.is_struct(column):
             field = column.get_field_index("bytes")
             # JSON lines, where there are no bytes, have the path beside a null
-            return field >= 0 and (_binary(column.field(field).type) or types.is_null(column.field(field).type))
+            return field >= 0 and (
+                _binary(column.field(field).type) or types.is_null(column.field(field).type)
+            )
         return _binary(column) or types.is_string(column) or types.is_large_string(column)
 
 
@@ -173,7 +183,9 @@ class TextTask(Task):
     def _frame_fits(self) -> TextTask:
         for slot, wanted in (("{text}", 1), ("{pair}", int(self.pair is not None))):
             if self.frame.count(slot) != wanted:
-                raise ValueError(f"frame {self.frame!r} must contain {slot} {('not at all', 'exactly once')[wanted]}")
+                raise ValueError(
+                    f"frame {self.frame!r} must contain {slot} {('not at all', 'exactly once')[wanted]}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -256,7 +268,9 @@ class Suite(Component):
     @property
     def control_metric(self) -> Literal["accuracy", "perplexity"]:
         """What is measured on the control."""
-        return "perplexity" if isinstance(self.definitions.get(self.control), Corpus) else "accuracy"
+        return (
+            "perplexity" if isinstance(self.definitions.get(self.control), Corpus) else "accuracy"
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
@@ -268,7 +282,9 @@ class Suite(Component):
         named = [*self.tasks, *([self.control] if self.control else []), *self.held_out]
         undefined = [task for task in named if self.definitions and task not in self.definitions]
         if undefined:
-            raise ValueError(f"definitions: {', '.join(undefined)} missing; leave it out, or define every task")
+            raise ValueError(
+                f"definitions: {', '.join(undefined)} missing; leave it out, or define every task"
+            )
         return self
 
 
@@ -305,11 +321,15 @@ class TextSuite(Suite):
     def _corpora_are_controls(self) -> TextSuite:
         for name in (*self.tasks, *self.held_out):
             if isinstance(self.definitions.get(name), Corpus):
-                raise ValueError(f"tasks: {name!r} is a corpus without labels; it can only be the control")
+                raise ValueError(
+                    f"tasks: {name!r} is a corpus without labels; it can only be the control"
+                )
         return self
 
 
-def load_tasks(suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]) -> dict[str, Config]:
+def load_tasks(
+    suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]
+) -> dict[str, Config]:
     """Return the definition of every task a suite names, from ``task/NAME.yaml`` of the first folder that has it.
 
     A file may start from another with ``extends: NAME``.
@@ -320,10 +340,18 @@ def load_tasks(suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Pa
     """
     for key in ("tasks", "held_out"):
         if not isinstance(suite.get(key), list | None):
-            raise UserError(f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]")
-    names = [*(suite.get("tasks") or []), *filter(None, [suite.get("control")]), *(suite.get("held_out") or [])]
+            raise UserError(
+                f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]"
+            )
+    names = [
+        *(suite.get("tasks") or []),
+        *filter(None, [suite.get("control")]),
+        *(suite.get("held_out") or []),
+    ]
     mirror = suite.get("data_dir")
-    return {str(name): _mirrored(str(name), _task(str(name), kind, folders), mirror) for name in names}
+    return {
+        str(name): _mirrored(str(name), _task(str(name), kind, folders), mirror) for name in names
+    }
 
 
 def _mirrored(name: str, task: Config, mirror: str | None) -> Config:
@@ -344,7 +372,11 @@ def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(map(str, detail["loc"]))[:200]
-        hint = did_you_mean(key, list(schema.model_fields)) if detail["type"] == "extra_forbidden" else ""
+        hint = (
+            did_you_mean(key, list(schema.model_fields))
+            if detail["type"] == "extra_forbidden"
+            else ""
+        )
         message = detail["msg"].removeprefix("Value error, ")[:500]
         raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
 

@@ -25,7 +25,9 @@ BATCH = 4096  # rows read at once
 FIRST = {"val": 0, "test": 1}  # row of a corpus's split; every other row from there is its own
 
 
-def tokenise_split(name: str, task: TextTask, split: str, tokenize: Tokenize, *, framed: bool) -> dict[str, Tensor]:
+def tokenise_split(
+    name: str, task: TextTask, split: str, tokenize: Tokenize, *, framed: bool
+) -> dict[str, Tensor]:
     """Return ``inputs`` [N, L] int32 (token ids, padded on the right with -1) and ``labels`` [N] int64.
 
     The labels of a regression are float32 scores. ``tokenize`` takes examples as (before, text, after) or (before,
@@ -82,7 +84,9 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(equal)
 
 
-def check_texts(table: Table, columns: Sequence[str], split: str, max_mb: int, *, blank: bool = False) -> None:
+def check_texts(
+    table: Table, columns: Sequence[str], split: str, max_mb: int, *, blank: bool = False
+) -> None:
     """Check that every row holds a text (one of two may be empty; ``blank``: all may), within ``max_mb`` in all.
 
     What a file expands to has no relation to its size: 50 kB of compressed Parquet can hold a gigabyte of text.
@@ -130,7 +134,9 @@ class _Measured(NamedTuple):
         total = compute.sum(lengths.take(texts.indices)).as_py()
         empty = compute.fill_null(space.take(texts.indices), True)
         missing = texts.is_null()
-        return cls(total or 0, missing.to_numpy(zero_copy_only=False), empty.to_numpy(zero_copy_only=False))
+        return cls(
+            total or 0, missing.to_numpy(zero_copy_only=False), empty.to_numpy(zero_copy_only=False)
+        )
 
 
 def corpus_table(name: str, corpus: Corpus) -> Table:
@@ -145,10 +151,14 @@ def corpus_table(name: str, corpus: Corpus) -> Table:
     table = open_table(name, corpus, located)
     if corpus.text not in table.schema.names:
         present = ", ".join(table.schema.names)
-        raise UserError(f"task {name}: {table.place} has no column {corpus.text!r} (it has {present})")
+        raise UserError(
+            f"task {name}: {table.place} has no column {corpus.text!r} (it has {present})"
+        )
     kind = table.schema.field(corpus.text).type
     if not is_text(kind):
-        raise UserError(f"task {name}: {table.place}: column {corpus.text!r} holds {kind}, not text")
+        raise UserError(
+            f"task {name}: {table.place}: column {corpus.text!r} holds {kind}, not text"
+        )
     return table
 
 
@@ -168,7 +178,9 @@ def tokenise_corpus(name: str, corpus: Corpus, split: str, tokenize: Tokenize) -
         examples = [("", text, "") for text in texts]
         parts.append(tokenize(examples))
     if not parts:
-        raise UserError(f"task {name}: split {split!r} holds no text ({len(table)} rows in {table.place})")
+        raise UserError(
+            f"task {name}: split {split!r} holds no text ({len(table)} rows in {table.place})"
+        )
     return {"inputs": _padded(parts)}
 
 

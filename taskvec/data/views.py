@@ -125,13 +125,17 @@ def chosen(view: View, budget: Budget) -> Tensor:
 
     order = torch.randperm(len(view), generator=torch.Generator().manual_seed(budget.seed))
     if budget.shots is None:
-        count = budget.count if budget.fraction is None else max(1, round(budget.fraction * len(view)))
+        count = (
+            budget.count if budget.fraction is None else max(1, round(budget.fraction * len(view)))
+        )
         return order[:count].sort().values
     labels = view.labels(order).cpu()
     parts = []
     for label in labels.unique().tolist():
         own = order[labels == label]
         if len(own) < budget.shots:
-            raise UserError(f"{view.name}: class {label} has {len(own)} examples, {budget.shots} shots were asked for")
+            raise UserError(
+                f"{view.name}: class {label} has {len(own)} examples, {budget.shots} shots were asked for"
+            )
         parts.append(own[: budget.shots])
     return torch.cat(parts).sort().values

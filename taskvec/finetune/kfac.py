@@ -55,7 +55,10 @@ class Kfac(Penalised):
 
         def drift(step: int, deltas: Tensors) -> Tensor:
             return penalty(
-                curvature, deltas, full_scale=settings.full_scale, projection_scale=settings.projection_scale
+                curvature,
+                deltas,
+                full_scale=settings.full_scale,
+                projection_scale=settings.projection_scale,
             )
 
         return [regulariser(drift, settings)]

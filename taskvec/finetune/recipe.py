@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from taskvec.training.parameterisation import Weights
 
-Penalty: TypeAlias = Callable[[int, Mapping[str, "Tensor"]], "Tensor"]  # (step, deltas) -> what is added to the loss
+# (step, deltas) -> what is added to the loss
+Penalty: TypeAlias = Callable[[int, Mapping[str, "Tensor"]], "Tensor"]
 
 HEAD = "head/"  # prefix of the heads among the leaves
 LEFT_OPEN = ("lr", "steps", "warmup", "batch_size")
@@ -76,7 +77,11 @@ class Recipe(Schedule, Finetune):
         Raises:
             UserError: if what was set does not go with what was filled in.
         """
-        found = {name: getattr(backbone.recipe, name) for name in LEFT_OPEN if getattr(self, name) is None}
+        found = {
+            name: getattr(backbone.recipe, name)
+            for name in LEFT_OPEN
+            if getattr(self, name) is None
+        }
         try:
             return type(self).model_validate(dict(self) | found)
         except ValidationError as error:
@@ -127,7 +132,9 @@ class Recipe(Schedule, Finetune):
                     lambda batch, state: sign * self.objective.loss(logits_of, batch, state),
                     self.objective.steps(views, self, given.seed),
                     schedule,
-                    epoch=lambda epoch, epochs, state: self.objective.epoch(logits_of, views, epoch, epochs, state),
+                    epoch=lambda epoch, epochs, state: self.objective.epoch(
+                        logits_of, views, epoch, epochs, state
+                    ),
                     after=self.objective.callbacks(leaves),
                     penalties=[_on_deltas(penalty, trained) for penalty in self.penalties(given)],
                     checkpoint=given.checkpoint,
@@ -135,7 +142,9 @@ class Recipe(Schedule, Finetune):
                 )
             except NotFinite as error:
                 raise NotFinite(f"fine-tuning on {', '.join(views)}: {error}") from error
-        return Learned(trained.vector(), {task: head.detach() for task, head in learned.items()}, curve)
+        return Learned(
+            trained.vector(), {task: head.detach() for task, head in learned.items()}, curve
+        )
 
     def parameterise(self, given: Given) -> Weights:
         """Return the leaves that are trained, all selected ones but the frozen, and how they make weights and deltas.

@@ -41,7 +41,9 @@ class TauJp(Penalised):
 
         def measured(step: int, deltas: Tensors) -> Tensor:
             view = views[self.penalty.turn(step) % len(views)]
-            chosen = torch.randint(len(view), (self.examples,), generator=generator(given.seed, -1 - step))
+            chosen = torch.randint(
+                len(view), (self.examples,), generator=generator(given.seed, -1 - step)
+            )
             return drift(given.model, deltas, view.take(chosen), view.head)
 
         return [regulariser(measured, self.penalty)]

@@ -168,7 +168,9 @@ def plain(value: Any) -> Json:
 
 def fingerprint(recipe: Any) -> str:
     """Return the SHA-256 of a JSON value in canonical form, shortened to 32 hexadecimal digits."""
-    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(
+        recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -9,7 +9,17 @@ from typing import Any
 
 from taskvec.errors import UserError
 from taskvec.graph.run import RunConfig
-from taskvec.needs import Changed, Drawn, Examples, ForwardMode, Imported, Merged, Side, Tuned, Vector
+from taskvec.needs import (
+    Changed,
+    Drawn,
+    Examples,
+    ForwardMode,
+    Imported,
+    Merged,
+    Side,
+    Tuned,
+    Vector,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,9 @@ class PlanScope:
             UserError: if the component may not use one of that task, or stands where there is none yet.
         """
         if task not in self.vectors:
-            raise UserError(f"there is no vector of {task} to use here (known: {', '.join(self.vectors) or 'none'})")
+            raise UserError(
+                f"there is no vector of {task} to use here (known: {', '.join(self.vectors) or 'none'})"
+            )
         return self.vectors[task]
 
 
@@ -45,12 +57,18 @@ class Chain:
     def __init__(self, config: RunConfig):
         self.config = config
         transforms = config.transform
-        self.early = tuple(name for name, transform in transforms.items() if transform.on == "vectors")
-        self.late = tuple(name for name, transform in transforms.items() if transform.on == "merged")
+        self.early = tuple(
+            name for name, transform in transforms.items() if transform.on == "vectors"
+        )
+        self.late = tuple(
+            name for name, transform in transforms.items() if transform.on == "merged"
+        )
         self.order = (*self.early, *self.late)
         moving = [name for name in self.order if transforms[name].moves]
         if len(moving) > 1:
-            raise UserError(f"transform: {' and '.join(moving)} both move vectors to another backbone; leave one out")
+            raise UserError(
+                f"transform: {' and '.join(moving)} both move vectors to another backbone; leave one out"
+            )
         self.moving = moving[0] if moving else None
         self._check_sides()
 
@@ -61,9 +79,13 @@ class Chain:
             UserError: if a source is missing, or given in vain.
         """
         if self.moving and self.config.source is None:
-            raise UserError(f"transform={self.moving} moves vectors from another backbone; set source=BACKBONE")
+            raise UserError(
+                f"transform={self.moving} moves vectors from another backbone; set source=BACKBONE"
+            )
         if self.config.source is not None and not self.moving:
-            raise UserError("source: no transform moves vectors; leave source out, or set transform=theseus")
+            raise UserError(
+                "source: no transform moves vectors; leave source out, or set transform=theseus"
+            )
         names = [name for name in self.late if self.config.transform[name].joint]
         if names:
             raise UserError(
@@ -86,7 +108,9 @@ class Chain:
                 f"and nothing may change it afterwards; {remedy}"
             )
         if merge.models == "per_task":
-            raise UserError(f"transform.{name}.on=merged: merge={merge.kind} makes a model for each task; {remedy}")
+            raise UserError(
+                f"transform.{name}.on=merged: merge={merge.kind} makes a model for each task; {remedy}"
+            )
         if not merge.direction:
             raise UserError(
                 f"transform.{name}.on=merged: merge={merge.kind} does not make one vector under a coefficient; {remedy}"
@@ -107,12 +131,21 @@ class Chain:
         """Return the side of the vectors that a transform makes."""
         return "target" if name == self.moving else self.side_before(name)
 
-    def tuned(self, tasks: Sequence[str], side: Side, *, ascend: bool = False, without: tuple[str, ...] = ()) -> Tuned:
+    def tuned(
+        self,
+        tasks: Sequence[str],
+        side: Side,
+        *,
+        ascend: bool = False,
+        without: tuple[str, ...] = (),
+    ) -> Tuned:
         """Return the vector tuned on the training split of some tasks."""
         on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
         return Tuned(on, side, ascend, without=without)
 
-    def after(self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()) -> Vector:
+    def after(
+        self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()
+    ) -> Vector:
         """Return a vector after the transforms before the merge; joint ones are fitted over ``among``."""
         vector, companions = start, tuple(among)
         for name in self.early:
@@ -165,7 +198,9 @@ class Asking:
         """Whether the run's merge is learned."""
         return self.config.merge.learned
 
-    def vector(self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()) -> Vector:
+    def vector(
+        self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()
+    ) -> Vector:
         """Return a task's vector after the transforms that stand before the merge."""
         side: Side = "source" if self.chain.moving else "target"
         tasks = self.config.protocol.shared(self.config.suite) if among is None else tuple(among)

@@ -100,7 +100,10 @@ def _written(value: Any, place: str) -> Any:
             raise ValueError(f"{place or 'the value'} is not a number")
         return {INFINITE: str(value)}
     if isinstance(value, Mapping):
-        return {key: _written(child, f"{place}.{key}" if place else str(key)) for key, child in value.items()}
+        return {
+            key: _written(child, f"{place}.{key}" if place else str(key))
+            for key, child in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_written(child, f"{place}[{position}]") for position, child in enumerate(value)]
     return value

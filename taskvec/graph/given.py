@@ -103,4 +103,6 @@ def untouched(component: Any, owner: str, work: Work, *bases: Base) -> Iterator[
     yield
     for base, before in zip(bases, expected, strict=True):
         if weights_hash(base.value(work).parameters) != before:
-            raise UserError(f"{owner} changes the weights of the model that it was given; let it work on copies")
+            raise UserError(
+                f"{owner} changes the weights of the model that it was given; let it work on copies"
+            )

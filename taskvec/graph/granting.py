@@ -42,7 +42,9 @@ def kept_back(needs: Needs, tasks: Sequence[str], owner: str) -> None:
     for need in needs:
         on = need.on if isinstance(need, Statistics) else need
         if isinstance(on, Examples) and on.task in tasks:
-            raise UserError(f"{owner} asks for {on.task}/{on.split}, the target, which vectors are made without")
+            raise UserError(
+                f"{owner} asks for {on.task}/{on.split}, the target, which vectors are made without"
+            )
 
 
 def same_mode(mode: ForwardMode, component: Component, owner: str) -> None:
@@ -64,7 +66,9 @@ def learning_of(composed: Composed, merge: Any, protocol: Any) -> Learning:
     """
     owner, learning = f"merge={merge.kind}", composed.learning
     if learning is None:
-        raise UserError(f"{owner} is learned, and protocol={protocol.kind} gives it nothing to learn on")
+        raise UserError(
+            f"{owner} is learned, and protocol={protocol.kind} gives it nothing to learn on"
+        )
     if not merge.selects:
         learning = learning.unselected
     objective = merge.objective or lookup("objective", learning.objective).schema()

@@ -12,7 +12,9 @@ from taskvec.graph.store import RECORD, Store
 Recipe = Mapping[str, Any]
 
 
-def reasons(recipe: Recipe, label: str, store: Store, planned: Mapping[str, Recipe] | None = None) -> list[str]:
+def reasons(
+    recipe: Recipe, label: str, store: Store, planned: Mapping[str, Recipe] | None = None
+) -> list[str]:
     """Return ``key: old -> new`` for every difference to the nearest stored artefact of the same kind and label.
 
     Inputs that differ are followed to the settings in which they differ; those that are not stored yet are looked up in
@@ -38,7 +40,9 @@ def reasons(recipe: Recipe, label: str, store: Store, planned: Mapping[str, Reci
     return list(differences(best[2], recipe, recipe_of)) if best else []
 
 
-def differences(old: Recipe, new: Recipe, recipe_of: Callable[..., Recipe | None], prefix: str = "") -> Iterator[str]:
+def differences(
+    old: Recipe, new: Recipe, recipe_of: Callable[..., Recipe | None], prefix: str = ""
+) -> Iterator[str]:
     """Yield the differences of two recipes, following inputs as far as their recipes are known."""
     before, after = flat(old), flat(new)
     for key in sorted(before.keys() | after.keys()):
@@ -48,7 +52,9 @@ def differences(old: Recipe, new: Recipe, recipe_of: Callable[..., Recipe | None
         if key.startswith("inputs."):
             before_it, after_it = recipe_of(was), recipe_of(now)
             if before_it and after_it:
-                yield from differences(before_it, after_it, recipe_of, f"{prefix}{key.removeprefix('inputs.')}: ")
+                yield from differences(
+                    before_it, after_it, recipe_of, f"{prefix}{key.removeprefix('inputs.')}: "
+                )
                 continue
         yield f"{prefix}{key.removeprefix('spec.')}: {_short(was)} -> {_short(now)}"
 

@@ -16,7 +16,8 @@ from taskvec.errors import UserError
 
 log = logging.getLogger(__name__)
 NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
-LEASE_SECONDS = 15.0  # after which the marker of a silent holder on another machine counts as left behind
+# After which the marker of a silent holder on another machine counts as left behind
+LEASE_SECONDS = 15.0
 
 
 @contextmanager
@@ -46,7 +47,9 @@ def _writable(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be written: {error.strerror}; set outputs=FOLDER") from error
+        raise UserError(
+            f"{path.parent} cannot be written: {error.strerror}; set outputs=FOLDER"
+        ) from error
 
 
 @contextmanager

@@ -149,7 +149,9 @@ def _row(row: Row1, old: Result1) -> Row:
         metrics["control"] = Metric(mean=row.control)
     if row.perplexity is not None:
         metrics["perplexity"] = Metric(mean=row.perplexity, unit="perplexity", better="lower")
-    shared = row.model_dump(include={"row", "alpha", "alphas", "selected_on", "rule", "denominators"})
+    shared = row.model_dump(
+        include={"row", "alpha", "alphas", "selected_on", "rule", "denominators"}
+    )
     return Row(**shared, metrics=metrics, cells=_cells(row, old))
 
 
@@ -230,7 +232,9 @@ def _criterion(old: Result1, rows: Sequence[Row]) -> Criterion:
         merged = next(row for row in rows if row.row != "zero_shot")
         name = next(iter(merged.metrics))
         main = merged.metrics[name]
-        return Criterion(name=name, value=main.mean, unit=main.unit, better=main.better, split="test")
+        return Criterion(
+            name=name, value=main.mean, unit=main.unit, better=main.better, split="test"
+        )
     name, sign = PRIMARY_1.get(old.protocol, ("accuracy", 1))
     better: Better = "higher" if sign > 0 else "lower"
     return Criterion(name=name, value=sign * old.primary, better=better, split="test")

@@ -89,7 +89,9 @@ class Plan:
 
     def data_seen(self) -> dict[str, list[str]]:
         """Return which splits are learned from, calibrated on, selected on and reported on."""
-        seen: dict[str, set[str]] = {use: set() for use in ("learning", "calibration", "selection", "report")}
+        seen: dict[str, set[str]] = {
+            use: set() for use in ("learning", "calibration", "selection", "report")
+        }
         for node in self.nodes:
             for examples in node.sees():
                 seen[examples.use].add(f"{examples.task}/{examples.split}")
@@ -132,7 +134,9 @@ class Plan:
         prompt = prompt_of(task, definition, backbone) if "label_words" in backbone.gives else None
         return self._once(key, lambda: Decoded(split, definition, prompt, task, backbone))
 
-    def rows(self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False) -> Rows:
+    def rows(
+        self, task: str, split: str, budget: Budget | None, side: Side, *, tuning: bool = False
+    ) -> Rows:
         """Rows of a split; ``tuning`` ones carry the head from before fine-tuning."""
 
         def build() -> Rows:
@@ -177,7 +181,9 @@ class Plan:
         views = {}
         for examples in expression.on:
             granted(examples, self.grants, owner)
-            views[examples.task] = self.rows(examples.task, examples.split, examples.budget, side, tuning=True)
+            views[examples.task] = self.rows(
+                examples.task, examples.split, examples.budget, side, tuning=True
+            )
         needs = method.needs(scope)
         start = None if expression.start is None else self.vector(expression.start)
         return TunedVector(
@@ -264,7 +270,8 @@ class Plan:
         learning = learning_of(composed, merge, self.config.protocol) if merge.learned else None
         examples = learning.examples if learning else ()
         vectors = {tasks_of(vector)[0]: vector for vector in plain.expressions}
-        scope = self.scope(all_tasks_of(plain.expressions), side, learning=examples, vectors=vectors)
+        tasks = all_tasks_of(plain.expressions)
+        scope = self.scope(tasks, side, learning=examples, vectors=vectors)
         needs: list[Need] = [*merge.needs(scope), *examples]
         if learning:
             needs += learning.selection
@@ -289,7 +296,8 @@ class Plan:
             models = "one" if composition.merge is None else composition.merge.models
             if models not in question.models:
                 name = composition.merge.kind
-                raise UserError(f"{owner} needs one model for all tasks, and merge={name} makes one for each")
+                several = f"merge={name} makes one for each"
+                raise UserError(f"{owner} needs one model for all tasks, and {several}")
             same_mode(composition.mode, question, owner)
             tasks = all_tasks_of(vector for _, vector in cell.composed.vectors)
             scope = self.scope(tasks, "target")
@@ -323,7 +331,13 @@ class Plan:
         return PlanScope(tasks, side, backbone, source, learning, shared, dict(vectors or {}))
 
     def _needed(
-        self, needs: Needs, owner: str, side: Side, *, tuning: bool = False, without: tuple[str, ...] = ()
+        self,
+        needs: Needs,
+        owner: str,
+        side: Side,
+        *,
+        tuning: bool = False,
+        without: tuple[str, ...] = (),
     ) -> dict[Need, Node]:
         """Return the node of each need, once the protocol grants it."""
         kept_back(needs, without, owner)
@@ -348,10 +362,13 @@ class Plan:
         on, what = need.on, need.what
         granted(on, self.grants, owner)
         if what.labels and not on.labels:
-            raise UserError(f"{owner}: the statistic {what.kind} takes the loss of labels, which it does not ask for")
+            raise UserError(
+                f"{owner}: the statistic {what.kind} takes the loss of labels, which it does not ask for"
+            )
         at = None if need.at is None else self.vector(need.at)
         scope = self.scope((on.task,), need.side)
-        needed = self._needed(what.needs(need, scope), f"statistic {what.kind}", need.side, tuning=tuning)
+        asked = what.needs(need, scope)
+        needed = self._needed(asked, f"statistic {what.kind}", need.side, tuning=tuning)
         side: Side = "target" if need.pair else need.side
         base = self.base(side) if at is None else at.base
         early = tuning or not what.head

@@ -20,7 +20,8 @@ SCHEMA_VERSION = 2
 VOLATILE = {"timing", "environment", "immaterial", "migrated_from"}
 SAID = 1_000  # problems of a file that are looked at one by one
 LENGTH = 200  # of a message about a file
-MOVED = {"device": "compute.device", "precision": "compute.precision", "offload": "compute.offload"}  # since schema 2
+# Since schema 2
+MOVED = {"device": "compute.device", "precision": "compute.precision", "offload": "compute.offload"}
 
 Json: TypeAlias = dict[str, Any]
 
@@ -158,7 +159,9 @@ def migrate(data: Json) -> Json:
     first = found = data.get("schema_version")
     while found != SCHEMA_VERSION:
         if not isinstance(found, int) or found not in MIGRATIONS:
-            raise UserError(f"result schema {found!r}, but this program reads up to {SCHEMA_VERSION}; update taskvec")
+            raise UserError(
+                f"result schema {found!r}, but this program reads up to {SCHEMA_VERSION}; update taskvec"
+            )
         try:
             data = MIGRATIONS[found](data)
         except (LookupError, TypeError, AttributeError, StopIteration) as error:

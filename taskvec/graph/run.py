@@ -70,13 +70,17 @@ class RunConfig(Plain):
 
     @cached_property
     def _methods(self) -> Mapping[str, Any]:
-        return {side: self.finetune.resolved(self.backbone_of(side)) for side in ("source", "target")}
+        return {
+            side: self.finetune.resolved(self.backbone_of(side)) for side in ("source", "target")
+        }
 
     def settings(self) -> dict[str, Any]:
         """Return every setting that can change the result; the order of transforms counts."""
         found = super().settings()
         found["finetune"] = {side: method.settings() for side, method in self._methods.items()}
-        found["transform"] = [[name, transform.settings()] for name, transform in self.transform.items()]
+        found["transform"] = [
+            [name, transform.settings()] for name, transform in self.transform.items()
+        ]
         return found
 
     def to_yaml(self) -> str:

@@ -15,7 +15,9 @@ from taskvec.graph.result import first_problem
 
 STATUS = "status.json"
 
-State = Literal["done", "running", "failed", "interrupted", "stale", "older", "missing", "unreadable"]
+State = Literal[
+    "done", "running", "failed", "interrupted", "stale", "older", "missing", "unreadable"
+]
 
 
 class Status(Config):

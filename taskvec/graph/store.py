@@ -67,7 +67,8 @@ class Store:
         stored = self._read_if_intact(artefact)
         if stored is None:
             with held(self._lock(artefact), f"computes {artefact.label}"):
-                stored = self._read_if_intact(artefact, warn=True)  # another process may have been first
+                # Another process may have been first
+                stored = self._read_if_intact(artefact, warn=True)
                 if stored is None:
                     shutil.rmtree(self.folder(artefact), ignore_errors=True)
                     return self._compute(artefact, compute)
@@ -100,13 +101,15 @@ class Store:
     def _compute(self, artefact: Node, compute: Callable[[], Content]) -> Stored:
         leftovers = self.root.glob(f"{artefact.kind}/.tmp-{artefact.fingerprint}-*")
         for leftover in leftovers:
-            shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: this one holds the lock
+            # Of a killed process: this one holds the lock
+            shutil.rmtree(leftover, ignore_errors=True)
         content, usage = measured(compute)
         said = {"label": artefact.label, "meta": dict(content.meta), "usage": usage}
         record = artefact.recipe | said
         self._write(self.folder(artefact), record, content.tensors)
         shutil.rmtree(self.partial(artefact), ignore_errors=True)
-        if artefact.kind == "decoded":  # made as they were written; from here on they are memory-mapped
+        # Made as they were written; from here on they are memory-mapped
+        if artefact.kind == "decoded":
             content = self.read(self.folder(artefact)).content
         return Stored(content, record, computed=True)
 
@@ -119,7 +122,9 @@ class Store:
             return None  # another process removed it meanwhile
         except CorruptError as error:
             if warn:
-                log.warning("store: %s is corrupt (%s); it is computed again", artefact.label, error)
+                log.warning(
+                    "store: %s is corrupt (%s); it is computed again", artefact.label, error
+                )
             return None
 
     def read(self, folder: Path) -> Stored:

@@ -18,7 +18,11 @@ def measured(compute: Callable[[], T]) -> tuple[T, dict[str, Any]]:
     _reset_peaks()
     start = time.perf_counter()
     result = compute()
-    usage = {"wall_s": round(time.perf_counter() - start, 3), "peak_memory_bytes": peak_memory(), "ended": time.time()}
+    usage = {
+        "wall_s": round(time.perf_counter() - start, 3),
+        "peak_memory_bytes": peak_memory(),
+        "ended": time.time(),
+    }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         usage["peak_device_bytes"] = torch.cuda.max_memory_allocated()
@@ -38,7 +42,8 @@ def peak_memory() -> int:
 
 def _reset_peaks() -> None:
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM to the current resident size
+        # Linux: resets VmHWM to the current resident size
+        Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

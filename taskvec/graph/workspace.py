@@ -147,7 +147,8 @@ class Workspace:
         """Return where an unfinished computation of a node keeps its state."""
         from taskvec.training.checkpoint import Checkpoint
 
-        schedule = getattr(component, "schedule", component)  # a recipe is a schedule, a learned merge has one
+        # A recipe is a schedule, a learned merge has one
+        schedule = getattr(component, "schedule", component)
         every = getattr(schedule, "checkpoint_every", CHECKPOINT_SECONDS)
         return Checkpoint(self.store.partial(node), every)
 
@@ -163,7 +164,11 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
     if int(index or 0) >= count:
         raise UserError(
             f"compute.device: {device!r} is not available here ({count} {kind} devices); use compute.device=auto"

@@ -22,7 +22,11 @@ class Average(Weighted):
     grid = AS_IT_IS
     conventions = (
         Convention("model soups, FusionBench (simple and weighted average)", ""),
-        Convention("mergekit (linear)", "", "normalize: false is merge=task_arithmetic with weights on the deltas"),
+        Convention(
+            "mergekit (linear)",
+            "",
+            "normalize: false is merge=task_arithmetic with weights on the deltas",
+        ),
     )
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor:

@@ -178,7 +178,9 @@ class Weighted(TensorWise):
         if self.weights is None:
             return (1.0,) * count
         if len(self.weights) != count:
-            raise UserError(f"merge.weights holds {len(self.weights)} numbers, there are {count} task vectors")
+            raise UserError(
+                f"merge.weights holds {len(self.weights)} numbers, there are {count} task vectors"
+            )
         return self.weights
 
     def shares_for(self, count: int) -> list[float]:

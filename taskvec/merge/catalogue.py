@@ -45,7 +45,8 @@ SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMa
 def page() -> str:
     """Return the page as Markdown."""
     registry.load_builtin()
-    entries = registry.entries("merge")
+    known = registry.entries("merge")
+    entries = [entry for entry in known if entry.shipped]
     parts = [HEAD, overview(entries)]
     parts += [section(entry) for entry in entries]
     return "\n".join(parts)

@@ -38,4 +38,6 @@ class Piece:
     @property
     def present(self) -> list[tuple[int, Tensor]]:
         """The deltas that are not zero by declaration, each with its vector's position."""
-        return [(position, delta) for position, delta in enumerate(self.deltas) if delta is not None]
+        return [
+            (position, delta) for position, delta in enumerate(self.deltas) if delta is not None
+        ]

@@ -72,7 +72,9 @@ def read(deltas: Tensors, name: str) -> Iterator[Tensor]:
         yield _cut(delta, "entry", run).to(dtype)
 
 
-def read_together(base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry") -> Iterator[Piece]:
+def read_together(
+    base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry"
+) -> Iterator[Piece]:
     """Yield the pieces of one parameter over all vectors."""
     parts = [delta.get(name) for delta in deltas]
     present = [part for part in parts if part is not None]
@@ -128,4 +130,6 @@ def require_finite(deltas: Tensors, label: str) -> None:
             # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
             if piece.sum().isfinite() or piece.isfinite().all():
                 continue
-            raise UserError(f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint")
+            raise UserError(
+                f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"
+            )

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("merge", "task_arithmetic", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 2")
+@register(
+    "merge", "task_arithmetic", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, section 2"
+)
 class TaskArithmetic(Factored):
     """theta_0 + alpha * sum_t w_t tau_t, all weights 1 unless ``weights`` are given.
 
@@ -25,9 +27,15 @@ class TaskArithmetic(Factored):
     kind: Literal["task_arithmetic"] = "task_arithmetic"
 
     conventions = (
-        Convention("the paper, FusionBench, mergekit (task_arithmetic)", "", "FusionBench: alpha 0.3"),
-        Convention("peft (cat, svd)", "", "its weights are merge.weights; sums of products B A, alpha 1"),
-        Convention("peft (linear)", "merge.of=factors", "factors of one rank; the product has cross terms"),
+        Convention(
+            "the paper, FusionBench, mergekit (task_arithmetic)", "", "FusionBench: alpha 0.3"
+        ),
+        Convention(
+            "peft (cat, svd)", "", "its weights are merge.weights; sums of products B A, alpha 1"
+        ),
+        Convention(
+            "peft (linear)", "merge.of=factors", "factors of one rank; the product has cross terms"
+        ),
     )
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor:

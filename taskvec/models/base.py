@@ -99,7 +99,9 @@ class Backbone(Component):
     def _known_spaces(self) -> Spaces:
         names = self.parameter_names()
         if names is None:
-            raise UserError(f"backbone={self.kind}: the weights are not there yet, so their spaces are not known")
+            raise UserError(
+                f"backbone={self.kind}: the weights are not there yet, so their spaces are not known"
+            )
         return self._spaces().of(names)
 
     @abstractmethod
@@ -136,7 +138,9 @@ class Model:
 
     def __init__(self, module: nn.Module):
         self.module = module.eval()
-        self.parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = {
+            name: p.detach() for name, p in module.named_parameters() if p.requires_grad
+        }
         for parameter in module.parameters():
             parameter.requires_grad_(False)
 
@@ -168,7 +172,9 @@ class Model:
         """Return which positions of the layers' inputs hold real tokens, [N, L] bool; None if all of them do."""
         return None
 
-    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+    def features(
+        self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None
+    ) -> Tensor:
         """Return f(x; theta) [N, d], the features that drift and disentanglement are measured on.
 
         CLIP: the image feature at unit length. Encoders: the pooled state before the head. Text-to-text: the logits of
@@ -185,16 +191,22 @@ class Model:
         Raises:
             UserError: if the model gives no probability of a text.
         """
-        raise UserError("this backbone gives no probability of a text; perplexity needs a causal language model")
+        raise UserError(
+            "this backbone gives no probability of a text; perplexity needs a causal language model"
+        )
 
-    def token_log_probs(self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def token_log_probs(
+        self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32 of :meth:`token_states`, 0 at padding.
 
         Scored with the output embedding of ``parameters`` (None: that of the base), as in :meth:`logits`.
         """
         raise NotImplementedError
 
-    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def logits(
+        self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return the class scores [N, C] of features under a task's head.
 
         Causal language models score with the output embedding of ``parameters`` (None: that of the base).

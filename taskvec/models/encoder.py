@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from taskvec.models.language.tokens import Pieces
 
 
-@register("backbone", "encoder", paper="Devlin et al., NAACL 2019, arXiv 1810.04805; Liu et al., arXiv 1907.11692")
+@register(
+    "backbone",
+    "encoder",
+    paper="Devlin et al., NAACL 2019, arXiv 1810.04805; Liu et al., arXiv 1907.11692",
+)
 class Encoder(LanguageModel):
     """A bidirectional encoder; each task trains a linear head on its first token's final state."""
 
@@ -52,7 +56,9 @@ class Encoder(LanguageModel):
         for task, prompt in tasks.items():
             classes = len(Prompt(*prompt).words)
             seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8]) >> 1
-            weights = 0.02 * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
+            weights = 0.02 * torch.randn(
+                classes, width, generator=torch.Generator().manual_seed(seed)
+            )
             heads[task] = torch.cat([weights, torch.zeros(classes, 1)], dim=1)
         return heads
 

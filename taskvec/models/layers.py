@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 ATTENTION_ROLES = ("attn.q", "attn.k", "attn.v", "attn.out")
 MLP_ROLES = ("mlp.fc", "mlp.proj")
-DEEPEST = 1024  # blocks; a description that says more is damaged, and would be written out layer by layer
+# Blocks; a description that says more is damaged, and would be written out layer by layer
+DEEPEST = 1024
 
 
 @dataclass(frozen=True)

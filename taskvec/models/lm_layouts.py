@@ -36,7 +36,8 @@ _DEBERTA: Roles = {
     "attention.self.query_proj": ("attn.q", ("inner", "width")),
     "attention.self.key_proj": ("attn.k", ("inner", "width")),
     "attention.self.value_proj": ("attn.v", ("inner", "width")),
-    "attention.self.pos_key_proj": ("attn.pos_k", ("inner", "width")),  # their inputs are relative positions
+    # Their inputs are relative positions
+    "attention.self.pos_key_proj": ("attn.pos_k", ("inner", "width")),
     "attention.self.pos_query_proj": ("attn.pos_q", ("inner", "width")),
     "attention.output.dense": ("attn.out", ("width", "inner")),
     "intermediate.dense": ("mlp.fc", ("mlp", "width")),
@@ -118,7 +119,8 @@ class Layout:
         """
         if self.positions is None:
             return None
-        return self.get(config, self.positions) - 2 * (self.package == "roberta")  # RoBERTa counts from 2
+        # RoBERTa counts from 2
+        return self.get(config, self.positions) - 2 * (self.package == "roberta")
 
     def heads(self, config: Mapping[str, Any]) -> Heads:
         """Return the number of heads and groups and the width of a head.
@@ -139,7 +141,12 @@ class Layout:
         """
         heads, width = self.heads(config), self.get(config, "hidden_size")
         mlp = self.get(config, "intermediate_size", 4 * width if self.package == "gpt2" else None)
-        return {"width": width, "inner": heads.query * heads.width, "kv": heads.key_value * heads.width, "mlp": mlp}
+        return {
+            "width": width,
+            "inner": heads.query * heads.width,
+            "kv": heads.key_value * heads.width,
+            "mlp": mlp,
+        }
 
     def linear_layers(self, config: Mapping[str, Any]) -> list[LinearLayer]:
         """Return the linear layers in the order of the forward pass, the decoder's blocks counted on.
@@ -183,7 +190,10 @@ class Layout:
 def _t5_blocks(layout: Layout, config: Mapping[str, Any]) -> list[tuple[str, int, Roles]]:
     """Return T5's encoder and decoder; v1.1 and Flan gate their MLP."""
     gated = str(config.get("feed_forward_proj", "relu")).startswith("gated-")
-    attention, depth = _t5_attention("layer.0.SelfAttention", "attn"), layout.get(config, "num_layers")
+    attention, depth = (
+        _t5_attention("layer.0.SelfAttention", "attn"),
+        layout.get(config, "num_layers"),
+    )
     cross = _t5_attention("layer.1.EncDecAttention", "cross")
     return [
         ("encoder.block", depth, attention | _t5_mlp("layer.1.DenseReluDense", gated)),
@@ -216,14 +226,26 @@ def _deberta_has(name: str, config: Mapping[str, Any]) -> bool:
 def _bert_like(package: str, network: str, prefix: str, roles: Roles, **changes: Any) -> Layout:
     stacks = {f"{prefix}.encoder.layer": ("num_hidden_layers", roles)}
     embedding = f"{prefix}.embeddings.word_embeddings.weight"
-    ignored = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "mask_predictions.", "lm_predictions.", "pooler.")
-    return Layout("encoder", package, network, prefix, embedding, stacks, "layer", ignored=ignored, **changes)
+    ignored = (
+        "cls.",
+        "lm_head.",
+        "classifier.",
+        "qa_outputs.",
+        "mask_predictions.",
+        "lm_predictions.",
+        "pooler.",
+    )
+    return Layout(
+        "encoder", package, network, prefix, embedding, stacks, "layer", ignored=ignored, **changes
+    )
 
 
 def _llama_like(package: str, name: str) -> Layout:
     stacks, network = {"model.layers": ("num_hidden_layers", _LLAMA)}, f"{name}ForCausalLM"
     embedding = "model.embed_tokens.weight"
-    return Layout("causal", package, network, "model", embedding, stacks, "rms", tied=False, rotary=True)
+    return Layout(
+        "causal", package, network, "model", embedding, stacks, "rms", tied=False, rotary=True
+    )
 
 
 def _gemma_like(package: str, name: str) -> Layout:
@@ -249,7 +271,16 @@ LAYOUTS: dict[str, Layout] = {
     "bert": _bert_like("bert", "BertModel", "bert", _BERT),
     "deberta-v2": _bert_like("deberta_v2", "DebertaV2Model", "deberta", _DEBERTA, positions=None),
     "t5": Layout(
-        "text_to_text", "t5", "T5ForConditionalGeneration", "", "shared.weight", {}, "rms", _T5_KEYS, None, biased=True
+        "text_to_text",
+        "t5",
+        "T5ForConditionalGeneration",
+        "",
+        "shared.weight",
+        {},
+        "rms",
+        _T5_KEYS,
+        None,
+        biased=True,
     ),
     "gpt2": Layout(
         "causal",

@@ -76,8 +76,12 @@ class Source:
         try:
             validate_repo_id(self.name)
         except HFValidationError as error:
-            raise UserError(f"{self.key}: {self.name!r} is neither a folder nor a name of the hub") from error
-        repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.name, repo_type="model"))
+            raise UserError(
+                f"{self.key}: {self.name!r} is neither a folder nor a name of the hub"
+            ) from error
+        repository = Path(
+            constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.name, repo_type="model")
+        )
         revision = self.revision or "main"
         if (repository / "snapshots" / revision).is_dir():
             return revision  # a commit already
@@ -110,7 +114,9 @@ class Source:
                     "backbone.trust_remote_code=true allows it"
                 )
             if "--" in str(code):
-                raise UserError(f"{self.key}: {name} of {self.name} names Python of another place ({_first(code)})")
+                raise UserError(
+                    f"{self.key}: {name} of {self.name} names Python of another place ({_first(code)})"
+                )
 
     def _fetch(self, name: str) -> None:
         """Bring a small file of the hub into its cache, if there is one.
@@ -126,7 +132,9 @@ class Source:
         except EntryNotFoundError:
             return  # the repository has no such file, or the machine is offline and never saw it
         except Exception as error:
-            raise UserError(f"{self.key}: {self.name}: {name} cannot be fetched: {one_line(error)}") from error
+            raise UserError(
+                f"{self.key}: {self.name}: {name} cannot be fetched: {one_line(error)}"
+            ) from error
 
     def file(self, name: str) -> Path | None:
         """Return a file of the folder or, for a name of the hub, of its cache; None if it is not there.
@@ -203,7 +211,11 @@ class Source:
                 }
 
     def _shown(self, names: Sequence[str]) -> list[str]:
-        modules = sorted(path.name for path in self.folder.glob("*.py")) if self.trusted and self.folder else []
+        modules = (
+            sorted(path.name for path in self.folder.glob("*.py"))
+            if self.trusted and self.folder
+            else []
+        )
         return [*names, *modules]
 
 
@@ -235,7 +247,8 @@ def _tokens(source: Source) -> dict[str, int]:
     whole = source.json("tokenizer.json")
     if whole:
         vocabulary = whole["model"]["vocab"]
-        if isinstance(vocabulary, list):  # Unigram: pairs of token and score in the order of their ids
+        # Unigram: pairs of token and score in the order of their ids
+        if isinstance(vocabulary, list):
             vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
         known = dict(vocabulary)
         known |= {token["content"]: token["id"] for token in whole.get("added_tokens", [])}

@@ -13,7 +13,8 @@ from typing import Literal, TypeAlias
 
 from taskvec.errors import UserError
 
-Axes: TypeAlias = tuple[str | None, ...]  # the space of each axis; None for pixels, positions, words, kernels
+# The space of each axis; None for pixels, positions, words, kernels
+Axes: TypeAlias = tuple[str | None, ...]
 Seen: TypeAlias = tuple[str, Literal["input", "output"]]  # a module's path, and which side of it
 
 # The input of a layer by its role, as a name within its block.
@@ -79,7 +80,9 @@ class Spaces:
         names = list(names)
         unknown = [name for name in names if name not in self.axes]
         if unknown:
-            raise UserError(f"backbone: the spaces of {unknown[0]} are not known, so it cannot be carried to another")
+            raise UserError(
+                f"backbone: the spaces of {unknown[0]} are not known, so it cannot be carried to another"
+            )
         axes = {name: self.axes[name] for name in names}
         used = {space for spaces in axes.values() for space in spaces}
         observed = {space: seen for space, seen in self.observed.items() if space in used}

@@ -50,7 +50,9 @@ class TextToText(LanguageModel):
         found = {}
         for task, prompt in tasks.items():
             with named(task):
-                found[task] = torch.tensor(first_tokens(self.fitting_tokenizer, Prompt(*prompt).words))
+                found[task] = torch.tensor(
+                    first_tokens(self.fitting_tokenizer, Prompt(*prompt).words)
+                )
         return found
 
     def _encode(self, examples: Sequence[Pieces], room: int) -> list[list[int]]:

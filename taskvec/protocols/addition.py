@@ -10,7 +10,16 @@ from pydantic import Field
 
 from taskvec.errors import UserError
 from taskvec.needs import Examples
-from taskvec.protocols.base import REPORT, SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.base import (
+    REPORT,
+    SELECTION,
+    Answer,
+    Ask,
+    Cell,
+    Composed,
+    Learning,
+    Protocol,
+)
 from taskvec.protocols.questions.scores import scores
 from taskvec.protocols.rows import Criterion, Report, mean
 from taskvec.protocols.selection import Rule, denominators
@@ -41,13 +50,18 @@ class Addition(Protocol):
             UserError: if it exceeds the suite's.
         """
         if (self.subset_size or 0) > len(suite.tasks):
-            raise UserError(f"protocol.subset_size: {self.subset_size}, but the suite has {len(suite.tasks)} tasks")
+            raise UserError(
+                f"protocol.subset_size: {self.subset_size}, but the suite has {len(suite.tasks)} tasks"
+            )
 
     def subsets(self, suite: Suite) -> dict[str, tuple[str, ...]]:
         """Return the task subsets by cell name."""
         if self.subset_size is None:
             return {"merged": suite.tasks}
-        return {f"merged/{'+'.join(chosen)}": chosen for chosen in combinations(suite.tasks, self.subset_size)}
+        return {
+            f"merged/{'+'.join(chosen)}": chosen
+            for chosen in combinations(suite.tasks, self.subset_size)
+        }
 
     def cells(self, ask: Ask) -> list[Cell]:
         """Return zero-shot, individual, (joint,) and merged cells."""
@@ -58,18 +72,27 @@ class Addition(Protocol):
         cells = [zero_shot(self, suite, suite.tasks), *singles.values()]
         if self.joint:
             composed = Composed(((1.0, ask.tuned(*suite.tasks)),), forward=self.forward)
-            cells.append(Cell("joint", composed, scores(suite, suite.tasks, fixed=(1.0,), on_selection=True)))
+            cells.append(
+                Cell("joint", composed, scores(suite, suite.tasks, fixed=(1.0,), on_selection=True))
+            )
         for name, chosen in self.subsets(suite).items():
             cells.append(self._merged(ask, name, chosen, singles))
         return cells
 
-    def _merged(self, ask: Ask, name: str, chosen: tuple[str, ...], singles: Mapping[str, Cell]) -> Cell:
+    def _merged(
+        self, ask: Ask, name: str, chosen: tuple[str, ...], singles: Mapping[str, Cell]
+    ) -> Cell:
         vectors = tuple((1.0, ask.vector(task, among=chosen)) for task in chosen)
         needs = tuple((f"individual/{task}", singles[f"individual/{task}"]) for task in chosen)
         learning = self._learning(chosen, needs) if ask.learns else None
         composed = Composed(vectors, merge=True, forward=self.forward, learning=learning)
         question = scores(
-            ask.suite, chosen, grid=ask.grid, fixed=(1.0,), rule=Rule(kind=self.rule), on_selection=1.0 not in ask.grid
+            ask.suite,
+            chosen,
+            grid=ask.grid,
+            fixed=(1.0,),
+            rule=Rule(kind=self.rule),
+            on_selection=1.0 not in ask.grid,
         )
         return Cell(name, composed, question, needs)
 
@@ -86,7 +109,10 @@ class Addition(Protocol):
         for task in suite.tasks:
             name = f"individual/{task}"
             singles[task] = make.row("individual", answers[name], 1.0, [task], cell=name)
-        rows = [make.row("zero_shot", answers["zero_shot"], 0.0, suite.tasks), make.joined("individual", singles)]
+        rows = [
+            make.row("zero_shot", answers["zero_shot"], 0.0, suite.tasks),
+            make.joined("individual", singles),
+        ]
         if self.joint:
             rows.append(make.row("joint", answers["joint"], 1.0, suite.tasks))
         curves, chosen_on_validation = {}, []

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from taskvec.errors import UserError
 from taskvec.needs import Examples
-from taskvec.protocols.base import REPORT, SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.base import (
+    REPORT,
+    SELECTION,
+    Answer,
+    Ask,
+    Cell,
+    Composed,
+    Learning,
+    Protocol,
+)
 from taskvec.protocols.questions.scores import scores
 from taskvec.protocols.rows import Criterion, Report
 from taskvec.protocols.selection import Rule, denominators
@@ -45,7 +54,9 @@ class Analogy(Protocol):
         for role in ("a", "b", "c", "target"):
             task = getattr(self, role)
             if task not in suite.tasks:
-                raise UserError(f"protocol.{role}: {task!r} is not in suite.tasks ({', '.join(suite.tasks)})")
+                raise UserError(
+                    f"protocol.{role}: {task!r} is not in suite.tasks ({', '.join(suite.tasks)})"
+                )
         if len({self.a, self.b, self.c, self.target}) < 4:
             raise UserError("protocol: a, b, c and target must be four different tasks")
 
@@ -80,7 +91,9 @@ class Analogy(Protocol):
             answer = answers[name]
             rows.append(make.row(name, answer, answer.alpha, targets))
             if 1.0 in answer.report:
-                rows.append(make.row(f"{name}_alpha_1", answer, 1.0, targets, cell=name, searched=False))
+                rows.append(
+                    make.row(f"{name}_alpha_1", answer, 1.0, targets, cell=name, searched=False)
+                )
         curves = {name: curve(answers[name], targets) for name in ("auxiliary", "analogy")}
         chosen = next(row for row in rows if row.row == "analogy")
         criterion = Criterion(name="analogy/validation", value=chosen.mean("validation"))

@@ -38,7 +38,9 @@ class Analysis(Protocol):
             fields = lookup("question", name).schema.model_fields
             required = [key for key, field in fields.items() if field.is_required()]
             if required:
-                raise ValueError(f"{name} takes settings ({', '.join(required)}), which a protocol of its own gives it")
+                raise ValueError(
+                    f"{name} takes settings ({', '.join(required)}), which a protocol of its own gives it"
+                )
         return names
 
     def asked(self) -> dict[str, Question]:
@@ -74,7 +76,11 @@ class Analysis(Protocol):
         for name, question in self.asked().items():
             maps[name] = answers[name].values
             for part, quantity in question.summary(answers[name]).items():
-                measured = "accuracy" if quantity.unit == "fraction" and quantity.better == "higher" else part
+                measured = (
+                    "accuracy"
+                    if quantity.unit == "fraction" and quantity.better == "higher"
+                    else part
+                )
                 rows.append(Line(row=part, metrics={measured: quantity}, cells={"all": name}))
         criterion = Criterion(name="individual/validation", value=rows[0].mean("validation"))
         return Report(rows=tuple(rows), maps=maps, criterion=criterion)

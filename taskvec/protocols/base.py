@@ -11,7 +11,17 @@ from typing import Protocol as Typed
 from pydantic import Field
 
 from taskvec.config import Component, Config, Seeded
-from taskvec.needs import AnswerOf, Examples, ForwardMode, Given, Grant, Needs, Scope, Signed, Vector
+from taskvec.needs import (
+    AnswerOf,
+    Examples,
+    ForwardMode,
+    Given,
+    Grant,
+    Needs,
+    Scope,
+    Signed,
+    Vector,
+)
 from taskvec.protocols.rows import Metric, Report
 
 if TYPE_CHECKING:
@@ -91,7 +101,9 @@ class Question(Component):
         return ()
 
     @abstractmethod
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return the answer and tensors to keep beside it (outcomes per test example)."""
 
     def summary(self, answer: Answer) -> dict[str, Metric]:
@@ -121,7 +133,9 @@ class Ask(Typed):
     backbone: Any
     learns: bool
 
-    def vector(self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()) -> Vector:
+    def vector(
+        self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()
+    ) -> Vector:
         """Return a task's vector after the run's transforms; a joint one is fitted over ``among`` (None: the suite).
 
         Neither fine-tuning nor transforms look at the tasks of ``without``.

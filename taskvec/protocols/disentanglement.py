@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 GRID = tuple(round(-2 + 4 * step / 14, 4) for step in range(15))
 
 
-@register("protocol", "disentanglement", paper="Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827, section 4")
+@register(
+    "protocol",
+    "disentanglement",
+    paper="Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827, section 4",
+)
 class Disentanglement(Protocol):
     """The error xi as a map over coefficients (``pairs``), in label and in representation form, and as a T x T matrix.
 
@@ -44,7 +48,9 @@ class Disentanglement(Protocol):
         named = {task for pair in self.pairs or () for task in pair}
         unknown = sorted(named - set(suite.tasks))
         if unknown:
-            raise UserError(f"protocol.pairs: {', '.join(unknown)} not in the suite ({', '.join(suite.tasks)})")
+            raise UserError(
+                f"protocol.pairs: {', '.join(unknown)} not in the suite ({', '.join(suite.tasks)})"
+            )
         twice = [first for first, second in self.pairs or () if first == second]
         if twice:
             raise UserError(f"protocol.pairs: {twice[0]} is paired with itself")
@@ -54,13 +60,19 @@ class Disentanglement(Protocol):
     def cells(self, ask: Ask) -> list[Cell]:
         """Return the cell of the maps and that of the matrix."""
         suite = ask.suite
-        composed = Composed(tuple((1.0, ask.vector(task)) for task in suite.tasks), forward=self.forward)
+        composed = Composed(
+            tuple((1.0, ask.vector(task)) for task in suite.tasks), forward=self.forward
+        )
         pairs = tuple(combinations(suite.tasks, 2)) if self.pairs is None else self.pairs
         cells = []
         if pairs:
-            cells.append(Cell("disentanglement", composed, DisentanglementMaps(grid=self.grid, pairs=pairs)))
+            cells.append(
+                Cell("disentanglement", composed, DisentanglementMaps(grid=self.grid, pairs=pairs))
+            )
         if self.alpha is not None:
-            cells.append(Cell("disentanglement_matrix", composed, DisentanglementMatrix(alpha=self.alpha)))
+            cells.append(
+                Cell("disentanglement_matrix", composed, DisentanglementMatrix(alpha=self.alpha))
+            )
         return cells
 
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
@@ -77,7 +89,10 @@ class Disentanglement(Protocol):
             values = answers["disentanglement_matrix"].values
             maps["matrix"] = values
             others = max(1, len(suite.tasks) - 1)
-            means = {task: sum(line) / others for task, line in zip(values["rows"], values["matrix"], strict=True)}
+            means = {
+                task: sum(line) / others
+                for task, line in zip(values["rows"], values["matrix"], strict=True)
+            }
             rows.append(self._row("xi_matrix", means, "disentanglement_matrix"))
         value = mean(row.mean("xi") for row in rows)
         criterion = Criterion(name="xi", value=value, better="lower", split="test")

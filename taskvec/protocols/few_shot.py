@@ -65,7 +65,9 @@ class FewShot(Targeted):
         cells = [self.zero_shot(suite, self.asked(suite, aims))]
         for task in aims:
             about = self.asked(suite, (task,))
-            cells.append(Cell(f"merged/{task}", self.composed(ask, task), self.question(suite, about)))
+            cells.append(
+                Cell(f"merged/{task}", self.composed(ask, task), self.question(suite, about))
+            )
             references = {"individual": ask.tuned(task), "tuned": Tuned((self.learned_on(task),))}
             for name in self.references():
                 composed = Composed(((1.0, references[name]),), forward=self.forward)
@@ -104,15 +106,21 @@ class OutOfDistribution(FewShot):
             UserError: if one of them is missing.
         """
         if self.targets is None:
-            raise UserError(f"protocol={self.kind}: set protocol.targets=[TASK], the task that is learned on")
+            raise UserError(
+                f"protocol={self.kind}: set protocol.targets=[TASK], the task that is learned on"
+            )
         super().check(suite)
         if not suite.held_out:
-            raise UserError(f"protocol={self.kind}: set suite.held_out to tasks of the target's classes")
+            raise UserError(
+                f"protocol={self.kind}: set suite.held_out to tasks of the target's classes"
+            )
 
     def grants(self, suite: Suite) -> Sequence[Grant]:
         """Return the usual grants of the suite's own tasks; of held-out tasks only test, to report."""
         known = tuple(task for task in (*suite.tasks, suite.control) if task)
-        usual = [Grant(grant.use, grant.split, grant.labels, known) for grant in super().grants(suite)]
+        usual = [
+            Grant(grant.use, grant.split, grant.labels, known) for grant in super().grants(suite)
+        ]
         return (*usual, Grant("report", REPORT, labels=True))
 
     def asked(self, suite: Suite, aims: Sequence[str]) -> tuple[str, ...]:

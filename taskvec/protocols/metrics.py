@@ -23,7 +23,9 @@ def score(metric: Metric, labels: np.ndarray, predicted: np.ndarray) -> float:
     Raises:
         ValueError: for an unknown metric.
     """
-    parts = {"accuracy_f1": ("accuracy", "f1"), "pearson_spearman": ("pearson", "spearman")}.get(metric)
+    parts = {"accuracy_f1": ("accuracy", "f1"), "pearson_spearman": ("pearson", "spearman")}.get(
+        metric
+    )
     if parts:
         return sum(score(part, labels, predicted) for part in parts) / len(parts)
     if metric in ("pearson", "spearman"):

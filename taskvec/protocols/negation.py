@@ -48,7 +48,9 @@ class Negation(Protocol):
             UserError: if the suite names none.
         """
         if suite.control is None:
-            raise UserError("protocol=negation: the suite has no control task; set suite.control=NAME")
+            raise UserError(
+                "protocol=negation: the suite has no control task; set suite.control=NAME"
+            )
 
     def cells(self, ask: Ask) -> list[Cell]:
         """Return zero-shot, individual, and per task the negated, random and gradient-ascent models."""
@@ -84,13 +86,23 @@ class Negation(Protocol):
             UserError: if the control is a corpus, which has no labels.
         """
         if ask.suite.control_metric == "perplexity":
-            raise UserError("protocol=negation: a learned merge keeps a labelled control; name a task as suite.control")
-        selection = tuple(Examples(need.task, SELECTION, "selection", labels=True) for need in examples)
+            raise UserError(
+                "protocol=negation: a learned merge keeps a labelled control; name a task as suite.control"
+            )
+        selection = tuple(
+            Examples(need.task, SELECTION, "selection", labels=True) for need in examples
+        )
         rule = Rule(kind="lowest_target", control_threshold=self.control_threshold)
         return Learning("negation", examples, rule, selection, (("zero_shot", base),))
 
     def _searched(  # noqa: PLR0913, PLR0917 (what a cell is made of)
-        self, ask: Ask, name: str, task: str, composed: Composed, base: Cell, grid: tuple[float, ...]
+        self,
+        ask: Ask,
+        name: str,
+        task: str,
+        composed: Composed,
+        base: Cell,
+        grid: tuple[float, ...],
     ) -> Cell:
         keeps: dict[str, Any] = {"control_threshold": self.control_threshold}
         if ask.suite.control_metric == "perplexity":
@@ -102,7 +114,11 @@ class Negation(Protocol):
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, individual, negated, (random, ascent): mean target and mean control accuracy."""
         make = Rows(suite)
-        rows = {"zero_shot": make.row("zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control)}
+        rows = {
+            "zero_shot": make.row(
+                "zero_shot", answers["zero_shot"], 0.0, suite.tasks, control=suite.control
+            )
+        }
         named = {"individual": True, "negated": True, "random": self.random, "ascent": self.ascent}
         for name in [name for name, asked in named.items() if asked]:
             parts = {}
@@ -110,9 +126,13 @@ class Negation(Protocol):
                 cell = f"{name}/{task}"
                 answer = answers[cell]
                 alpha = answer.alpha if answer.rule else 1.0
-                parts[task] = make.row(name, answer, alpha, [task], control=suite.control, cell=cell)
+                parts[task] = make.row(
+                    name, answer, alpha, [task], control=suite.control, cell=cell
+                )
             rows[name] = make.joined(name, parts)
-        curves = {f"negated/{t}": curve(answers[f"negated/{t}"], [t], suite.control) for t in suite.tasks}
+        curves = {
+            f"negated/{t}": curve(answers[f"negated/{t}"], [t], suite.control) for t in suite.tasks
+        }
         value = rows["negated"].mean("validation")
         criterion = Criterion(name="negated/validation", value=value, better="lower")
         return Report(rows=tuple(rows.values()), curves=curves, criterion=criterion)

@@ -30,7 +30,11 @@ class Rule(Config):
 
 
 def choose(
-    rule: Rule, curve: Curve, targets: Sequence[str], control: str | None, answers: Mapping[str, Answer]
+    rule: Rule,
+    curve: Curve,
+    targets: Sequence[str],
+    control: str | None,
+    answers: Mapping[str, Answer],
 ) -> float:
     """Return the coefficient that a rule picks from validation accuracies, given the answers it compares with.
 
@@ -103,7 +107,9 @@ def largest_feasible(curve: Curve, target: str, keeps: Keeps) -> float:
     return max(_feasible(curve, keeps))
 
 
-def denominators(targets: Sequence[str], answers: Mapping[str, Answer], split: str) -> dict[str, float]:
+def denominators(
+    targets: Sequence[str], answers: Mapping[str, Answer], split: str
+) -> dict[str, float]:
     """Return each target's individually fine-tuned accuracy on a split.
 
     Raises:
@@ -131,9 +137,19 @@ def _feasible(curve: Curve, keeps: Keeps) -> list[float]:
         return feasible
     values = [at[keeps.control] for at in curve.values()]
     if keeps.below:
-        metric, side, best, remedy = "perplexity", "less", min(values), "raise protocol.perplexity_tolerance"
+        metric, side, best, remedy = (
+            "perplexity",
+            "less",
+            min(values),
+            "raise protocol.perplexity_tolerance",
+        )
     else:
-        metric, side, best, remedy = "accuracy", "more", max(values), "lower protocol.control_threshold"
+        metric, side, best, remedy = (
+            "accuracy",
+            "more",
+            max(values),
+            "lower protocol.control_threshold",
+        )
     raise NoFeasibleCoefficientError(
         f"no coefficient keeps the control {metric} on {keeps.control} at {keeps.bound:.4f} or {side} "
         f"(best {best:.4f}); add 0 to protocol.grid or {remedy}"

@@ -18,23 +18,36 @@ def only_classes(suite: Suite, what: str) -> None:
     Raises:
         UserError: naming the tasks whose labels are scores; ``what`` compares predicted classes.
     """
-    scored = [task for task in suite.tasks if getattr(suite.definitions.get(task), "regression", False)]
+    scored = [
+        task for task in suite.tasks if getattr(suite.definitions.get(task), "regression", False)
+    ]
     if scored:
-        raise UserError(f"{what} compares predicted classes; leave {', '.join(scored)} out of suite.tasks")
+        raise UserError(
+            f"{what} compares predicted classes; leave {', '.join(scored)} out of suite.tasks"
+        )
 
 
 def zero_shot(
-    protocol: Protocol, suite: Suite, targets: Sequence[str], control: str | None = None, *, on_selection: bool = True
+    protocol: Protocol,
+    suite: Suite,
+    targets: Sequence[str],
+    control: str | None = None,
+    *,
+    on_selection: bool = True,
 ) -> Cell:
     """Return the cell of the pre-trained model, asked on validation examples too unless ``on_selection`` is False."""
     question = scores(suite, targets, control, fixed=(0.0,), on_selection=on_selection)
     return Cell("zero_shot", Composed(forward=protocol.forward), question)
 
 
-def individual(protocol: Protocol, suite: Suite, task: str, vector: Any, control: str | None = None) -> Cell:
+def individual(
+    protocol: Protocol, suite: Suite, task: str, vector: Any, control: str | None = None
+) -> Cell:
     """Return the cell of a task's own fine-tuned model, theta_0 + tau_t: the denominator of normalised accuracy."""
     question = scores(suite, (task,), control, fixed=(1.0,), on_selection=True)
-    return Cell(f"individual/{task}", Composed(((1.0, vector),), forward=protocol.forward), question)
+    return Cell(
+        f"individual/{task}", Composed(((1.0, vector),), forward=protocol.forward), question
+    )
 
 
 class Rows:
@@ -114,7 +127,9 @@ class Rows:
                 values[task] = value
             about = example.model_dump(include={"unit", "better"})
             named = {
-                task: metric_name for part in parts.values() for task, metric_name in part.metrics[kind].by_task.items()
+                task: metric_name
+                for part in parts.values()
+                for task, metric_name in part.metrics[kind].by_task.items()
             }
             metrics[kind] = metric(values, by_task=named, **about)
         denominators = {}
@@ -132,12 +147,18 @@ class Rows:
         )
 
 
-def curve(answer: Answer, targets: Sequence[str], control: str | None = None) -> list[dict[str, Any]]:
+def curve(
+    answer: Answer, targets: Sequence[str], control: str | None = None
+) -> list[dict[str, Any]]:
     """Return an answer's selection curve: one point per coefficient of the grid."""
     points = []
     for alpha, at in sorted(answer.selection.items()):
         accuracy = {task: at[task] for task in targets}
-        point: dict[str, Any] = {"alpha": alpha, "mean": mean(accuracy.values()), "accuracy": accuracy}
+        point: dict[str, Any] = {
+            "alpha": alpha,
+            "mean": mean(accuracy.values()),
+            "accuracy": accuracy,
+        }
         if control:
             point["control"] = at[control]
         points.append(point)

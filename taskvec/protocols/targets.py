@@ -10,7 +10,16 @@ from pydantic import Field
 
 from taskvec.errors import UserError
 from taskvec.needs import Examples
-from taskvec.protocols.base import REPORT, SELECTION, Answer, Ask, Cell, Composed, Learning, Protocol
+from taskvec.protocols.base import (
+    REPORT,
+    SELECTION,
+    Answer,
+    Ask,
+    Cell,
+    Composed,
+    Learning,
+    Protocol,
+)
 from taskvec.protocols.questions.scores import Scores, scores
 from taskvec.protocols.rows import Criterion, Row
 from taskvec.protocols.selection import Rule
@@ -31,7 +40,8 @@ class Targeted(Protocol):
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     select: Literal["last", "validation"] = "last"
 
-    peers: ClassVar[str] = "merge=none"  # what the message about a merge that learns nothing names besides aTLAS
+    # What the message about a merge that learns nothing names besides aTLAS
+    peers: ClassVar[str] = "merge=none"
 
     @abstractmethod
     def learned_on(self, task: str) -> Examples:
@@ -52,7 +62,9 @@ class Targeted(Protocol):
         if unknown:
             raise UserError(f"protocol.targets: {', '.join(unknown)} not among suite.tasks")
         if len(suite.tasks) < 2:
-            raise UserError(f"protocol={self.kind}: the vectors are those of other tasks; give the suite two or more")
+            raise UserError(
+                f"protocol={self.kind}: the vectors are those of other tasks; give the suite two or more"
+            )
 
     def aims(self, suite: Suite) -> tuple[str, ...]:
         """Return the targets."""
@@ -73,7 +85,9 @@ class Targeted(Protocol):
             UserError: if the run's merge learns nothing.
         """
         if not ask.learns:
-            raise UserError(f"protocol={self.kind} needs a merge that learns; set method=atlas, or {self.peers}")
+            raise UserError(
+                f"protocol={self.kind} needs a merge that learns; set method=atlas, or {self.peers}"
+            )
         others = tuple(other for other in ask.suite.tasks if other != task)
         vectors = tuple((1.0, ask.vector(other, among=others, without=(task,))) for other in others)
         return Composed(vectors, merge=True, forward=self.forward, learning=self.learning(task))

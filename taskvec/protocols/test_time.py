@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from taskvec.data.tasks import Suite
 
 
-@register("protocol", "test_time", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880, section 6.2")
+@register(
+    "protocol", "test_time", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880, section 6.2"
+)
 class TestTime(Targeted):
     """Adapts the run's merge of the other tasks' vectors to each target's unlabelled test examples, and reports.
 

@@ -13,12 +13,21 @@ from taskvec.registry import did_you_mean
 from taskvec.report.intervals import Interval, Outcomes, paired_difference
 from taskvec.report.keys import is_seed
 from taskvec.report.outcomes import outcomes
-from taskvec.report.records import CHOSEN_BY, Names, Record, Where, check_keys, check_metrics, records_of
+from taskvec.report.records import (
+    CHOSEN_BY,
+    Names,
+    Record,
+    Where,
+    check_keys,
+    check_metrics,
+    records_of,
+)
 from taskvec.report.render import Grid, render
 from taskvec.report.runs import Run
 from taskvec.report.units import shown, unit_of
 
-LEFT_OUT = ("normalised", CHOSEN_BY)  # unless asked for: a ratio of what is shown, and another split
+# Unless asked for: a ratio of what is shown, and another split
+LEFT_OUT = ("normalised", CHOSEN_BY)
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,9 @@ def compare(
     for group, pairs in paired(one, other, by).items():
         found += differences(group, pairs, metrics)
     if not found:
-        raise UserError(f"compare: no seed has both {first} and {second}; `taskvec table --rows row seed` lists them")
+        raise UserError(
+            f"compare: no seed has both {first} and {second}; `taskvec table --rows row seed` lists them"
+        )
     grid = Grid([*by, "difference", "metric", "seeds", "mean", "95 % interval", "unit"])
     for one_metric in found:
         grid.lines.append(one_metric.cells(f"{first} - {second}"))
@@ -203,7 +214,9 @@ def grouped(lines: Lines, by: Names, seeds: Names) -> dict[Values, BySeed]:
         other = group.setdefault(line.record.texts(seeds), line)
         if other is not line:
             names = f"{other.record.text('run')} and {line.record.text('run')}"
-            raise UserError(f"compare: {names} are the same but for other keys; add --where or --by")
+            raise UserError(
+                f"compare: {names} are the same but for other keys; add --where or --by"
+            )
     return found
 
 
@@ -264,7 +277,9 @@ def check_same_items(name: str, found: Sequence[Outcomes]) -> None:
     expected = measured_on(found[0])
     for outcome in found:
         for task, items in measured_on(outcome) ^ expected:
-            raise UserError(f"compare: not all rows' {name} of {task} is measured on the same test items ({items})")
+            raise UserError(
+                f"compare: not all rows' {name} of {task} is measured on the same test items ({items})"
+            )
 
 
 def measured_on(found: Outcomes) -> set[tuple[str, str]]:

@@ -192,7 +192,9 @@ def heat(axes: Axes, picture: Heat) -> None:
     table = finite(picture.values)
     low, high = colours(table, picture)
     small = table.size <= NUMBERED
-    image = axes.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect="equal" if small else "auto")
+    image = axes.imshow(
+        table, cmap="Blues", vmin=low, vmax=high, aspect="equal" if small else "auto"
+    )
     letters = min(SMALLER, 52 / len(picture.columns))
     if small:
         threshold = low + 0.6 * (high - low)
@@ -237,7 +239,9 @@ def surface(axes: Axes, picture: Surface) -> None:
     table = finite(picture.values)[order][:, order]
     upwards = table.T  # a row of the picture is one coefficient of the second
     high = picture.high or 1
-    image = axes.pcolormesh(centres, centres, upwards, cmap="viridis", vmin=0, vmax=high, shading="nearest")
+    image = axes.pcolormesh(
+        centres, centres, upwards, cmap="viridis", vmin=0, vmax=high, shading="nearest"
+    )
     colour_bar(axes, image)
     box = Rectangle((0, 0), 1, 1, fill=False, linestyle="--", linewidth=1.4, edgecolor="white")
     axes.add_patch(box)

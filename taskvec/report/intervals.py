@@ -29,7 +29,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def paired_difference(first: Side, second: Side, *, resamples: int | None = None, seed: int = 0) -> Interval:
+def paired_difference(
+    first: Side, second: Side, *, resamples: int | None = None, seed: int = 0
+) -> Interval:
     """Return mean score of ``first`` minus ``second`` with its 95 % percentile bootstrap interval.
 
     Each side holds, per seed, the outcomes of the same tasks on the same test items; the mean is over tasks. A resample
@@ -40,7 +42,8 @@ def paired_difference(first: Side, second: Side, *, resamples: int | None = None
     pairs = list(zip(first, second, strict=True))
     if resamples is None:
         resamples = SLOW_RESAMPLES if is_slow(first[0]) else RESAMPLES
-    with np.errstate(invalid="ignore"):  # the difference of two infinities is undefined, and so is its interval
+    # The difference of two infinities is undefined, and so is its interval
+    with np.errstate(invalid="ignore"):
         gaps = [gap(pair) for pair in pairs]
         drawn = resampled(pairs, resamples, rng)
         seeds = rng.integers(0, len(pairs), size=drawn.shape)

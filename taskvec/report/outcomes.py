@@ -151,7 +151,9 @@ def _outcome(run: Run, row: Row, name: str, task: str) -> Outcome | None:
         definition = section(section(suite, "definitions"), data)
         metric = judge or definition.get("metric")
         if metric not in get_args(TaskMetric):
-            raise UserError(f"{run.result.run_id}: {data} is judged by {metric!r}, which this program does not know")
+            raise UserError(
+                f"{run.result.run_id}: {data} is judged by {metric!r}, which this program does not know"
+            )
         return Judged(data, metric, labels, predicted)
     return Means(data, tensor)
 
@@ -192,7 +194,9 @@ def _folder(run: Run, answer: str) -> Path:
     """
     run_id = run.result.run_id
     if run.store is None or not FINGERPRINT.fullmatch(answer):
-        raise UserError(f"{run_id}: its answers are not at hand; compare the run in its outputs folder")
+        raise UserError(
+            f"{run_id}: its answers are not at hand; compare the run in its outputs folder"
+        )
     for folder in run.store.glob(f"*/{answer}"):
         return folder
     raise UserError(f"{run.store}/*/{answer} is not there; run the command of {run_id} again")

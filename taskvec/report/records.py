@@ -13,7 +13,8 @@ from taskvec.protocols.rows import Better, Row
 from taskvec.registry import did_you_mean
 from taskvec.report.runs import SHARED, Run
 
-METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")  # in the order in which tables show them
+# In the order in which tables show them
+METRICS = ("accuracy", "normalised", "control", "perplexity", "alpha")
 CHOSEN_BY = "validation"  # recipes are chosen by it, so a table shows it when it is asked for
 LABELS = ("backbone", "suite", "finetune", "merge", "protocol")
 

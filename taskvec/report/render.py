@@ -57,7 +57,9 @@ def _csv(grid: Grid, align: str) -> str:
 
 
 def _tabulated(grid: Grid, form: str, align: str) -> str:
-    return tabulate(grid.lines, headers=grid.heads, tablefmt=form, disable_numparse=True, stralign=align)
+    return tabulate(
+        grid.lines, headers=grid.heads, tablefmt=form, disable_numparse=True, stralign=align
+    )
 
 
 STYLES = {"md": _markdown, "latex": _latex, "csv": _csv, "html": _html}

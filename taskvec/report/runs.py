@@ -46,7 +46,9 @@ class Run:
         return outputs / "store"
 
 
-def find_results(places: Iterable[Path], standing: Standing | None = None, *, stale: bool = False) -> list[Run]:
+def find_results(
+    places: Iterable[Path], standing: Standing | None = None, *, stale: bool = False
+) -> list[Run]:
     """Return the finished runs in outputs folders, run folders and ``result.json`` files, each run once.
 
     ``standing`` returns the state of a run by its folder; without it a result counts as it was recorded. Stale runs are
@@ -67,7 +69,9 @@ def find_results(places: Iterable[Path], standing: Standing | None = None, *, st
     problems.tell()
     if not found:
         named = ", ".join(map(str, places))
-        raise UserError(f"no finished run in {named}{problems.first()}; `taskvec status` lists all runs")
+        raise UserError(
+            f"no finished run in {named}{problems.first()}; `taskvec status` lists all runs"
+        )
     runs = [_judged(run, standing) for run in _once(found)]
     return runs if stale else _fresh(runs)
 
@@ -166,7 +170,8 @@ def _once(runs: Sequence[Run]) -> list[Run]:
 def _judged(run: Run, standing: Standing | None) -> Run:
     state = run.state
     if run.result.migrated_from is not None:
-        state = OLDER  # what an earlier program stored cannot be compared with what this one would make
+        # What an earlier program stored cannot be compared with what this one would make
+        state = OLDER
     elif standing is not None and run.folder is not None:
         try:
             state = standing(run.folder)
@@ -184,7 +189,9 @@ def _fresh(runs: Sequence[Run]) -> list[Run]:
     fresh = [run for run in runs if run.state != STALE]
     left = len(runs) - len(fresh)
     if left and not fresh:
-        raise UserError(f"no run that still holds: {left} are stale, their inputs changed; --stale shows them")
+        raise UserError(
+            f"no run that still holds: {left} are stale, their inputs changed; --stale shows them"
+        )
     if left:
         log.warning("stale runs left out: %d; their inputs changed, --stale shows them", left)
     return fresh

@@ -60,7 +60,9 @@ def compose(overrides: Sequence[str]) -> Composed:
             words = [*map(grouped, overrides)]
             node = hydra_compose("config", overrides=words, return_hydra_config=True)
         except Exception as error:
-            raise UserError(explain.composition(error, overrides, known_keys, options, presets)) from error
+            raise UserError(
+                explain.composition(error, overrides, known_keys, options, presets)
+            ) from error
     choices = dict(node.hydra.runtime.choices)
     OmegaConf.set_struct(node, False)
     del node["hydra"]
@@ -80,7 +82,11 @@ def known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
     with hydra_context():
         node = hydra_compose("config", overrides=groups, return_hydra_config=own)
     selected = OmegaConf.select(node, parent) if parent else node
-    keys = [key for key in selected if key not in ("kind", "_target_")] if isinstance(selected, DictConfig) else []
+    keys = (
+        [key for key in selected if key not in ("kind", "_target_")]
+        if isinstance(selected, DictConfig)
+        else []
+    )
     return keys if parent else [*keys, "experiment", "source"]
 
 
@@ -91,7 +97,9 @@ def resolve(composed: Composed) -> RunConfig:
         UserError: for a wrong type, a value out of range, a missing value or an unknown key, with the file that set it.
     """
     try:
-        data: dict[str, Any] = OmegaConf.to_container(composed.node, resolve=True, throw_on_missing=False)
+        data: dict[str, Any] = OmegaConf.to_container(
+            composed.node, resolve=True, throw_on_missing=False
+        )
     except Exception as error:
         raise UserError(" ".join(str(error).split())) from error
     for path in missing_values(data):
@@ -111,7 +119,9 @@ def resolve(composed: Composed) -> RunConfig:
         key, _, message = str(error).partition(": ")
         if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
             raise
-        raise UserError(f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}") from error
+        raise UserError(
+            f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}"
+        ) from error
 
 
 def chosen(composed: Composed) -> dict[str, str | None]:
@@ -125,7 +135,8 @@ def chosen(composed: Composed) -> dict[str, str | None]:
         if "/" not in group:
             found[group.removeprefix("backbone@")] = choice
     for group in GROUPS:
-        several = group in composed.node and group not in found  # Hydra has no choice where there are several
+        # Hydra has no choice where there are several
+        several = group in composed.node and group not in found
         if several and group != "transform":
             where = explain.place(group, composed.overrides, sources(composed))
             raise UserError(f"{group} ({where}): takes one option")
@@ -153,11 +164,15 @@ def from_data(data: dict[str, Any]) -> RunConfig:
     """
     data = dict(data)
     # before the components: their seeds are the run's
-    explain.checked(Plain, {key: value for key, value in data.items() if key in Plain.model_fields}, "")
+    explain.checked(
+        Plain, {key: value for key, value in data.items() if key in Plain.model_fields}, ""
+    )
     for group in GROUPS:
         node = data.get(group)
         if group == "transform" and isinstance(node, dict | None):
-            data[group] = {name: component(group, name, child) for name, child in (node or {}).items()}
+            data[group] = {
+                name: component(group, name, child) for name, child in (node or {}).items()
+            }
         elif isinstance(node, dict):
             data[group] = component("backbone" if group == "source" else group, "", node)
     return explain.checked(RunConfig, data, "")

@@ -59,7 +59,8 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
         if result is None:
             room(config, plan)  # a finished run is repeated from a folder that nobody can write to
             with folder.working():
-                result = folder.result(plan.fingerprint)  # another process may have computed it meanwhile
+                # Another process may have computed it meanwhile
+                result = folder.result(plan.fingerprint)
                 if result is None:
                     return _compute(folder, config, plan, overrides)
     except UserError as error:
@@ -74,7 +75,9 @@ def execute(config: RunConfig, overrides: tuple[str, ...] = (), *, refuse: bool 
     return Outcome(folder.name, "skipped", result)
 
 
-def _refused(folder: RunFolder, config: RunConfig, overrides: tuple[str, ...], reason: str) -> Outcome:
+def _refused(
+    folder: RunFolder, config: RunConfig, overrides: tuple[str, ...], reason: str
+) -> Outcome:
     with contextlib.suppress(UserError), folder.working():
         folder.start(config, overrides)
         folder.fail(reason)
@@ -98,7 +101,9 @@ def _replay(plan: Plan, store: Store, progress: Progress, known: Collection[str]
             progress.done(node, record, computed=False)
 
 
-def _compute(folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]) -> Outcome:
+def _compute(
+    folder: RunFolder, config: RunConfig, plan: Plan, overrides: tuple[str, ...]
+) -> Outcome:
     try:
         folder.set_aside()
         folder.start(config, overrides, [node.fingerprint for node in plan.nodes])
@@ -164,7 +169,9 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
     answers: dict[str, Answer] = {name: node.value(work) for name, node in plan.cells.items()}
     _replay(plan, store, progress, known=work.usage)
     report = config.protocol.summarise(config.suite, answers)
-    stages = [Stage(kind=node.kind, label=node.label, fingerprint=node.fingerprint) for node in plan.nodes]
+    stages = [
+        Stage(kind=node.kind, label=node.label, fingerprint=node.fingerprint) for node in plan.nodes
+    ]
     wall = round(time.perf_counter() - start, 3)
     return Result(
         run_id=run_id(config),
@@ -206,6 +213,8 @@ def stage_reports(plan: Plan, store: Store) -> dict[str, Any]:
 def timing(plan: Plan, work: Workspace) -> Mapping[str, Any]:
     """Return wall time and peak memory of each artefact, and whether this run computed it."""
     used = [node for node in plan.nodes if node.fingerprint in work.usage]
-    per_stage = {f"{node.label} {node.fingerprint[:8]}": work.usage[node.fingerprint] for node in used}
+    per_stage = {
+        f"{node.label} {node.fingerprint[:8]}": work.usage[node.fingerprint] for node in used
+    }
     peak = max((usage["peak_memory_bytes"] for usage in per_stage.values()), default=0)
     return {"artefacts": per_stage, "peak_memory_bytes": peak}

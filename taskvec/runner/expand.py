@@ -69,7 +69,9 @@ def _part(part: object, given: Sequence[str], experiment: str) -> list[str]:
     elif isinstance(part, list) and all(isinstance(word, str) and "=" in word for word in part):
         words = list(part)
     else:
-        raise UserError(f"experiment={experiment}: parts: each must be a list of key=value overrides, got {part!r}")
+        raise UserError(
+            f"experiment={experiment}: parts: each must be a list of key=value overrides, got {part!r}"
+        )
     keys = {word.partition("=")[0] for word in given}
     return [word for word in words if word.partition("=")[0] not in keys]
 
@@ -89,13 +91,20 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         loader = GlobalHydra.instance().config_loader()
         try:
             params = (
-                hydra_package.compose("config", experiment, return_hydra_config=True).hydra.sweeper.get("params") or {}
+                hydra_package.compose(
+                    "config", experiment, return_hydra_config=True
+                ).hydra.sweeper.get("params")
+                or {}
             )
             given = {override.split("=", 1)[0] for override in overrides}
-            words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
+            words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(
+                overrides
+            )
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
             batches = BasicSweeper.split_arguments(parsed, None)
         except Exception as error:
-            raise UserError(explain.composition(error, overrides, compose.known_keys, options, presets)) from error
+            raise UserError(
+                explain.composition(error, overrides, compose.known_keys, options, presets)
+            ) from error
     jobs = batches[0]
     return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in jobs]

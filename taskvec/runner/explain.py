@@ -46,7 +46,8 @@ def unknown_option(
 ) -> str:
     """Return that a group has no such option, who asked for it, and the nearest one."""
     group, _, option = path.rpartition("/")
-    while group and not options(group) and "/" in group:  # an option in a folder: ``paper/two`` of ``suite``
+    # An option in a folder: ``paper/two`` of ``suite``
+    while group and not options(group) and "/" in group:
         group, _, head = group.rpartition("/")
         option = f"{head}/{option}"
     where = place(group, overrides, [])
@@ -111,6 +112,8 @@ def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) 
     for prefix, file in sources:
         inside = prefix and path.startswith(f"{prefix}.")
         key = path.removeprefix(f"{prefix}.") if inside else path
-        if (inside or not prefix) and OmegaConf.select(OmegaConf.load(file), key, default=None) is not None:
+        if (inside or not prefix) and OmegaConf.select(
+            OmegaConf.load(file), key, default=None
+        ) is not None:
             return f"{file.parent.name}/{file.name}"
     return "default"

@@ -32,7 +32,13 @@ KILLED = "the process was killed; the same command resumes it"
 def run_id(config: RunConfig) -> str:
     """Return a run's name: readable labels and a hash of every setting that can change its result."""
     chosen = config.choices
-    labels = [config.method, chosen.get("backbone"), chosen.get("suite"), chosen.get("protocol"), f"s{config.seed}"]
+    labels = [
+        config.method,
+        chosen.get("backbone"),
+        chosen.get("suite"),
+        chosen.get("protocol"),
+        f"s{config.seed}",
+    ]
     named = [word(str(label)) for label in labels if label]
     return "-".join([*named, fingerprint(config.settings())[:8]])
 
@@ -105,7 +111,9 @@ class RunFolder:
         """Hold the run's lock; other processes that start the same run wait here."""
         return held(self.path / "run.lock", f"works on {self.name}")
 
-    def start(self, config: RunConfig, overrides: tuple[str, ...], artefacts: Iterable[str] = ()) -> None:
+    def start(
+        self, config: RunConfig, overrides: tuple[str, ...], artefacts: Iterable[str] = ()
+    ) -> None:
         """Record the run as running, with its resolved config, its command and the artefacts that it will stand on.
 
         Raises:
@@ -114,8 +122,12 @@ class RunFolder:
         found = read_json(self.path / "result.json")
         newer = found.get("schema_version") if isinstance(found, dict) else None
         if isinstance(newer, int) and newer > SCHEMA_VERSION:
-            written = f"{self.path}/result.json was written by a newer program (schema version {newer}"
-            raise UserError(f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER")
+            written = (
+                f"{self.path}/result.json was written by a newer program (schema version {newer}"
+            )
+            raise UserError(
+                f"{written}, this one writes {SCHEMA_VERSION}); update taskvec or set outputs=FOLDER"
+            )
         for leftover in self.path.glob(".*.tmp"):  # of a process that died: this one holds the lock
             leftover.unlink(missing_ok=True)
         text = config.to_yaml()
@@ -143,7 +155,11 @@ class RunFolder:
             return
         kept = self.path / f"result-{earlier.fingerprint[:8]}.json"
         write_atomically(kept, earlier.to_json())
-        log.warning("%s: code, data or weights are not those of the earlier result, kept as %s", self.name, kept.name)
+        log.warning(
+            "%s: code, data or weights are not those of the earlier result, kept as %s",
+            self.name,
+            kept.name,
+        )
 
     def _left_behind(self) -> list[str]:
         """Return the artefacts of earlier attempts, which no result lists."""
@@ -154,7 +170,12 @@ class RunFolder:
         """Record the result, then the run as done, and which tracker mirrors it."""
         text = result.to_json()
         write_atomically(self.path / "result.json", text)
-        self._set("done", mirrored_to=mirrored_to, result_sha256=hashlib.sha256(text.encode()).hexdigest(), reason=None)
+        self._set(
+            "done",
+            mirrored_to=mirrored_to,
+            result_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            reason=None,
+        )
 
     def experiments(self) -> list[str]:
         """Return the names of the experiments that asked for the run, the first one first."""
@@ -167,7 +188,11 @@ class RunFolder:
                 self._set(self.status_on_disk()["state"], experiments=self._experiments(config))
 
     def _experiments(self, config: RunConfig) -> list[str]:
-        return list(dict.fromkeys([*self.experiments(), *([config.experiment] if config.experiment else [])]))
+        return list(
+            dict.fromkeys(
+                [*self.experiments(), *([config.experiment] if config.experiment else [])]
+            )
+        )
 
     def fail(self, reason: str, state: State = "failed") -> None:
         """Record how the run ended; where even that cannot be written, the killed-process rule still says so."""
@@ -176,7 +201,12 @@ class RunFolder:
 
     def _set(self, state: State, **more: Any) -> None:
         status = self.status_on_disk() if state != "running" else {}
-        status |= {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time()} | more
+        status |= {
+            "state": state,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "updated": time.time(),
+        } | more
         write_atomically(self.path / STATUS, json.dumps(status, indent=1) + "\n")
 
 
@@ -243,5 +273,7 @@ def environment() -> dict[str, Any]:
         "devices": devices,
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "argv": sys.argv,
-        "user_files": sorted({e.source.name for e in registry.entries() if "taskvec_user_" in e.schema.__module__}),
+        "user_files": sorted(
+            {e.source.name for e in registry.entries() if "taskvec_user_" in e.schema.__module__}
+        ),
     }

@@ -28,7 +28,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._close()
 
     def observe(self, node: Node, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -50,7 +52,8 @@ class Progress:
         if computed:
             log.info("%s: %.1f s", node.label, record["usage"]["wall_s"])
         elif node.kind == "vector":
-            for point in record["meta"].get("curve", []):  # the curve of a vector that an earlier run trained
+            # The curve of a vector that an earlier run trained
+            for point in record["meta"].get("curve", []):
                 self.tracker.curve(node.label, point["step"], point)
 
     def _show(self, label: str, step: int, total: int, said: str) -> None:

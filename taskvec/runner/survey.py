@@ -27,7 +27,9 @@ def config_of(folder: RunFolder) -> RunConfig:
         message = " ".join(str(error).split())
         raise UserError(f"{path}: not a config of this program: {message[:LENGTH]}") from error
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a config of this program: {describe(error)[:LENGTH]}") from error
+        raise UserError(
+            f"{path}: not a config of this program: {describe(error)[:LENGTH]}"
+        ) from error
 
 
 def state_of(folder: RunFolder) -> tuple[State, str | None]:
@@ -40,7 +42,10 @@ def state_of(folder: RunFolder) -> tuple[State, str | None]:
     if result is None:
         return "stale", "result.json or config.yaml is not as it was written"
     if result.migrated_from is not None:
-        return "older", f"written in schema {result.migrated_from}; the same command computes it again"
+        return (
+            "older",
+            f"written in schema {result.migrated_from}; the same command computes it again",
+        )
     try:
         found = Plan(config_of(folder)).fingerprint
     except UserError as error:

@@ -64,7 +64,9 @@ def many(overrides: Sequence[str]) -> int:
     overrides = [at_home(word) for word in overrides]
     sweeps = unions(overrides)
     jobs = distinct([job for words in sweeps for job in expand(words)])
-    local = compose.sweep_config(compose.compose([word for word in overrides if word.startswith("sweep.")]))
+    local = compose.sweep_config(
+        compose.compose([word for word in overrides if word.startswith("sweep.")])
+    )
     log.info("%d jobs", len(jobs))
     status = 0
     if any(word.startswith(PLUGINS) for word in overrides):
@@ -115,7 +117,9 @@ def summary(jobs: Sequence[RunConfig]) -> int:
 
 def hydra(arguments: Sequence[str]) -> int:
     """Hand the command line to Hydra itself: other launchers and sweepers, ``--cfg``, completion queries."""
-    decorated = hydra_package.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
+    decorated = hydra_package.main(
+        version_base="1.3", config_path=str(conf_dir()), config_name="config"
+    )(job)
     with _argv(arguments):
         try:
             decorated()
@@ -131,7 +135,9 @@ def job(node: DictConfig) -> float:
     plain = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
     compose.register_all()  # in another process nobody has yet
     try:
-        outcome = execute(compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False)
+        outcome = execute(
+            compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False
+        )
     except Exception as error:  # Hydra would print a traceback of its own
         log.error("%s: %s", " ".join(overrides), describe(error))
         return float("nan")

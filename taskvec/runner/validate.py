@@ -77,7 +77,9 @@ def compatible(config: RunConfig) -> None:
             "use compute.offload=false or finetune.forward_mode=standard"
         )
     if config.protocol.post_hoc and method.mode == "tangent":
-        raise UserError(f"protocol.post_hoc: finetune={method.kind} is linear already; leave post_hoc out")
+        raise UserError(
+            f"protocol.post_hoc: finetune={method.kind} is linear already; leave post_hoc out"
+        )
     linearised = method.mode == "tangent" or config.protocol.post_hoc
     if linearised and "tangent" not in config.backbone.forward_modes:
         raise UserError(
@@ -110,7 +112,11 @@ def capable(config: RunConfig, plan: Plan) -> None:
     """
     named, gives = chosen(config, "backbone"), config.backbone.gives
     suite = config.suite
-    if config.protocol.uses_control and suite.control_metric == "perplexity" and "perplexity" not in gives:
+    if (
+        config.protocol.uses_control
+        and suite.control_metric == "perplexity"
+        and "perplexity" not in gives
+    ):
         raise UserError(
             f"suite.control: {suite.control} is a corpus, and {named} gives no probability of a text; take a causal "
             "language model, or a task as suite.control"
@@ -134,7 +140,11 @@ def label_words(config: RunConfig, plan: Plan) -> None:
         return
     store = Store(config.root / "store")
     for node in plan.nodes:
-        if isinstance(node, InitialHead) and "label_words" in node.base.backbone.gives and not store.has(node):
+        if (
+            isinstance(node, InitialHead)
+            and "label_words" in node.base.backbone.gives
+            and not store.has(node)
+        ):
             node.base.backbone.heads({node.task: node.prompt})
 
 
@@ -168,7 +178,9 @@ def writable(root: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             probe.unlink()
-        raise UserError(f"outputs: {root} cannot be written: {error.strerror}; set outputs=FOLDER") from error
+        raise UserError(
+            f"outputs: {root} cannot be written: {error.strerror}; set outputs=FOLDER"
+        ) from error
 
 
 def enough_disk(config: RunConfig, plan: Plan) -> None:
@@ -178,7 +190,9 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    missing = [node for node in plan.nodes if node.kind in ("vector", "statistic") and not store.has(node)]
+    missing = [
+        node for node in plan.nodes if node.kind in ("vector", "statistic") and not store.has(node)
+    ]
     weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
     need = weights * (len(missing) + CHECKPOINT_COPIES) if missing else 0
     free = shutil.disk_usage(config.root).free

@@ -50,7 +50,9 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     surveys = [survey(*side, inputs) for side, inputs in zip(sides, pieces[0], strict=True)]
     results = [statistic.accumulator(*surveys) for statistic in statistics]
     while True:
-        unfinished = [number for number, result in enumerate(results) if isinstance(result, Accumulator)]
+        unfinished = [
+            number for number, result in enumerate(results) if isinstance(result, Accumulator)
+        ]
         if not unfinished:
             break
         for numbers in _together(results, unfinished):

@@ -95,7 +95,9 @@ class Curvature:
             ValueError: where ``settings`` is given and others shaped the curvature, naming those that differ.
         """
         if settings is not None:
-            _same_settings([header["settings"], settings], "the stored curvature was made with other settings")
+            _same_settings(
+                [header["settings"], settings], "the stored curvature was made with other settings"
+            )
         known = {}
         groups: dict[str, dict[str, Block]] = {"layers": {}, "vectors": {}}
         for path, block in header["blocks"].items():
@@ -186,7 +188,9 @@ def _same_kind(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """
     if other["settings"]["structure"] == "ekfac":
         raise ValueError("EKFAC blocks of several tasks have no common basis; use their exact sum")
-    _same_settings([first["settings"], other["settings"]], "the tasks' curvatures differ in their settings")
+    _same_settings(
+        [first["settings"], other["settings"]], "the tasks' curvatures differ in their settings"
+    )
     if other["blocks"] != first["blocks"]:
         raise ValueError("the tasks' curvatures have blocks for different parameters")
 

@@ -48,7 +48,9 @@ class Fisher(Statistic):
     @model_validator(mode="after")
     def _every_alone(self) -> Fisher:
         if self.outcome == "every" and self.batch > 1:
-            raise ValueError("outcome=every squares the gradient of each example and class; set batch=1")
+            raise ValueError(
+                "outcome=every squares the gradient of each example and class; set batch=1"
+            )
         return self
 
     def accumulator(self, *surveys: Survey) -> Accumulator:
@@ -61,6 +63,8 @@ class Fisher(Statistic):
         """Return the tensors."""
         return dict(value), {}
 
-    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    def unpack(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
         """Return the stored tensors."""
         return tensors

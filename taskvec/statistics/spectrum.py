@@ -59,6 +59,8 @@ class Spectrum(Statistic):
         """Return the tensors."""
         return dict(value), {}
 
-    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    def unpack(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
         """Return the stored tensors."""
         return tensors

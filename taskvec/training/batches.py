@@ -53,7 +53,8 @@ class Batches:
         self.batch_size, self.accumulation = batch_size, accumulation
         self.seed, self.crop = seed, crop
         sizes = [len(view) for view in views.values()]
-        self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # of each example of the union
+        # Of each example of the union
+        self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         self.local = torch.cat([torch.arange(size) for size in sizes])
         self.per_epoch = math.ceil(len(self) / batch_size)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -70,7 +71,11 @@ class Batches:
         start = position * self.batch_size
         chosen = self._order[start : start + self.batch_size]
         draws = torch.rand(len(chosen), CROP_DRAWS, generator=generator(self.seed, 2 * step + 1))
-        parts = zip(chosen.tensor_split(self.accumulation), draws.tensor_split(self.accumulation), strict=True)
+        parts = zip(
+            chosen.tensor_split(self.accumulation),
+            draws.tensor_split(self.accumulation),
+            strict=True,
+        )
         return [self._batch(part, drawn) for part, drawn in parts if len(part)]
 
     def _batch(self, chosen: Tensor, draws: Tensor) -> Batch:
@@ -138,4 +143,6 @@ def random_resized_crop(images: Tensor, min_scale: float, draws: Tensor) -> Tens
     place = (2 * of_place - 1) * (1 - size)
     theta = torch.cat([torch.diag_embed(size), place.unsqueeze(2)], 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )

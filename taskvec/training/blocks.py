@@ -134,7 +134,9 @@ class Blocks:
         return found
 
 
-def blocks(kind: Kind, shapes: Mapping[str, Shape], *, only: str = "*", matrices: bool = False) -> Blocks:
+def blocks(
+    kind: Kind, shapes: Mapping[str, Shape], *, only: str = "*", matrices: bool = False
+) -> Blocks:
     """Return the blocks of parameters by shape; those without coefficients stay at theta_0.
 
     ``vector``: one coefficient for all parameters (isotropic, task-wise). ``tensor``: one for each (layer-wise).
@@ -191,7 +193,9 @@ def divided(whole: Blocks, parts: int, seed: int, *, by_shape: bool = False) -> 
 
 def _require_whole(name: str, layout: Layout) -> None:
     if not isinstance(layout, Whole):
-        raise ValueError(f"{name}: only blocks of whole tensors can be joined or cut into random parts")
+        raise ValueError(
+            f"{name}: only blocks of whole tensors can be joined or cut into random parts"
+        )
 
 
 def _whole(first: int, shape: tuple[int, ...]) -> Layout:

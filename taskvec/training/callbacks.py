@@ -29,7 +29,8 @@ class Moment(NamedTuple):
         return self.done % self.per_epoch == 0 or self.done == self.total
 
 
-END, FORGET = "end", "forget"  # what a callback may say: end the training; forget the optimiser's state
+# What a callback may say: end the training; forget the optimiser's state
+END, FORGET = "end", "forget"
 
 
 class Callback(Protocol):

@@ -36,7 +36,9 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            log.warning("checkpoint %s cannot be read (%s); training starts again", self.path, error)
+            log.warning(
+                "checkpoint %s cannot be read (%s); training starts again", self.path, error
+            )
             return None
 
     def _read(self) -> dict[str, Any]:

@@ -28,12 +28,22 @@ class Coefficients:
     ``half`` rounds as the released code of aTLAS does: see :func:`half_sum`.
     """
 
-    def __init__(self, base: Tensors, vectors: Vectors, blocks: Blocks, start: float = 0.0, *, half: bool = False):
+    def __init__(
+        self,
+        base: Tensors,
+        vectors: Vectors,
+        blocks: Blocks,
+        start: float = 0.0,
+        *,
+        half: bool = False,
+    ):
         self.base, self.vectors, self.blocks, self.half = base, list(vectors), blocks, half
         self.names = [name for name in blocks.names if any(name in vector for vector in vectors)]
         first = next(iter(base.values()))
         dtype = torch.promote_types(first.dtype, torch.float32)
-        coefficients = torch.full((len(self.vectors), blocks.count), start, device=first.device, dtype=dtype)
+        coefficients = torch.full(
+            (len(self.vectors), blocks.count), start, device=first.device, dtype=dtype
+        )
         self.leaves = {LEAF: coefficients.requires_grad_()}
 
     @property
@@ -65,7 +75,9 @@ class _Compose(torch.autograd.Function):
     """(coefficients, who holds base, vectors and blocks, whether theta_0 is added) -> one tensor for each name."""
 
     @staticmethod
-    def forward(ctx, coefficients: Tensor, owner: Coefficients, on_base: bool) -> tuple[Tensor, ...]:
+    def forward(
+        ctx, coefficients: Tensor, owner: Coefficients, on_base: bool
+    ) -> tuple[Tensor, ...]:
         ctx.owner, ctx.shape = owner, coefficients.shape
         ctx.set_materialize_grads(False)
         composed = []
@@ -109,7 +121,8 @@ def half_sum(owner: Coefficients, name: str, coefficients: Tensor) -> Tensor:
         if name not in vector:
             continue
         spread = layout.spread(row[layout.columns])
-        own = spread if spread.ndim == 0 else spread.half()  # a 0-d factor leaves the product in float16 by itself
+        # A 0-d factor leaves the product in float16 by itself
+        own = spread if spread.ndim == 0 else spread.half()
         total = total + vector[name].half() * own
     return total
 

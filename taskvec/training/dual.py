@@ -29,9 +29,13 @@ def differentiate(
     """
     with torch.no_grad():
         try:
-            return parts(function({name: dual(value, directions[name]) for name, value in values.items()}))
+            return parts(
+                function({name: dual(value, directions[name]) for name, value in values.items()})
+            )
         except Overwritten:
-            product = vmap(lambda tangents: jvp(function, (dict(values),), (tangents,)), out_dims=(None, 0))
+            product = vmap(
+                lambda tangents: jvp(function, (dict(values),), (tangents,)), out_dims=(None, 0)
+            )
             return product(dict(directions))
 
 
@@ -46,7 +50,11 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Apply ``func`` to the values and its derivative to the tangents.
 
@@ -55,7 +63,9 @@ class Dual(Tensor):
         """
         with torch._C.DisableTorchFunctionSubclass():
             name, kwargs = func.__name__, kwargs or {}
-            writes = name in ("__setitem__", "__set__") or name.endswith("_") and not name.endswith("__")
+            writes = (
+                name in ("__setitem__", "__set__") or name.endswith("_") and not name.endswith("__")
+            )
             if writes or kwargs.get("inplace") or kwargs.get("out") is not None:
                 raise Overwritten(f"{name} overwrites a tensor on the way to a derivative")
             return RULES.get(func, general)(func, *args, **kwargs)
@@ -75,7 +85,11 @@ def parts(x: Any) -> tuple[Any, Tensor | None]:
 
 def aligned(tangents: Tensor | None, dims: int) -> Tensor | None:
     """Return tangents [T, *shape] as [T, 1, ..., *shape], which broadcast like a shape of ``dims`` dimensions."""
-    return tangents if tangents is None else tangents[(slice(None), *[None] * (dims + 1 - tangents.ndim))]
+    return (
+        tangents
+        if tangents is None
+        else tangents[(slice(None), *[None] * (dims + 1 - tangents.ndim))]
+    )
 
 
 def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -91,11 +105,15 @@ def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
         return tree_flatten(func(*plain, **named))
 
     found, shape = call(*values)
-    floats = [i for i, leaf in enumerate(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    floats = [
+        i for i, leaf in enumerate(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
     if floats:
 
         def derivative(*directions: Tensor) -> tuple[Tensor, ...]:
-            return jvp(lambda *inputs: tuple(call(*inputs)[0][i] for i in floats), values, directions)[1]
+            return jvp(
+                lambda *inputs: tuple(call(*inputs)[0][i] for i in floats), values, directions
+            )[1]
 
         for i, moved in zip(floats, vmap(derivative)(*tangents), strict=True):
             found[i] = dual(found[i], moved)
@@ -104,7 +122,9 @@ def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def alone(x: Any, *others: Any) -> bool:
     """Return whether ``x`` carries derivatives and nothing in ``others`` does."""
-    return isinstance(x, Dual) and not any(isinstance(leaf, Dual) for leaf in tree_flatten(others)[0])
+    return isinstance(x, Dual) and not any(
+        isinstance(leaf, Dual) for leaf in tree_flatten(others)[0]
+    )
 
 
 def straight(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +143,9 @@ def elementwise(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not alone(x, args, kwargs):
         return general(func, x, *args, **kwargs)
     value, tangents = parts(x)
-    y, slope = jvp(lambda inputs: func(inputs, *args, **kwargs), (value,), (torch.ones_like(value),))
+    y, slope = jvp(
+        lambda inputs: func(inputs, *args, **kwargs), (value,), (torch.ones_like(value),)
+    )
     return dual(y, aligned(tangents, y.ndim) * slope)
 
 
@@ -139,7 +161,9 @@ def product(func: Callable, x: Any, y: Any) -> Dual:
     """Multiply two tensors, or a tensor by a number."""
     (x, dx), (y, dy) = parts(x), parts(y)
     value = func(x, y)
-    terms = [(aligned(dx, value.ndim), y)] * (dx is not None) + [(aligned(dy, value.ndim), x)] * (dy is not None)
+    terms = [(aligned(dx, value.ndim), y)] * (dx is not None) + [(aligned(dy, value.ndim), x)] * (
+        dy is not None
+    )
     moved, *others = (tangents * factor for tangents, factor in terms)
     for other in others:
         moved += other
@@ -156,14 +180,20 @@ def linear(func: Callable, input: Any, weight: Any, bias: Any = None) -> Dual:
     else:
         out = torch.mm(dx.reshape(-1, dx.shape[-1]), weight.mT).view(count, len(rows), len(weight))
     if dw is not None:
-        torch.baddbmm(out, rows.to(out.dtype).expand(count, -1, -1), dw.mT.to(out.dtype), out=out)  # may be autocast
+        # May be autocast
+        torch.baddbmm(out, rows.to(out.dtype).expand(count, -1, -1), dw.mT.to(out.dtype), out=out)
     if db is not None:
         out += db.unsqueeze(1)
     return dual(value, out.view(count, *value.shape))
 
 
 def layer_norm(
-    func: Callable, input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+    func: Callable,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
 ) -> Dual:
     """Layer norm over the last dimension, differentiated by its backward kernel: before the scale J is symmetric."""
     if not isinstance(input, Dual) or len(normalized_shape) != 1:
@@ -210,7 +240,9 @@ def attention(
     dq, dk, dv, dmask = (aligned(x, dims) for x in (dq, dk, dv, dmask))
     if enable_gqa:
         groups = q.shape[-3] // k.shape[-3]
-        k, dk, v, dv = (x if x is None else x.repeat_interleave(groups, dim=-3) for x in (k, dk, v, dv))
+        k, dk, v, dv = (
+            x if x is None else x.repeat_interleave(groups, dim=-3) for x in (k, dk, v, dv)
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -229,7 +261,17 @@ def attention(
     return dual(p @ v, sum(moved[1:], moved[0]))
 
 
-_VIEWS = ("unflatten", "flatten", "transpose", "reshape", "view", "expand", "contiguous", "to", "__getitem__")
+_VIEWS = (
+    "unflatten",
+    "flatten",
+    "transpose",
+    "reshape",
+    "view",
+    "expand",
+    "contiguous",
+    "to",
+    "__getitem__",
+)
 RULES: dict[Callable, Callable] = {
     F.linear: linear,
     F.layer_norm: layer_norm,
@@ -238,6 +280,11 @@ RULES: dict[Callable, Callable] = {
     **dict.fromkeys((Tensor.mT.__get__, torch.flatten, torch.transpose, F.dropout), straight),
     **dict.fromkeys((Tensor.add, torch.add, Tensor.sub, torch.sub), total),
     **dict.fromkeys((Tensor.mul, torch.mul), product),
-    **dict.fromkeys((F.gelu, F.silu, F.relu, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid), elementwise),
-    **dict.fromkeys((torch.square, Tensor.square, torch.pow, Tensor.pow, torch.rsqrt, Tensor.rsqrt), elementwise),
+    **dict.fromkeys(
+        (F.gelu, F.silu, F.relu, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid),
+        elementwise,
+    ),
+    **dict.fromkeys(
+        (torch.square, Tensor.square, torch.pow, Tensor.pow, torch.rsqrt, Tensor.rsqrt), elementwise
+    ),
 }

@@ -58,7 +58,9 @@ class Evaluator:
             logits = self.model.logits(features, head, weights if direction is None else None)
             return read_out(readout or {}, features, logits)
 
-    def states(self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None) -> Tensor:
+    def states(
+        self, inputs: Tensor, head: Tensor, weights: Tensors, direction: Tensors | None = None
+    ) -> Tensor:
         """Return the features [N, d] that :meth:`scores` takes the logits of, differentiable likewise."""
         with self._autocast():
             if direction is None:
@@ -66,7 +68,9 @@ class Evaluator:
             start, derivative = jvp_features(self.model, direction, inputs, head)
             return exact(start) + exact(derivative)
 
-    def logits(self, weights: Tensors, need: Examples, rows: Rows, direction: Tensors | None = None) -> Tensor:
+    def logits(
+        self, weights: Tensors, need: Examples, rows: Rows, direction: Tensors | None = None
+    ) -> Tensor:
         """Return the logits [n, C] of some rows of a need, as :meth:`scores`."""
         view = self.view_of(need)
         return self.scores(view.take(rows), view.head, weights, direction)
@@ -157,7 +161,9 @@ class Along:
         self.view_of, self.count = evaluator.view_of, len(vectors)
         self.product = linearise.along(evaluator.model, vectors)
 
-    def __call__(self, need: Examples, rows: Rows, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, need: Examples, rows: Rows, *, block: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return f [n, d] and J tau_t [T, n, d] of some rows, ``block`` examples at a time.
 
         Raises:
@@ -175,5 +181,7 @@ class Along:
 
 def _finite(x: Tensor, need: Examples) -> Tensor:
     if not x.isfinite().all():
-        raise NotFinite(f"the features on {need.task}/{need.split}, or their derivatives, are not finite")
+        raise NotFinite(
+            f"the features on {need.task}/{need.split}, or their derivatives, are not finite"
+        )
     return x

@@ -102,6 +102,8 @@ def _shared_scale(name: str, vectors: Sequence[TaskVector]) -> float:
     """
     kinds = {(vector.factors[name].scale, len(vector.factors[name].down)) for vector in vectors}
     if len(kinds) > 1:
-        raise UserError(f"merge.lora=factor: {name} has factors of different rank or scale; set merge.lora=delta")
+        raise UserError(
+            f"merge.lora=factor: {name} has factors of different rank or scale; set merge.lora=delta"
+        )
     ((scale, _),) = kinds
     return scale

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from taskvec.models.base import Model
 
 
-def jvp_features(model: Model, direction: Tensors, inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def jvp_features(
+    model: Model, direction: Tensors, inputs: Tensor, head: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return f(x; theta_0) and J(x) tau, both [N, d], for tau = ``direction`` (absent parameters: zero).
 
     The linearised features are g(x; theta_0 + alpha tau) = f + alpha J tau for every alpha. The derivative is of the
@@ -28,7 +30,9 @@ def jvp_features(model: Model, direction: Tensors, inputs: Tensor, head: Tensor 
     return jvp_along(lambda parameters: model.features(parameters, inputs, head), model, direction)
 
 
-def jvp_along(function: Callable[[Tensors], Tensor], model: Model, direction: Tensors) -> tuple[Tensor, Tensor]:
+def jvp_along(
+    function: Callable[[Tensors], Tensor], model: Model, direction: Tensors
+) -> tuple[Tensor, Tensor]:
     """Return function(theta_0) and its derivative along tau = ``direction`` (absent parameters: zero)."""
     if not direction:
         value = function(model.parameters)
@@ -38,7 +42,9 @@ def jvp_along(function: Callable[[Tensors], Tensor], model: Model, direction: Te
     return jvp(function, (base,), (tangents,))
 
 
-def along(model: Model, directions: Sequence[Tensors]) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+def along(
+    model: Model, directions: Sequence[Tensors]
+) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     """Return the function of (inputs, head) that gives f(x; theta_0) [N, d] and J(x) tau_t [T, N, d] for T directions.
 
     The derivatives share one evaluation of the model at theta_0, about 1 + 2T forward passes in all. The directions are
@@ -49,11 +55,15 @@ def along(model: Model, directions: Sequence[Tensors]) -> Callable[[Tensor, Tens
     stacked = {}
     for name, parameter in base.items():
         zero = torch.zeros_like(parameter)
-        deltas = [direction[name].to(zero) if name in direction else zero for direction in directions]
+        deltas = [
+            direction[name].to(zero) if name in direction else zero for direction in directions
+        ]
         stacked[name] = torch.stack(deltas)
 
     def product(inputs: Tensor, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        features, derivatives = differentiate(lambda moved: model.features(moved, inputs, head), base, stacked)
+        features, derivatives = differentiate(
+            lambda moved: model.features(moved, inputs, head), base, stacked
+        )
         if derivatives is None:
             derivatives = features.new_zeros(len(directions), *features.shape)
         return features, derivatives

@@ -80,9 +80,15 @@ def train(
         run.done = step + 1
         run.watch(slope)
         run.tell(Moment(run.done, total, steps.per_epoch, slope.loss, slope.moved))
-        if run.done % interval == 0 or run.done == total or run.ended:  # reading a loss waits for the device
+        # Reading a loss waits for the device
+        if run.done % interval == 0 or run.done == total or run.ended:
             run.check()
-            point = {"step": run.done, "loss": slope.loss.item(), "grad_norm": slope.norm.item(), "lr": rate}
+            point = {
+                "step": run.done,
+                "loss": slope.loss.item(),
+                "grad_norm": slope.norm.item(),
+                "lr": rate,
+            }
             run.curve.append(point)
             if observe:
                 observe(run.done, total, point)
@@ -97,7 +103,9 @@ class _Slope:
     ``loss`` and ``norm`` are those at the weights the step starts from, ``moved`` the loss when it was asked last.
     """
 
-    def __init__(self, run: _Run, loss: Loss, penalties: Sequence[Penalty], clip_norm: float | None):
+    def __init__(
+        self, run: _Run, loss: Loss, penalties: Sequence[Penalty], clip_norm: float | None
+    ):
         self.run, self.of, self.penalties = run, loss, penalties
         self.limit = math.inf if clip_norm is None else clip_norm
 
@@ -142,7 +150,8 @@ class _Run:
         self.leaves = {name: leaf for group in self.groups for name, leaf in group.leaves.items()}
         self.optimiser = optimiser(self.groups, self.schedule)
         device = next(iter(self.leaves.values())).device
-        self.failed = torch.zeros(2, dtype=torch.long, device=device)  # first step with a broken loss, gradient
+        # First step with a broken loss, gradient
+        self.failed = torch.zeros(2, dtype=torch.long, device=device)
 
     def set_rate(self, rate: float) -> None:
         """Give each group its factor of a rate."""
@@ -223,5 +232,7 @@ def optimiser(groups: Sequence[Group], schedule: Schedule) -> torch.optim.Optimi
     if schedule.optimiser == "sgd":
         chosen = torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
     else:
-        chosen = torch.optim.AdamW(settings, lr=schedule.lr, betas=tuple(schedule.betas), eps=schedule.eps)
+        chosen = torch.optim.AdamW(
+            settings, lr=schedule.lr, betas=tuple(schedule.betas), eps=schedule.eps
+        )
     return SharpnessAware(chosen, schedule.radius) if schedule.radius else chosen

@@ -40,7 +40,8 @@ def recomputed(module: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: if the module has no list of blocks.
     """
-    blocks = [block for block in _blocks(module) if "forward" not in vars(block)]  # offloaded ones are recomputed
+    # Offloaded ones are recomputed
+    blocks = [block for block in _blocks(module) if "forward" not in vars(block)]
     for block in blocks:
         block.forward = _checkpointed(block, block.forward)
     try:
@@ -78,14 +79,19 @@ def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield from _outermost_lists(child)
 
 
-def _checkpointed(block: nn.Module, forward: Callable, device: torch.device | None = None) -> Callable:
+def _checkpointed(
+    block: nn.Module, forward: Callable, device: torch.device | None = None
+) -> Callable:
     original = _Original(block, forward)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         plain = not torch.is_grad_enabled() or transformed()
         if plain and device is None:
             return forward(*args, **kwargs)
-        named = (*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False))
+        named = (
+            *block.named_parameters(remove_duplicate=False),
+            *block.named_buffers(remove_duplicate=False),
+        )
         seen: dict[str, Tensor] = {f"block.{name}": tensor for name, tensor in named}
 
         def again(*inner: Any, **settings: Any) -> Any:
@@ -102,7 +108,11 @@ def _checkpointed(block: nn.Module, forward: Callable, device: torch.device | No
 
 
 def _elsewhere(
-    module: nn.Module, weights: dict[str, Tensor], inner: tuple, settings: dict[str, Any], device: torch.device
+    module: nn.Module,
+    weights: dict[str, Tensor],
+    inner: tuple,
+    settings: dict[str, Any],
+    device: torch.device,
 ) -> Any:
     """Compute on another device than the weights' own, and bring the result back."""
     home = next(iter(weights.values())).device
@@ -112,5 +122,7 @@ def _elsewhere(
 
     bf16 = torch.is_autocast_enabled(home.type)
     with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-        found = functional_call(module, move(weights, device), move(inner, device), move(settings, device))
+        found = functional_call(
+            module, move(weights, device), move(inner, device), move(settings, device)
+        )
     return move(found, home)

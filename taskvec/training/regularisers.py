@@ -79,7 +79,9 @@ def quadratic(block: Block, delta: Tensor, name: str = "delta") -> Tensor:
         ValueError: naming the parameter if its shape is not that of the block.
     """
     if delta.shape != block.shape:
-        raise ValueError(f"{name}: a change of shape {list(delta.shape)}, but a curvature for {list(block.shape)}")
+        raise ValueError(
+            f"{name}: a change of shape {list(delta.shape)}, but a curvature for {list(block.shape)}"
+        )
     return _Quadratic.apply(delta, block)
 
 

@@ -43,7 +43,9 @@ class Schedule(Config):
     def _micro_batches(self) -> Schedule:
         size = self.batch_size
         if size is not None and size % self.accumulation:
-            raise ValueError(f"batch_size {size} does not divide into {self.accumulation} micro-batches")
+            raise ValueError(
+                f"batch_size {size} does not divide into {self.accumulation} micro-batches"
+            )
         return self
 
     @property

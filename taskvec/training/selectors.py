@@ -28,7 +28,9 @@ def check_selector(select: str) -> str:
     if select == "full" or select in SUBSETS:
         return select
     if re.fullmatch(r"\w+", select):
-        raise ValueError(f"unknown selector; known: full, {', '.join(SUBSETS)}, or a regular expression of names")
+        raise ValueError(
+            f"unknown selector; known: full, {', '.join(SUBSETS)}, or a regular expression of names"
+        )
     try:
         re.compile(select)
     except re.error as error:
@@ -48,10 +50,17 @@ def selected(select: str, names: Iterable[str], layers: Sequence[LinearLayer]) -
     names = list(names)
     if select in SUBSETS:
         roles, kinds = SUBSETS[select]
-        wanted = {f"{layer.name}.{kind}" for layer in layers if layer.role.startswith(roles) for kind in kinds}
+        wanted = {
+            f"{layer.name}.{kind}"
+            for layer in layers
+            if layer.role.startswith(roles)
+            for kind in kinds
+        }
     else:
         wanted = {name for name in names if select == "full" or re.search(select, name)}
     chosen = [name for name in names if name in wanted]
     if not chosen:
-        raise ValueError(f"finetune.select: {select!r} selects none of the backbone's {len(names)} parameters")
+        raise ValueError(
+            f"finetune.select: {select!r} selects none of the backbone's {len(names)} parameters"
+        )
     return chosen

@@ -32,7 +32,14 @@ Rows = Tensor | slice
 class Reader(ABC):
     """What is read off a model for every example of a need: ``hidden`` depends on the weights, ``read`` on hidden."""
 
-    def __init__(self, model: Model, need: Examples, view: View, head: Tensor | None, readout: Tensors | None = None):
+    def __init__(
+        self,
+        model: Model,
+        need: Examples,
+        view: View,
+        head: Tensor | None,
+        readout: Tensors | None = None,
+    ):
         self.model, self.need, self.view, self.head = model, need, view, head
         self.readout = readout or {}
 
@@ -45,7 +52,9 @@ class Reader(ABC):
         """Return what the linearised model is linear in."""
 
     @abstractmethod
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, hidden: Tensor, inputs: Tensor, weights: Tensors | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the outcome of each example [n, ...], and what must be finite for it to mean anything.
 
         Tensors None are those of the base.
@@ -60,15 +69,20 @@ class Reader(ABC):
             outcomes.put(rows, *self.read(hidden, inputs, weights))
         return outcomes.finished(self.need)
 
-    def along(self, direction: Tensors, alphas: Mapping[Hashable, float]) -> dict[Hashable, _Outcomes]:
+    def along(
+        self, direction: Tensors, alphas: Mapping[Hashable, float]
+    ) -> dict[Hashable, _Outcomes]:
         """Return the outcomes of the model linearised at theta_0, at theta_0 + alpha * direction for every alpha."""
         found = {key: _Outcomes(len(self.view)) for key in alphas}
         for rows in self.batches():
             inputs = self.view.take(rows)
-            start, slope = jvp_along(lambda weights, x=inputs: self.hidden(weights, x), self.model, direction)
+            start, slope = jvp_along(
+                lambda weights, x=inputs: self.hidden(weights, x), self.model, direction
+            )
             start, slope = exact(start), exact(slope)
             for key, alpha in alphas.items():
-                hidden = start + alpha * slope if alpha else start  # 0 times an overflow would not be 0
+                # 0 times an overflow would not be 0
+                hidden = start + alpha * slope if alpha else start
                 found[key].put(rows, *self.read(hidden, inputs, None))
         return found
 
@@ -87,7 +101,9 @@ class Predictions(Reader):
         """Return the features [n, d]."""
         return self.model.features(weights, inputs, self.head)
 
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, hidden: Tensor, inputs: Tensor, weights: Tensors | None
+    ) -> tuple[Tensor, Tensor]:
         """Return what the logits [n, C] decide, and the logits."""
         plain = self.model.logits(hidden, self.head, weights)
         logits = read_out(self.readout, hidden, plain)
@@ -105,7 +121,9 @@ class Surprise(Reader):
         """Return the states of all tokens [n, L, d]."""
         return self.model.token_states(weights, inputs)
 
-    def read(self, hidden: Tensor, inputs: Tensor, weights: Tensors | None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, hidden: Tensor, inputs: Tensor, weights: Tensors | None
+    ) -> tuple[Tensor, Tensor]:
         """Return both numbers, and the likelihoods."""
         log_probs = self.model.token_log_probs(hidden, inputs, weights)
         surprise = -log_probs.double().sum(1)
@@ -150,7 +168,8 @@ def decide(logits: Tensor, *, scores: bool) -> Tensor:
         return logits.argmax(1)
     if logits.shape[1] == 1:
         return logits[:, 0]
-    weights = exact(logits).softmax(1)  # weighted in float32: a matrix product would be bfloat16 under autocast
+    # Weighted in float32: a matrix product would be bfloat16 under autocast
+    weights = exact(logits).softmax(1)
     numbers = torch.arange(logits.shape[1], device=logits.device)
     return (weights * numbers).sum(1)
 
@@ -163,7 +182,12 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def walk(model: Model, composition: Composition, readers: Sequence[Reader], alphas: Mapping[Hashable, Alpha]) -> Found:
+def walk(
+    model: Model,
+    composition: Composition,
+    readers: Sequence[Reader],
+    alphas: Mapping[Hashable, Alpha],
+) -> Found:
     """Return the outcomes of a composition at each coefficient, or at one for each vector.
 
     A coefficient at which weights or outcomes are not finite is excluded.
@@ -202,7 +226,9 @@ def _one_direction(composition: Composition, alphas: Mapping[Hashable, Alpha]) -
     return composition.direction()
 
 
-def _line(direction: Tensors, reader: Reader, alphas: Mapping[Hashable, float], found: Found) -> None:
+def _line(
+    direction: Tensors, reader: Reader, alphas: Mapping[Hashable, float], found: Found
+) -> None:
     """Evaluate one need at all coefficients that are left, with one jvp for each example.
 
     Raises:
@@ -220,7 +246,11 @@ def _line(direction: Tensors, reader: Reader, alphas: Mapping[Hashable, float], 
 
 
 def _point(
-    model: Model, composition: Composition, readers: Sequence[Reader], alpha: Alpha, found: dict[Examples, Tensor]
+    model: Model,
+    composition: Composition,
+    readers: Sequence[Reader],
+    alpha: Alpha,
+    found: dict[Examples, Tensor],
 ) -> None:
     """Evaluate every need at one coefficient; one set of weights is held at a time."""
     weights = None
@@ -237,14 +267,18 @@ def _point(
             found[reader.need] = reader.at(weights)
 
 
-def _moved(model: Model, composition: Composition, alpha: Alpha, task: str | None) -> dict[str, Tensor]:
+def _moved(
+    model: Model, composition: Composition, alpha: Alpha, task: str | None
+) -> dict[str, Tensor]:
     """Return the weights that are not the base's own.
 
     Raises:
         NotFinite: naming one that is not finite.
     """
     weights = composition.parameters(alpha, task)
-    moved = {name: weight for name, weight in weights.items() if weight is not model.parameters.get(name)}
+    moved = {
+        name: weight for name, weight in weights.items() if weight is not model.parameters.get(name)
+    }
     name = broken(moved)
     if name:
         raise NotFinite(f"the merged {name} is not finite")

@@ -40,7 +40,9 @@ class Bico(Carrying):
         use = "learning" if what.labels else "calibration"
         needs = []
         for task in scope.tasks:
-            examples = Examples(task, "train", use, labels=what.labels, budget=Budget(count=self.examples))
+            examples = Examples(
+                task, "train", use, labels=what.labels, budget=Budget(count=self.examples)
+            )
             needs.append(Statistics(what, examples, pair=True))
         return needs
 

@@ -61,8 +61,12 @@ class Pave(Transform):
 
     @model_validator(mode="after")
     def _as_the_authors(self) -> Pave:
-        if self.faithful and (self.target != "weight" or self.whitening != "cov" or not self.damping):
-            raise ValueError("faithful=true goes with target=weight, whitening=cov and a damping above 0")
+        if self.faithful and (
+            self.target != "weight" or self.whitening != "cov" or not self.damping
+        ):
+            raise ValueError(
+                "faithful=true goes with target=weight, whitening=cov and a damping above 0"
+            )
         return self
 
     def needs(self, scope: Scope) -> Needs:
@@ -122,7 +126,9 @@ class Pave(Transform):
         for task in participants:
             if task not in scope.tasks:
                 hint = did_you_mean(task, list(scope.tasks))
-                raise UserError(f"transform.pave.participants: there is no vector of {task!r}{hint}")
+                raise UserError(
+                    f"transform.pave.participants: there is no vector of {task!r}{hint}"
+                )
         ranks = {}
         for task in scope.tasks:
             moments = given[self._at_vector(InputMoments(), scope, task)]
@@ -146,7 +152,9 @@ class Pave(Transform):
         task = tasks_of(of)[0]
         ranks = fit.meta["ranks"]
         if task not in ranks:
-            raise UserError(f"transform.pave: it was fitted on {', '.join(ranks)}, and this vector is of {task}")
+            raise UserError(
+                f"transform.pave: it was fitted on {', '.join(ranks)}, and this vector is of {task}"
+            )
         purify = self._by_inverse if self.faithful else self._projected
         change = purify(vector, task, fit, given)
         deltas = dict(vector)
@@ -154,16 +162,22 @@ class Pave(Transform):
             deltas[f"{layer}.weight"] = change(layer)
         return TaskVector(deltas, vector.metadata)
 
-    def _projected(self, vector: TaskVector, task: str, fit: Fit, given: Given) -> Callable[[str], Tensor]:
+    def _projected(
+        self, vector: TaskVector, task: str, fit: Fit, given: Given
+    ) -> Callable[[str], Tensor]:
         from taskvec.transform.subspace.purify import projected
 
         def change(layer: str) -> Tensor:
             directions = fit.tensors[f"{task}/{layer}"]
-            return projected(given.model, vector, layer, directions, of_delta=self.target == "delta")
+            return projected(
+                given.model, vector, layer, directions, of_delta=self.target == "delta"
+            )
 
         return change
 
-    def _by_inverse(self, vector: TaskVector, task: str, fit: Fit, given: Given) -> Callable[[str], Tensor]:
+    def _by_inverse(
+        self, vector: TaskVector, task: str, fit: Fit, given: Given
+    ) -> Callable[[str], Tensor]:
         from taskvec.transform.subspace.purify import by_inverse
 
         moments = [given[self._at_vector(InputMoments(), given.scope, task)]]
@@ -172,6 +186,8 @@ class Pave(Transform):
         ranks = fit.meta["ranks"][task]
 
         def change(layer: str) -> Tensor:
-            return by_inverse(given.model, vector, layer, ranks[layer], moments, self.damping, self.tolerance)
+            return by_inverse(
+                given.model, vector, layer, ranks[layer], moments, self.damping, self.tolerance
+            )
 
         return change

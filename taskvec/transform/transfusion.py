@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
 
 
-@register("transform", "transfusion", paper="Rinaldi et al., ICML 2025, arXiv 2505.22697; spec theseus 1.5")
+@register(
+    "transform",
+    "transfusion",
+    paper="Rinaldi et al., ICML 2025, arXiv 2505.22697; spec theseus 1.5",
+)
 class Transfusion(BetweenAlike):
     """tau_B = P tau_A with the permutations P of hidden units, heads, channels within heads, and the residual stream.
 
@@ -34,7 +38,8 @@ class Transfusion(BetweenAlike):
         for space, order in found.items():
             stays = order == torch.arange(len(order))
             moved[space] = 1 - float(stays.double().mean())
-        orders = {space: order.clone() for space, order in found.items()}  # a file holds no tensor twice
+        # A file holds no tensor twice
+        orders = {space: order.clone() for space, order in found.items()}
         return Fit(orders, report={"moved": moved})
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
@@ -43,4 +48,6 @@ class Transfusion(BetweenAlike):
         from taskvec.vectors import TaskVector
 
         axes = given.model.spaces
-        return TaskVector({name: permute(delta, axes[name], fit.tensors) for name, delta in vector.items()})
+        return TaskVector(
+            {name: permute(delta, axes[name], fit.tensors) for name, delta in vector.items()}
+        )

@@ -129,7 +129,9 @@ class PerTask(Composition):
 
     per_task: ClassVar[bool] = True
 
-    def __init__(self, base: Tensors, vectors: Mapping[str, TaskVector], shared: TaskVector | None = None):
+    def __init__(
+        self, base: Tensors, vectors: Mapping[str, TaskVector], shared: TaskVector | None = None
+    ):
         self.base, self.vectors, self.shared = base, vectors, shared or TaskVector({})
 
     def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:

@@ -29,7 +29,9 @@ class Deferred(Tensors):
     @classmethod
     def of(cls, tensors: Tensors) -> Deferred:
         """Return tensors that exist already, for example those of an open file, so that what follows is deferred."""
-        return cls({name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__)
+        return cls(
+            {name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.like:
@@ -68,21 +70,28 @@ def converted(state: Tensors, there: Convert, back: Convert) -> Deferred:
     return Deferred(shapes, make)
 
 
-def save_tensors(path: Path | str, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path | str, tensors: Tensors, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file; of a :class:`Deferred` mapping one tensor at a time is in memory.
 
     Raises:
         ValueError: for a dtype that the format does not have, or a tensor that is not as announced.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    order = sorted(tensors, key=lambda name: -like(tensors, name).element_size())  # so that every tensor is aligned
+    # So that every tensor is aligned
+    order = sorted(tensors, key=lambda name: -like(tensors, name).element_size())
     start = 0
     for name in order:
         shape = like(tensors, name)
         if shape.dtype not in DTYPES:
             raise ValueError(f"{name}: safetensors files hold no {shape.dtype}")
         end = start + shape.numel() * shape.element_size()
-        header[name] = {"dtype": DTYPES[shape.dtype], "shape": list(shape.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": DTYPES[shape.dtype],
+            "shape": list(shape.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -94,6 +103,8 @@ def save_tensors(path: Path | str, tensors: Tensors, metadata: Mapping[str, str]
 
 def _write(file: BinaryIO, name: str, tensor: Tensor, announced: Tensor) -> None:
     if (tensor.shape, tensor.dtype) != (announced.shape, announced.dtype):
-        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {announced.dtype}")
+        raise ValueError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {announced.dtype}"
+        )
     if tensor.numel():
         file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

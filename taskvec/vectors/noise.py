@@ -23,7 +23,9 @@ class Stream(NamedTuple):
     vector: int
 
 
-def random_bits(stream: Stream, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+def random_bits(
+    stream: Stream, start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return the random int32 numbers, uniform over all of them, of the entries start, ..., start + count - 1."""
     parts = []
     place, end = start, start + count
@@ -42,7 +44,9 @@ def uniform(stream: Stream, start: int, count: int, device: torch.device | str =
     return ((bits >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
-def chosen(stream: Stream, probability: float, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+def chosen(
+    stream: Stream, probability: float, start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return which entries are chosen when each is with a probability (to 2^-32), independently; bool [count]."""
     if probability >= 1:
         return torch.ones(count, dtype=torch.bool, device=device)

@@ -213,7 +213,12 @@ class TaskVector(Tensors):
             factors[f"up/{name}"] = product.up
             factors[f"down/{name}"] = product.down
             scales[name] = float(product.scale)
-        header = {"format": FORMAT, "metadata": self.metadata, "order": list(self), "scales": scales}
+        header = {
+            "format": FORMAT,
+            "metadata": self.metadata,
+            "order": list(self),
+            "scales": scales,
+        }
         if not isinstance(self._dense, Deferred):
             return self._dense | factors, header
         shapes = {name: tensor.to("meta") for name, tensor in factors.items()}
@@ -224,7 +229,9 @@ class TaskVector(Tensors):
         return Deferred(self._dense.like | shapes, tensor), header
 
     @classmethod
-    def unpack(cls, tensors: Tensors, header: Mapping[str, Any], *, base_hash: str | None = None) -> TaskVector:
+    def unpack(
+        cls, tensors: Tensors, header: Mapping[str, Any], *, base_hash: str | None = None
+    ) -> TaskVector:
         """Invert :meth:`pack`; other tensors beside the vector's are left alone. On the CPU the vector is deferred.
 
         Raises:
@@ -233,7 +240,9 @@ class TaskVector(Tensors):
             ValueError: for a header of another format.
         """
         if header["format"] != FORMAT:
-            raise ValueError(f"a task vector of format {header['format']}; this version reads format {FORMAT}")
+            raise ValueError(
+                f"a task vector of format {header['format']}; this version reads format {FORMAT}"
+            )
         made_on = header["metadata"].get(BASE_HASH)
         if base_hash and made_on and made_on != base_hash:
             raise UserError(
@@ -253,7 +262,9 @@ class TaskVector(Tensors):
         save_tensors(path, tensors, {"taskvec": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu", *, base_hash: str | None = None) -> TaskVector:
+    def load(
+        cls, path: Path | str, device: str = "cpu", *, base_hash: str | None = None
+    ) -> TaskVector:
         """Open a file written by :meth:`save`; on the CPU its tensors are read from the file as they are used.
 
         Raises:
@@ -267,7 +278,9 @@ class TaskVector(Tensors):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return cls.unpack(tensors, header, base_hash=base_hash)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: a safetensors file, but not a task vector (no taskvec header)") from error
+            raise ValueError(
+                f"{path}: a safetensors file, but not a task vector (no taskvec header)"
+            ) from error
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
         except UserError as error:
@@ -319,7 +332,9 @@ def _multiplied(dense: Tensors, factors: Mapping[str, LowRank]) -> Deferred:
     return Deferred(shapes, look)
 
 
-def _each(tensors: Tensors, change: Callable[[Tensor], Tensor], announce: Callable[[Tensor], Tensor]) -> Tensors:
+def _each(
+    tensors: Tensors, change: Callable[[Tensor], Tensor], announce: Callable[[Tensor], Tensor]
+) -> Tensors:
     """Return every tensor changed; deferred ones at every look, ``announce`` changing their meta tensors."""
     if not isinstance(tensors, Deferred):
         return {name: change(tensor) for name, tensor in tensors.items()}
@@ -335,8 +350,14 @@ def _same_base(left: TaskVector, right: TaskVector) -> dict[str, Any]:
     """
     hashes = {vector.metadata.get(BASE_HASH) for vector in (left, right)} - {None}
     if len(hashes) > 1:
-        raise ValueError(f"task vectors of different base weights cannot be added ({' and '.join(sorted(hashes))})")
-    return {key: value for key, value in left.metadata.items() if right.metadata.get(key, value) == value}
+        raise ValueError(
+            f"task vectors of different base weights cannot be added ({' and '.join(sorted(hashes))})"
+        )
+    return {
+        key: value
+        for key, value in left.metadata.items()
+        if right.metadata.get(key, value) == value
+    }
 
 
 def _same_shape(name: str, left: Tensor, right: Tensor) -> None:

@@ -102,13 +102,17 @@ def explicit(trained: Coefficients, gradient: dict[str, Tensor]) -> Tensor:
         for row, vector in enumerate(trained.vectors):
             total = total + leaf[row, column] * vector[name]
         composed[name] = total
-    return torch.autograd.grad(list(composed.values()), leaf, [gradient[name] for name in composed])[0]
+    return torch.autograd.grad(
+        list(composed.values()), leaf, [gradient[name] for name in composed]
+    )[0]
 
 
 def own(trained: Coefficients, gradient: dict[str, Tensor]) -> Tensor:
     """The same by the one autograd function."""
     composed = trained.parameters()
-    return torch.autograd.grad(list(composed.values()), trained.coefficients, [gradient[name] for name in composed])[0]
+    return torch.autograd.grad(
+        list(composed.values()), trained.coefficients, [gradient[name] for name in composed]
+    )[0]
 
 
 class Counted(dict):
@@ -134,13 +138,19 @@ def main() -> int:
         files = []
         for number in range(FILES):
             files.append(Path(place, f"{number}.safetensors"))
-            TaskVector({name: 0.01 * torch.randn_like(tensor) for name, tensor in base.items()}).save(files[-1])
+            TaskVector(
+                {name: 0.01 * torch.randn_like(tensor) for name, tensor in base.items()}
+            ).save(files[-1])
         vectors = [TaskVector.load(files[number % FILES]) for number in range(max(COUNTS))]
-        print(f"{len(base)} tensors, {size / 4e6:.1f} million weights, {torch.get_num_threads()} threads")
+        print(
+            f"{len(base)} tensors, {size / 4e6:.1f} million weights, {torch.get_num_threads()} threads"
+        )
         for count in COUNTS:
             trained = Coefficients(base, vectors[:count], cut)
             trained.coefficients.data.normal_()
-            torch.testing.assert_close(own(trained, gradient), explicit(trained, gradient), rtol=1e-3, atol=1e-1)
+            torch.testing.assert_close(
+                own(trained, gradient), explicit(trained, gradient), rtol=1e-3, atol=1e-1
+            )
             memory[count] = peak(lambda trained=trained: own(trained, gradient)) / size
             graph_memory = peak(lambda trained=trained: explicit(trained, gradient)) / size
             fast = seconds(lambda trained=trained: own(trained, gradient))
@@ -159,7 +169,9 @@ def main() -> int:
         looks = sum(vector.looks for vector in counted)
         failed |= looks != MANY * len(base)
         assert scores.shape == (MANY, cut.count)
-        print(f"selection among {MANY}: {took:.3f} s, {looks} looks at {MANY} x {len(base)} tensors")
+        print(
+            f"selection among {MANY}: {took:.3f} s, {looks} looks at {MANY} x {len(base)} tensors"
+        )
     return int(failed)
 
 

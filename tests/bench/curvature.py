@@ -96,7 +96,9 @@ def in_turn(work: Mapping[str, Callable[[], object]], turns: int) -> dict[str, l
 def show(seconds: Mapping[str, list[float]], below: str, above: str, bar: float) -> float:
     """Print the times and return the ratio of medians, with the range of the turns' own ratios."""
     for name, values in seconds.items():
-        print(f"  {name:<34}min {min(values):7.3f}  median {statistics.median(values):7.3f}  max {max(values):7.3f} s")
+        print(
+            f"  {name:<34}min {min(values):7.3f}  median {statistics.median(values):7.3f}  max {max(values):7.3f} s"
+        )
     own = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
     ratio = statistics.median(seconds[above]) / statistics.median(seconds[below])
     print(f"  ratio of medians {ratio:.3f}, per turn {min(own):.3f} to {max(own):.3f} (bar {bar})")
@@ -110,12 +112,15 @@ def counted_ratio(model: ClipModel, blocks: int, images: int) -> float:
     dW, 5 products for each token. Attention, norms and activations are left out, to the step's disadvantage.
     """
     config = model.module.config
-    shapes = {layer.name: tuple(model.module.get_submodule(layer.name).weight.shape) for layer in model.layers}
+    shapes = {
+        layer.name: tuple(model.module.get_submodule(layer.name).weight.shape)
+        for layer in model.layers
+    }
     block = [shape for name, shape in shapes.items() if name.startswith("blocks.0.")]
     projection = shapes["projection"]
-    cost = blocks * sum(out * (n_in + 1) * (out + n_in + 1) for out, n_in in block) + math.prod(projection) * sum(
+    cost = blocks * sum(out * (n_in + 1) * (out + n_in + 1) for out, n_in in block) + math.prod(
         projection
-    )
+    ) * sum(projection)
     patches = (config.tokens - 1) * model.parameters["patch_embed.weight"].numel()
     per_token = blocks * sum(out * n_in for out, n_in in block)
     return cost / (images * (5 * (config.tokens * per_token + math.prod(projection)) + patches))
@@ -138,7 +143,9 @@ def penalty_against_step(model: ClipModel) -> float:
 
     work = {"tangent step": step, "penalty": lambda: penalty(stored, deltas).backward()}
     seconds = in_turn(work, TURNS)
-    print(f"penalty and its gradient against a tangent step, {BLOCKS} block(s), batch {TRAIN_BATCH}")
+    print(
+        f"penalty and its gradient against a tangent step, {BLOCKS} block(s), batch {TRAIN_BATCH}"
+    )
     ratio = show(seconds, "tangent step", "penalty", PENALTY_BAR)
     counted = {blocks: counted_ratio(model, blocks, TRAIN_BATCH) for blocks in (BLOCKS, 12)}
     ratio *= counted[12] / counted[BLOCKS]
@@ -170,7 +177,10 @@ def collection_against_pass(model: ClipModel) -> float:
     def gather(count: int = COLLECT, structure: str = "kfac") -> None:
         collect(model, images[:count].split(COLLECT), [FeatureCurvature(structure=structure)])
 
-    work = {"forward and backward": forward_backward, "without weight gradients": lambda: forward_backward(False)}
+    work = {
+        "forward and backward": forward_backward,
+        "without weight gradients": lambda: forward_backward(False),
+    }
     seconds = in_turn(work | {"collection, M = 1": gather}, TURNS)
     print(f"collection against a pass, {BLOCKS} block(s), {COLLECT} images")
     ratio = show(seconds, "forward and backward", "collection, M = 1", COLLECT_BAR)
@@ -182,14 +192,18 @@ def collection_against_pass(model: ClipModel) -> float:
     }.items():
         seen = memory(do)
         print(f"  {name:<30}peak {seen.peak / 2**20:6.0f} MB, largest tensor {list(seen.shape)}")
-    print(f"  weight gradients of each image of mlp.fc alone would take {COLLECT * 4 * 768 * 768 * 4 / 2**20:.0f} MB")
+    print(
+        f"  weight gradients of each image of mlp.fc alone would take {COLLECT * 4 * 768 * 768 * 4 / 2**20:.0f} MB"
+    )
     return ratio
 
 
 def main() -> int:
     """Print the figures and return whether a bar is missed."""
     machine = platform.processor() or platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns")
+    print(
+        f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns"
+    )
     model = build()
     collection = collection_against_pass(model)
     drift = penalty_against_step(model)

@@ -51,7 +51,9 @@ def write(folder: Path, images: int) -> None:
                     buffer = io.BytesIO()
                     Image.fromarray(pixels).save(buffer, "BMP")
                     cells.append(buffer.getvalue())
-                writer.write_table(pa.table({"image": cells, "label": rng.integers(0, 10, size)}, schema))
+                writer.write_table(
+                    pa.table({"image": cells, "label": rng.integers(0, 10, size)}, schema)
+                )
 
 
 def main(images: int) -> bool:
@@ -66,11 +68,16 @@ def main(images: int) -> bool:
         def told(what: str, since: float) -> None:
             nonlocal peak
             peak = max(peak, anonymous_mb() - start_mb)
-            print(f"{what:20} {time.perf_counter() - since:7.1f} s {anonymous_mb() - start_mb:6} MB")
+            print(
+                f"{what:20} {time.perf_counter() - since:7.1f} s {anonymous_mb() - start_mb:6} MB"
+            )
 
         names = tuple(str(number) for number in range(10))
         task = ImageTask(
-            path=place, templates=("a {}",), classes=names, splits={"train": "train", "val": None, "test": "test"}
+            path=place,
+            templates=("a {}",),
+            classes=names,
+            splits={"train": "train", "val": None, "test": "test"},
         )
         since = time.perf_counter()
         save_tensors(folder / "split.safetensors", decode_split("t", task, "train", SETTINGS))
@@ -85,7 +92,9 @@ def main(images: int) -> bool:
         for rows in view.batches(BATCH):
             view.take(rows)
         told("in order", since)
-    print(f"{images:,} images: at most {peak} MB of anonymous memory above the imports' (bar {BAR_MB})")
+    print(
+        f"{images:,} images: at most {peak} MB of anonymous memory above the imports' (bar {BAR_MB})"
+    )
     return peak <= BAR_MB
 
 

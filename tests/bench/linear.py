@@ -56,13 +56,17 @@ def images_of(view: View) -> Tensor:
     return view.take(slice(None))
 
 
-def world(model: ClipModel, features: int, tasks: int) -> tuple[dict[str, View], dict[str, TaskVector]]:
+def world(
+    model: ClipModel, features: int, tasks: int
+) -> tuple[dict[str, View], dict[str, TaskVector]]:
     """Return tasks of random images and heads, and a random vector for each."""
     views, vectors = {}, {}
     for task in (f"task{t}" for t in range(tasks)):
         images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
         views[task] = View.of({"inputs": images}, name=task, head=torch.randn(10, features))
-        vectors[task] = TaskVector({n: 1e-2 * torch.randn_like(p) for n, p in model.parameters.items()})
+        vectors[task] = TaskVector(
+            {n: 1e-2 * torch.randn_like(p) for n, p in model.parameters.items()}
+        )
     return views, vectors
 
 
@@ -91,7 +95,9 @@ def compare(name: str, work: Work, reference: Work, factor: int, bar: float) -> 
     timed = statistics.median(ours) / base
     spread = f"{min(ours):.3f} {statistics.median(ours):.3f} {max(ours):.3f}"
     other = f"{factor} x {min(theirs):.4f} {statistics.median(theirs):.4f} {max(theirs):.4f}"
-    print(f"{name:<32}{spread:<24}{other:<32}{counted:>8.2f}{timed:>8.2f}   (bar {bar})", flush=True)
+    print(
+        f"{name:<32}{spread:<24}{other:<32}{counted:>8.2f}{timed:>8.2f}   (bar {bar})", flush=True
+    )
     return timed <= bar
 
 
@@ -105,7 +111,11 @@ def grid(label: str, model: ClipModel, features: int) -> bool:
         return predict(model, composition, view, ALPHAS, tangent=True)
 
     return compare(
-        f"{label}, 21 alphas", all_alphas, lambda: jvp_features(model, merged, images_of(views["task0"])), 1, GRID_BAR
+        f"{label}, 21 alphas",
+        all_alphas,
+        lambda: jvp_features(model, merged, images_of(views["task0"])),
+        1,
+        GRID_BAR,
     )
 
 

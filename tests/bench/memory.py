@@ -23,7 +23,12 @@ from pathlib import Path
 
 BAR, SEED = 2.5, 0
 GPT2 = {"n_embd": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 50257, "n_positions": 1024}
-QWEN = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+QWEN = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
 QWEN |= {"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True}
 MODELS = {"gpt2_medium": ("gpt2", GPT2), "qwen2_0_5b": ("qwen2", QWEN)}
 
@@ -61,7 +66,9 @@ def write(name: str, folder: Path) -> None:
 
     kind, sizes = MODELS[name]
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **sizes), dtype=torch.float32
+    )
     for which in ("base", "first", "second"):
         model.save_pretrained(folder / which, max_shard_size="50GB")
         with torch.no_grad():
@@ -109,12 +116,18 @@ def check(folder: Path) -> None:
     from safetensors import safe_open
 
     with ExitStack() as stack:
-        paths = {which: folder / which / "model.safetensors" for which in ("base", "first", "second")}
+        paths = {
+            which: folder / which / "model.safetensors" for which in ("base", "first", "second")
+        }
         paths["merged"] = folder / "merged.safetensors"
         files = {which: stack.enter_context(safe_open(path, "pt")) for which, path in paths.items()}
         for name in files["merged"].keys():  # noqa: SIM118 (not a mapping)
-            theta, first, second, found = (file.get_tensor(name).flatten()[:1000] for file in files.values())
-            assert (found - (theta + 0.5 * (first - theta + second - theta))).abs().max() < 1e-6, name
+            theta, first, second, found = (
+                file.get_tensor(name).flatten()[:1000] for file in files.values()
+            )
+            assert (found - (theta + 0.5 * (first - theta + second - theta))).abs().max() < 1e-6, (
+                name
+            )
 
 
 def child(step: str, name: str, folder: str) -> str:
@@ -130,14 +143,18 @@ def main() -> int:
     if sys.argv[1:2] in (["write"], ["measure"]):
         (write if sys.argv[1] == "write" else measure)(sys.argv[2], Path(sys.argv[3]))
         return 0
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, anonymous memory")
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, anonymous memory"
+    )
     worst = 0.0
     for name in sys.argv[1:] or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             child("write", name, folder)
             found = json.loads(child("measure", name, folder))
         size = found["bytes"]
-        print(f"{name}: {size / 1e9:.2f} GB of parameters; peak and afterwards, in multiples of them")
+        print(
+            f"{name}: {size / 1e9:.2f} GB of parameters; peak and afterwards, in multiples of them"
+        )
         for stage, (high, after) in found["stages"].items():
             print(f"  {stage:<14}{high / size:6.2f} {after / size:6.2f}")
         worst = max(worst, *(high / size for high, _ in found["stages"].values()))

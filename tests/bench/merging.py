@@ -58,7 +58,10 @@ def vectors(blocks: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(0)
 
     def drawn() -> dict[str, Tensor]:
-        return {name: 1e-3 * torch.randn(shape, generator=generator) for name, shape in shapes(blocks).items()}
+        return {
+            name: 1e-3 * torch.randn(shape, generator=generator)
+            for name, shape in shapes(blocks).items()
+        }
 
     common = drawn()
     found = []
@@ -75,7 +78,9 @@ def merged(method: TensorWise, base: Deltas, deltas: Sequence[Deltas]) -> Deltas
 
 def flat_ties(deltas: Sequence[Deltas], density: float) -> dict[str, Tensor]:
     """Return TIES with its mean, on flat copies of all vectors."""
-    flat = torch.stack([torch.cat([delta[name].reshape(-1) for name in sorted(delta)]) for delta in deltas])
+    flat = torch.stack(
+        [torch.cat([delta[name].reshape(-1) for name in sorted(delta)]) for delta in deltas]
+    )
     d = flat.shape[1]
     rank = d - int(d * density)
     thresholds, _ = flat.abs().kthvalue(rank, dim=1, keepdim=True)
@@ -141,7 +146,9 @@ def in_turn(work: Mapping[str, Callable[[], object]], turns: int) -> dict[str, l
     return seconds
 
 
-def show(seconds: Mapping[str, Sequence[float]], ours: str, bar: float, against: Sequence[str]) -> bool:
+def show(
+    seconds: Mapping[str, Sequence[float]], ours: str, bar: float, against: Sequence[str]
+) -> bool:
     """Print the times and how many times faster ours is than each other, by medians; return whether a bar is missed.
 
     The first of the others is what the bar is about.
@@ -182,14 +189,19 @@ def ties(blocks: int) -> bool:
     entries = sum(tensor.numel() for tensor in base.values())
     method = Ties()
     print(f"TIES, {VECTORS} vectors of {entries / 1e6:.1f} million entries ({blocks} blocks)")
-    work = {"ours": lambda: merged(method, base, deltas), "flat copies": lambda: flat_ties(deltas, method.density)}
+    work = {
+        "ours": lambda: merged(method, base, deltas),
+        "flat copies": lambda: flat_ties(deltas, method.density),
+    }
     slow = show(in_turn(work, TURNS), "ours", TIES_BAR, ["flat copies"])
     memory = {name: peak(do, [base, *deltas]) for name, do in work.items()}
     share = memory["ours"] / memory["flat copies"]
     for name, size in memory.items():
         print(f"  {name:<34}{size / 2**20:8.0f} MB beyond inputs")
     gap = difference(work["ours"](), work["flat copies"]())
-    print(f"  memory {share:.3f} of the flat form's (bar {MEMORY_BAR}), relative difference {gap:.1e}")
+    print(
+        f"  memory {share:.3f} of the flat form's (bar {MEMORY_BAR}), relative difference {gap:.1e}"
+    )
     return slow or share > MEMORY_BAR or gap > EQUAL
 
 
@@ -204,11 +216,18 @@ def spectral() -> bool:
             "full SVDs in float64": lambda full=full: full(deltas, torch.float64),
             "full SVDs in float32": lambda full=full: full(deltas, torch.float32),
         }
-        missed |= show(in_turn(work, TURNS), "ours", SPECTRAL_BAR, ["full SVDs in float64", "full SVDs in float32"])
+        missed |= show(
+            in_turn(work, TURNS),
+            "ours",
+            SPECTRAL_BAR,
+            ["full SVDs in float64", "full SVDs in float32"],
+        )
         exact = work["full SVDs in float64"]()
         gap = difference(work["ours"](), exact)
         single = difference(work["full SVDs in float32"](), exact)
-        print(f"  relative difference from float64: ours {gap:.1e} (bar {EQUAL}), float32 SVDs {single:.1e}")
+        print(
+            f"  relative difference from float64: ours {gap:.1e} (bar {EQUAL}), float32 SVDs {single:.1e}"
+        )
         missed |= gap > EQUAL
     return missed
 
@@ -216,7 +235,9 @@ def spectral() -> bool:
 def main() -> int:
     """Print the figures and return whether a bar is missed."""
     machine = platform.processor() or platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns")
+    print(
+        f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns"
+    )
     blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 4
     missed = ties(blocks)
     missed |= spectral()

@@ -82,13 +82,22 @@ def compare(outputs: int, inputs: int, mean: float) -> bool:
     for _ in range(TURNS):
         times["explicit"].append(seconds(explicit))
         times["exact"].append(seconds(exact))
-    medians = {name: [statistics.median(turn) for turn in zip(*found, strict=True)] for name, found in times.items()}
+    medians = {
+        name: [statistics.median(turn) for turn in zip(*found, strict=True)]
+        for name, found in times.items()
+    }
     speed = medians["explicit"][1] / medians["exact"][1]
     accuracy = errors["explicit"] / errors["exact"]
-    print(f"{outputs} x {inputs}, rank {rank}, condition of C + 0.1 I {condition:.1e}, explicit damping {epsilon}")
+    print(
+        f"{outputs} x {inputs}, rank {rank}, condition of C + 0.1 I {condition:.1e}, explicit damping {epsilon}"
+    )
     for name in times:
-        print(f"  {name:<10}{medians[name][0]:7.3f} s, {medians[name][1]:7.3f} CPU s, error {errors[name]:.1e}")
-    print(f"  {speed:.1f} times as fast (bar {SPEED_BAR}), error {accuracy:.0f} times smaller (bar {ERROR_BAR})")
+        print(
+            f"  {name:<10}{medians[name][0]:7.3f} s, {medians[name][1]:7.3f} CPU s, error {errors[name]:.1e}"
+        )
+    print(
+        f"  {speed:.1f} times as fast (bar {SPEED_BAR}), error {accuracy:.0f} times smaller (bar {ERROR_BAR})"
+    )
     return speed >= SPEED_BAR and accuracy >= ERROR_BAR
 
 
@@ -112,7 +121,9 @@ def main() -> int:
     """Print the figures and return whether a bar is missed."""
     torch.manual_seed(0)
     machine = platform.processor() or platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns")
+    print(
+        f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {TURNS} turns"
+    )
     met = [compare(768, 3072, MEAN), compare(3072, 768, MEAN), whole_vector()]
     compare(768, 3072, MODERATE)
     compare(3072, 768, MODERATE)

@@ -45,7 +45,9 @@ def main() -> int:
     machine = platform.processor() or platform.machine()
     print(f"{machine}, Python {platform.python_version()}, {PAIRS} pairs in turn, seconds")
     for name, values in (("taskvec show", shown), ("the run again", again)):
-        print(f"{name:<16}min {min(values):.2f}  median {statistics.median(values):.2f}  max {max(values):.2f}")
+        print(
+            f"{name:<16}min {min(values):.2f}  median {statistics.median(values):.2f}  max {max(values):.2f}"
+        )
     print(f"the first time  {first:.2f}\nratio of medians {ratio:.2f} (bar {BAR})")
     return int(ratio > BAR)
 

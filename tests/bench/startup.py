@@ -44,16 +44,37 @@ def main() -> int:
     lines, slow = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in COMMANDS.items():
-            words, expected = [sys.executable, "-m", "taskvec", *arguments], 2 if "error" in name else 0
+            words, expected = (
+                [sys.executable, "-m", "taskvec", *arguments],
+                2 if "error" in name else 0,
+            )
             seconds(words, folder, expected), seconds(HYDRA, folder, 0)  # byte code and file cache
-            timed = [(seconds(words, folder, expected), seconds(HYDRA, folder, 0)) for _ in range(pairs)]
+            timed = [
+                (seconds(words, folder, expected), seconds(HYDRA, folder, 0)) for _ in range(pairs)
+            ]
             ours, hydra = zip(*timed, strict=True)
             ratio = statistics.median(ours) / statistics.median(hydra)
             slow += [name] if ratio > BAR else []
-            lines.append([name, *measures(ours), *measures(hydra), f"{ratio:.2f}", "no" if ratio > BAR else "yes"])
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {pairs} pairs, seconds")
+            lines.append(
+                [
+                    name,
+                    *measures(ours),
+                    *measures(hydra),
+                    f"{ratio:.2f}",
+                    "no" if ratio > BAR else "yes",
+                ]
+            )
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {pairs} pairs, seconds"
+    )
     spread = ["min", "median", "max"]
-    heads = ["command", *spread, *(f"hydra {word}" for word in spread), "ratio of medians", f"at most {BAR:g}"]
+    heads = [
+        "command",
+        *spread,
+        *(f"hydra {word}" for word in spread),
+        "ratio of medians",
+        f"at most {BAR:g}",
+    ]
     print(tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True))
     return 1 if slow else 0
 

@@ -125,7 +125,9 @@ def decomposed(crosses: dict[str, Tensor], model: ClipModel) -> dict[str, Tensor
     return carried
 
 
-def carried(moments: Any, models: tuple[ClipModel, ClipModel], how: Alignments) -> dict[str, Tensor]:
+def carried(
+    moments: Any, models: tuple[ClipModel, ClipModel], how: Alignments
+) -> dict[str, Tensor]:
     """Return the block's parameters carried by our maps."""
     source, target = models
     maps = SpaceMaps(moments, source.parameters, target.parameters, how)
@@ -141,7 +143,9 @@ def main() -> int:
     machine = platform.processor() or platform.machine()
     print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
     models = tower("ViT-B-16"), tower("ViT-B-16-plus-240")
-    images = tuple(torch.randint(256, (MANY, 3, side, side), dtype=torch.uint8) for side in (224, 240))
+    images = tuple(
+        torch.randint(256, (MANY, 3, side, side), dtype=torch.uint8) for side in (224, 240)
+    )
 
     def first(count: int) -> tuple[Tensor, Tensor]:
         return images[0][:count], images[1][:count]
@@ -149,7 +153,9 @@ def main() -> int:
     passes = of_all(lambda count: forward(models, first(count)))
     both = of_all(lambda count: collect(models, [first(count)], [CrossMoments()]))
     sums = both - passes
-    print(f"our sums {sums:.1f} s per block, 8 batches of 32 images (forward passes {passes:.1f} s apart)")
+    print(
+        f"our sums {sums:.1f} s per block, 8 batches of 32 images (forward passes {passes:.1f} s apart)"
+    )
     (moments,) = collect(models, [images], [CrossMoments()])
     ours = {}
     for name, how in SETTINGS.items():
@@ -158,8 +164,11 @@ def main() -> int:
         print(f"our maps and transport, {name}: {maps:.1f} s per block")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     stored = sum(tensor.nbytes for tensor in moments.tensors.values()) / 2**30
-    memory = peak + (BLOCKS - 1) * 1.5 * stored  # moments of the other blocks in float64, maps in float32
-    print(f"peak {peak:.1f} GB here, {memory:.1f} GB with the moments and maps of {BLOCKS} blocks (bar {MEMORY_BAR})")
+    # Moments of the other blocks in float64, maps in float32
+    memory = peak + (BLOCKS - 1) * 1.5 * stored
+    print(
+        f"peak {peak:.1f} GB here, {memory:.1f} GB with the moments and maps of {BLOCKS} blocks (bar {MEMORY_BAR})"
+    )
 
     seen = [hooked(model, inputs) for model, inputs in zip(models, images, strict=True)]
 
@@ -170,7 +179,9 @@ def main() -> int:
     theirs = of_all(their_sums)
     crosses = their_sums(MANY)
     svds, _ = cpu_seconds(lambda: decomposed(crosses, models[0]))
-    print(f"a float64 accumulation per hooked tensor {theirs:.1f} s, an SVD per parameter {svds:.1f} s per block")
+    print(
+        f"a float64 accumulation per hooked tensor {theirs:.1f} s, an SVD per parameter {svds:.1f} s per block"
+    )
     speeds = {name: (theirs + svds) / taken for name, taken in ours.items()}
     for name, speed in speeds.items():
         print(f"  {name}: {speed:.1f} times as fast (bar {SPEED_BAR})")

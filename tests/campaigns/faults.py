@@ -30,7 +30,12 @@ import world
 from taskvec.graph.result import Result, read_result
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
-WORDS = [*world.FAST, "suite.tasks=[stripes,corners]", "protocol.grid=[0,1]", "finetune.checkpoint_every=0"]
+WORDS = [
+    *world.FAST,
+    "suite.tasks=[stripes,corners]",
+    "protocol.grid=[0,1]",
+    "finetune.checkpoint_every=0",
+]
 SHAPES = {"run": 0.6, "sweep": 0.25, "race": 0.15}  # the share of signals
 REPORTED = 20
 
@@ -46,7 +51,8 @@ class Campaign:
         self.number = 0
         started = time.perf_counter()
         self.reference = self.results(self.finish(WORDS, self.fresh(), "reference"))
-        self.seconds = time.perf_counter() - started  # the second run is faster; signals fall a little late too
+        # The second run is faster; signals fall a little late too
+        self.seconds = time.perf_counter() - started
 
     def fresh(self) -> Path:
         """Return a new outputs folder."""
@@ -62,7 +68,11 @@ class Campaign:
     def finish(self, words: list[str], outputs: Path, what: str) -> Path:
         """Run a command to its end without disturbing it."""
         ended = self.start(words, outputs).wait()
-        self.check(ended.returncode == 0, what, f"the same command ends with {ended.returncode}: {ended.stderr[-300:]}")
+        self.check(
+            ended.returncode == 0,
+            what,
+            f"the same command ends with {ended.returncode}: {ended.stderr[-300:]}",
+        )
         return outputs
 
     def check(self, good: bool, what: str, problem: str) -> None:
@@ -128,7 +138,9 @@ def signals(campaign: Campaign, count: int) -> None:
             what = f"{name} to a {shape}"
             ended = disturb(campaign, child, name, seconds / len(names))
             campaign.check(
-                ended.returncode in expected(name), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}"
+                ended.returncode in expected(name),
+                what,
+                f"ends with {ended.returncode}: {ended.stderr[-300:]}",
             )
             campaign.said(ended, what)
             campaign.counts[what] += 1
@@ -152,7 +164,9 @@ def damage(campaign: Campaign, limit: int) -> None:
     """Damage every file below a finished outputs folder, one at a time, and run the same command again."""
     whole = campaign.finish(WORDS, campaign.fresh(), "before damage")
     files = [
-        path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and ".lock" not in path.name
+        path.relative_to(whole)
+        for path in sorted(whole.rglob("*"))
+        if path.is_file() and ".lock" not in path.name
     ]
     cases = [(file, kind) for file in files for kind in ("cut", "flipped", "deleted")]
     for file, kind in campaign.drawn.sample(cases, min(limit, len(cases))):
@@ -165,7 +179,8 @@ def damage(campaign: Campaign, limit: int) -> None:
         else:
             (outputs / file).write_bytes(changed)
         if file.parts[0] == "store":
-            shutil.rmtree(outputs / "runs")  # else the result stands and nothing of the store is looked at
+            # Else the result stands and nothing of the store is looked at
+            shutil.rmtree(outputs / "runs")
         campaign.finish(WORDS, outputs, what)
         campaign.whole(outputs, what)
         campaign.counts[f"a file {kind}"] += 1
@@ -185,9 +200,15 @@ def full(campaign: Campaign, limit: int) -> None:
         ended = campaign.start(WORDS, outputs, full_at=number).wait()
         campaign.said(ended, what)
         told = [line for line in ended.stderr.splitlines() if "No space left" in line]
-        campaign.check(ended.returncode in (0, 1, 2), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}")
         campaign.check(
-            ended.returncode == 0 or len(told) == 1, what, f"says it {len(told)} times: {ended.stderr[-300:]}"
+            ended.returncode in (0, 1, 2),
+            what,
+            f"ends with {ended.returncode}: {ended.stderr[-300:]}",
+        )
+        campaign.check(
+            ended.returncode == 0 or len(told) == 1,
+            what,
+            f"says it {len(told)} times: {ended.stderr[-300:]}",
         )
         campaign.finish(WORDS, outputs, what)
         campaign.whole(outputs, what)
@@ -200,7 +221,9 @@ def small(campaign: Campaign, limit: int) -> None:
         outputs = campaign.fresh()
         outputs.mkdir(parents=True)
         size = campaign.drawn.randrange(64, 2048)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", outputs], capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", outputs], capture_output=True
+        )
         if mounted.returncode:
             campaign.counts["small file systems (none can be mounted here)"] += 0
             return
@@ -208,9 +231,17 @@ def small(campaign: Campaign, limit: int) -> None:
         try:
             ended = campaign.start(WORDS, outputs).wait()
             campaign.said(ended, what)
-            campaign.check(ended.returncode in (0, 1, 2), what, f"ends with {ended.returncode}: {ended.stderr[-300:]}")
-            lines = [line for line in ended.stderr.splitlines() if "error" in line or "failed" in line]
-            campaign.check(ended.returncode == 0 or len(lines) == 1, what, f"{len(lines)} lines: {lines[:3]}")
+            campaign.check(
+                ended.returncode in (0, 1, 2),
+                what,
+                f"ends with {ended.returncode}: {ended.stderr[-300:]}",
+            )
+            lines = [
+                line for line in ended.stderr.splitlines() if "error" in line or "failed" in line
+            ]
+            campaign.check(
+                ended.returncode == 0 or len(lines) == 1, what, f"{len(lines)} lines: {lines[:3]}"
+            )
         finally:
             subprocess.run(["umount", outputs], check=True)
         campaign.counts["small file systems"] += 1
@@ -240,7 +271,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--signals", type=int, default=200)
     parser.add_argument("--damage", type=int, default=10_000, help="at most so many damaged files")
-    parser.add_argument("--full", type=int, default=10_000, help="at most so many writes at which the disk fills")
+    parser.add_argument(
+        "--full", type=int, default=10_000, help="at most so many writes at which the disk fills"
+    )
     parser.add_argument("--small", type=int, default=10, help="so many small file systems")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path)
@@ -257,11 +290,18 @@ def main() -> int:
         for part, count in parts:
             if count:
                 part(campaign, count)
-                print(f"{part.__name__}: {len(campaign.problems)} problems", file=sys.stderr, flush=True)
+                print(
+                    f"{part.__name__}: {len(campaign.problems)} problems",
+                    file=sys.stderr,
+                    flush=True,
+                )
     arguments = " ".join(
-        f"--{name} {getattr(options, name)}" for name in ("signals", "damage", "full", "small", "seed")
+        f"--{name} {getattr(options, name)}"
+        for name in ("signals", "damage", "full", "small", "seed")
     )
-    text = report(campaign, f"python tests/campaigns/faults.py {arguments}", time.perf_counter() - started)
+    text = report(
+        campaign, f"python tests/campaigns/faults.py {arguments}", time.perf_counter() - started
+    )
     if options.report:
         options.report.write_text(text)
     print(text)

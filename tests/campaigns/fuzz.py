@@ -46,7 +46,13 @@ MEMORY = 600 * 2**20  # that a whole campaign may add to the peak
 def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Yield the path of every value in a document."""
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in children:
         yield from nodes(child, (*path, key))
 
@@ -81,7 +87,14 @@ def edited(content: bytes, kind: str, drawn: random.Random) -> bytes:
         text = json.dumps(found) if kind == "json" else yaml.safe_dump(found, allow_unicode=False)
         return text.encode(errors="surrogatepass")
     if way == "encoding":
-        return drawn.choice((content.decode().encode("utf-16"), b"\xef\xbb\xbf" + content, content + b"\xff\xfe", b""))
+        return drawn.choice(
+            (
+                content.decode().encode("utf-16"),
+                b"\xef\xbb\xbf" + content,
+                content + b"\xff\xfe",
+                b"",
+            )
+        )
     place = drawn.randrange(len(content) + 1)
     if way == "text":
         return content[:place] + drawn.choice(TEXTS).encode() + content[place:]
@@ -122,7 +135,9 @@ class Fuzz:
         run = self.folder / "outputs/runs" / "one"
         run.mkdir(parents=True, exist_ok=True)
         (run / "result.json").write_text(result.to_json())
-        (run / "status.json").write_text(json.dumps({"state": "done", "experiments": ["a"], "artefacts": []}))
+        (run / "status.json").write_text(
+            json.dumps({"state": "done", "experiments": ["a"], "artefacts": []})
+        )
         return run / name
 
     def composing(self) -> None:
@@ -147,7 +162,11 @@ class Fuzz:
             said = io.StringIO()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 status = cli.main([verb, "--outputs", str(self.folder / "outputs")])
-            if status not in (0, 2) or "Traceback" in said.getvalue() or CONTROLS.search(said.getvalue()):
+            if (
+                status not in (0, 2)
+                or "Traceback" in said.getvalue()
+                or CONTROLS.search(said.getvalue())
+            ):
                 raise AssertionError(f"{verb} ends with {status}: {said.getvalue()[-300:]!r}")
 
     def trial(self) -> None:
@@ -166,7 +185,9 @@ class Fuzz:
         except UserError as error:
             outcome = "refused"
             if "\n" in str(error).strip() or len(str(error)) > 2000:
-                self.problems.append(f"{name}: more than a line: {str(error)[:200]!r} for {content[:200]!r}")
+                self.problems.append(
+                    f"{name}: more than a line: {str(error)[:200]!r} for {content[:200]!r}"
+                )
         except BaseException as error:
             outcome = "wrong"
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -207,13 +228,24 @@ def main() -> int:
     started = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     found = fuzz(options.count, options.seed, folder)
-    lines = ["# Fuzzing", "", f"`python tests/campaigns/fuzz.py --count {options.count} --seed {options.seed}`, "]
-    lines[-1] += f"{time.perf_counter() - started:.0f} s. Every edit is taken, or refused in one line; none runs code."
+    lines = [
+        "# Fuzzing",
+        "",
+        f"`python tests/campaigns/fuzz.py --count {options.count} --seed {options.seed}`, ",
+    ]
+    lines[-1] += (
+        f"{time.perf_counter() - started:.0f} s. Every edit is taken, or refused in one line; none runs code."
+    )
     lines += ["", "| file | outcome | edits |", "|---|---|---|"]
     for what, times in sorted(found.counts.items()):
         file, _, outcome = what.partition(": ")
         lines.append(f"| {file} | {outcome} | {times} |")
-    lines += ["", f"Problems: {len(found.problems)}.", "", *(f"- `{problem[:400]}`" for problem in found.problems[:40])]
+    lines += [
+        "",
+        f"Problems: {len(found.problems)}.",
+        "",
+        *(f"- `{problem[:400]}`" for problem in found.problems[:40]),
+    ]
     text = "\n".join(lines).rstrip() + "\n"
     if target:
         target.write_text(text)

@@ -42,7 +42,9 @@ def plan(assembly: Assembly) -> tuple[dict[tuple[str, str, str, str], str], list
         for one, other in product(assembly.options[first], assembly.options[second]):
             reason = tables.refused(**{first: one, second: other})
             if reason is not None:
-                refused[first, one.name, second, other.name] = generic(reason, (one.name, other.name))
+                refused[first, one.name, second, other.name] = generic(
+                    reason, (one.name, other.name)
+                )
     cells = [[choice.name for choice in combination.choices] for combination in tables.covering()]
     return refused, cells
 
@@ -52,7 +54,8 @@ def generic(reason: str, names: Iterable[str]) -> str:
     words = {word for name in names for word in re.split(r"[+()\s]| on merged", name) if word}
     usual = {word for word in USUAL.values() if word not in ("none", "full")}
     for word in sorted(
-        (words | usual) - {"none", "full", "tangent", "standard", "LoRA", "as", "tuned", "causal", "on", "merged"}
+        (words | usual)
+        - {"none", "full", "tangent", "standard", "LoRA", "as", "tuned", "causal", "on", "merged"}
     ):
         reason = re.sub(rf"(?<=[=.]){re.escape(word)}(?![\w])", "NAME", reason)
     reason = re.sub(r"\btiny\w*", "NAME", reason)
@@ -65,7 +68,11 @@ def page(refused: Refused, options: Mapping[str, Sequence[str]]) -> str:
     for stage in STAGES:
         parts.append(f"- **{stage}**: {', '.join(options[stage])}")
     for first, second in combinations(STAGES, 2):
-        found = {(key[1], key[3]): why for key, why in refused.items() if (key[0], key[2]) == (first, second)}
+        found = {
+            (key[1], key[3]): why
+            for key, why in refused.items()
+            if (key[0], key[2]) == (first, second)
+        }
         total = len(options[first]) * len(options[second])
         parts.append(f"\n## {first} x {second}\n\n{total - len(found)} of {total} pairs run.")
         if found:
@@ -90,7 +97,9 @@ def _lines(found: Mapping[tuple[str, str], str], columns: Sequence[str]) -> list
     return lines
 
 
-def write(refused: Refused, cells: Sequence[Sequence[str]], options: Mapping[str, Sequence[str]]) -> None:
+def write(
+    refused: Refused, cells: Sequence[Sequence[str]], options: Mapping[str, Sequence[str]]
+) -> None:
     """Write record and page, one entry a line."""
     record = {
         "options": [[stage, *names] for stage, names in options.items()],

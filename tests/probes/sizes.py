@@ -34,4 +34,7 @@ class Sizes(OfVectors):
     def summary(self, answer):
         """Return both as rows."""
         norms, counts = answer.values["norms"], answer.values["counts"]
-        return {"norm": metric(norms, unit="norm", better="neither"), "examples": metric(counts, unit="examples")}
+        return {
+            "norm": metric(norms, unit="norm", better="neither"),
+            "examples": metric(counts, unit="examples"),
+        }

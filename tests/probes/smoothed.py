@@ -23,5 +23,7 @@ class Smoothed(Objective):
         for task, rows in batch.rows.items():
             logits = logits_of(task, batch.inputs[rows])
             labels = batch.labels[task]
-            total = total + F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+            total = total + F.cross_entropy(
+                logits, labels, label_smoothing=self.smoothing, reduction="sum"
+            )
         return total / batch.size

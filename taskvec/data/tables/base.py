@@ -67,7 +67,9 @@ class Table(ABC):
         """
 
     @abstractmethod
-    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+    def batches(
+        self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH
+    ) -> Iterator[Batch]:
         """Yield columns of the wanted ``rows`` [n], ascending, at most ``size`` rows at a time.
 
         Raises:
@@ -88,7 +90,9 @@ class Table(ABC):
         Raises:
             ValueError: if it holds neither.
         """
-        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+        content, path = (
+            (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+        )
         if isinstance(content, str):
             content, path = None, content
         if content is not None:

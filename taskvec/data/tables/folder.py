@@ -63,7 +63,9 @@ class FolderTable(Table):
                 if _hidden(name):
                     continue
                 if path.suffix.lower() not in SUFFIXES:
-                    raise UserError(f"{self.owner}: {path} is no image (by its suffix); take it out")
+                    raise UserError(
+                        f"{self.owner}: {path} is no image (by its suffix); take it out"
+                    )
                 yield path.relative_to(self.files[0]).as_posix()
 
     @property
@@ -92,7 +94,9 @@ class FolderTable(Table):
         labels = pa.DictionaryArray.from_arrays(classes, words)
         return pa.chunked_array([labels])
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+    def batches(
+        self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH
+    ) -> Iterator[Batch]:
         """Yield the wanted rows."""
         whole = {name: self.column(name).chunk(0) for name in columns}
         for start in range(0, len(rows), size):

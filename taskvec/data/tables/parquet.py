@@ -38,7 +38,9 @@ class ParquetTable(Table):
         for path, stored in zip(self.files, self._stored, strict=True):
             self._same_as_first(path, stored)
         if len(self) > MAX_ROWS:
-            raise UserError(f"{owner}: {self.place} holds {len(self):,} rows, more than {MAX_ROWS:,}")
+            raise UserError(
+                f"{owner}: {self.place} holds {len(self):,} rows, more than {MAX_ROWS:,}"
+            )
 
     def _same_as_first(self, path: Path, stored: pa.Schema) -> None:
         first = self._stored[0]
@@ -47,7 +49,9 @@ class ParquetTable(Table):
         for column in stored.names:
             own = feature_names(stored.metadata, column)
             if own != feature_names(first.metadata, column):
-                raise UserError(f"{self.owner}: {path} has other class names of {column!r} than {self.files[0]}")
+                raise UserError(
+                    f"{self.owner}: {path} has other class names of {column!r} than {self.files[0]}"
+                )
 
     @cached_property
     def _stored(self) -> list[pa.Schema]:
@@ -61,7 +65,9 @@ class ParquetTable(Table):
                 found.append(parquet.read_metadata(path))
             except ERRORS as error:
                 reason = first_line(error)
-                raise UserError(f"{self.owner}: {path} is not a readable Parquet file: {reason}") from error
+                raise UserError(
+                    f"{self.owner}: {path} is not a readable Parquet file: {reason}"
+                ) from error
         return found
 
     @property
@@ -90,7 +96,9 @@ class ParquetTable(Table):
         column = pa.chunked_array(found, None if found else kind)
         return coded(column) if is_text(kind) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+    def batches(
+        self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH
+    ) -> Iterator[Batch]:
         """Yield columns of the wanted rows; row groups without any are passed over."""
         first = 0
         for path, metadata in zip(self.files, self._metadata, strict=True):
@@ -103,12 +111,18 @@ class ParquetTable(Table):
                 raise self.damaged(error, path) from error
             first += metadata.num_rows
 
-    def _open(self, path: Path, metadata: parquet.FileMetaData, columns: Sequence[str]) -> parquet.ParquetFile:
+    def _open(
+        self, path: Path, metadata: parquet.FileMetaData, columns: Sequence[str]
+    ) -> parquet.ParquetFile:
         inside = tuple(f"{column}." for column in columns)
         coded_leaves = [leaf for leaf in self._leaves if leaf in columns or leaf.startswith(inside)]
         # one page at a time instead of a whole row group's compressed bytes
         return parquet.ParquetFile(
-            path, metadata=metadata, read_dictionary=coded_leaves, buffer_size=1 << 20, pre_buffer=False
+            path,
+            metadata=metadata,
+            read_dictionary=coded_leaves,
+            buffer_size=1 << 20,
+            pre_buffer=False,
         )
 
     @cached_property
@@ -137,7 +151,9 @@ class ParquetTable(Table):
         return True
 
 
-def _chunk(group: parquet.RowGroupMetaData, names: Sequence[str]) -> parquet.ColumnChunkMetaData | None:
+def _chunk(
+    group: parquet.RowGroupMetaData, names: Sequence[str]
+) -> parquet.ColumnChunkMetaData | None:
     """Return the first column of a row group that has one of some names."""
     for index in range(group.num_columns):
         chunk = group.column(index)
@@ -146,7 +162,9 @@ def _chunk(group: parquet.RowGroupMetaData, names: Sequence[str]) -> parquet.Col
     return None
 
 
-def _wanted(file: parquet.ParquetFile, columns: Sequence[str], rows: np.ndarray, size: int) -> Iterator[Batch]:
+def _wanted(
+    file: parquet.ParquetFile, columns: Sequence[str], rows: np.ndarray, size: int
+) -> Iterator[Batch]:
     """Yield columns of the wanted rows of one file."""
     start = 0
     for group in range(file.num_row_groups):
@@ -154,7 +172,9 @@ def _wanted(file: parquet.ParquetFile, columns: Sequence[str], rows: np.ndarray,
         if not len(among(rows, start, count)):
             start += count
             continue
-        for batch in file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
+        for batch in file.iter_batches(
+            size, row_groups=[group], columns=list(columns), use_threads=False
+        ):
             own = among(rows, start, len(batch))
             if len(own):
                 inside = pa.array(own - start)

@@ -18,7 +18,16 @@ from typing import Any, ClassVar, TextIO
 import numpy as np
 import pyarrow as pa
 
-from taskvec.data.tables.base import BATCH, MAX_ROWS, Batch, Table, among, coded, first_line, is_text
+from taskvec.data.tables.base import (
+    BATCH,
+    MAX_ROWS,
+    Batch,
+    Table,
+    among,
+    coded,
+    first_line,
+    is_text,
+)
 from taskvec.errors import UserError
 
 Record = Mapping[str, Any]
@@ -63,7 +72,9 @@ class PlainTable(Table):
         column = pa.chunked_array(found, kind)
         return coded(column) if is_text(kind) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+    def batches(
+        self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH
+    ) -> Iterator[Batch]:
         """Yield columns of the wanted rows."""
         start = 0
         records = self._records()
@@ -86,7 +97,9 @@ class PlainTable(Table):
             return pa.array(values, kind)
         except ERRORS as error:
             reason = first_line(error)
-            raise UserError(f"{self.owner}: {self.place} mixes values of different types: {reason}") from error
+            raise UserError(
+                f"{self.owner}: {self.place} mixes values of different types: {reason}"
+            ) from error
 
     def _records(self) -> Iterator[Record]:
         for path in self.files:
@@ -148,7 +161,9 @@ class CsvTable(PlainTable):
             if not cells:
                 continue  # an empty line, such as the last one of many editors
             if len(cells) != len(names):
-                raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the header {len(names)}")
+                raise ValueError(
+                    f"line {reader.line_num} has {len(cells)} cells, the header {len(names)}"
+                )
             yield dict(zip(names, cells, strict=True))
 
 

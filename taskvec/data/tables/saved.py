@@ -52,7 +52,9 @@ class DatasetTable(Table):
         column = self._read(lambda: self.dataset.select_columns([name])[:])[name]
         return coded(column) if is_text(column.type) else column
 
-    def batches(self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH) -> Iterator[Batch]:
+    def batches(
+        self, columns: Sequence[str], rows: np.ndarray, size: int = BATCH
+    ) -> Iterator[Batch]:
         """Yield the wanted rows; no others are read."""
         narrowed = self.dataset.select_columns(list(columns))
         for start in range(0, len(rows), size):
@@ -72,7 +74,10 @@ class DatasetTable(Table):
         stored = self.dataset.data.table[column]
         if not types.is_struct(stored.type):
             return stored.null_count == 0
-        return all(chunk.null_count == 0 and chunk.field("bytes").null_count == 0 for chunk in stored.chunks)
+        return all(
+            chunk.null_count == 0 and chunk.field("bytes").null_count == 0
+            for chunk in stored.chunks
+        )
 
 
 def open_saved(owner: str, folder: Path) -> DatasetTable:
@@ -86,6 +91,8 @@ def open_saved(owner: str, folder: Path) -> DatasetTable:
     try:
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever the library makes of a damaged folder
-        raise UserError(f"{owner}: {folder} cannot be read by datasets: {first_line(error)}") from error
+        raise UserError(
+            f"{owner}: {folder} cannot be read by datasets: {first_line(error)}"
+        ) from error
     files = sorted(path for path in folder.iterdir() if path.suffix in (".arrow", ".json"))
     return DatasetTable(owner, dataset, files, str(folder))

@@ -39,9 +39,13 @@ class AnswerNode(Node):
         """Ask."""
         base = self.composition.base
         owner = f"question {self.question.kind}"
-        answers = {name: self.needed[need].value(work) for name, need in self.cell.answers().items()}
+        answers = {
+            name: self.needed[need].value(work) for name, need in self.cell.answers().items()
+        }
         mode = self.composition.mode
-        given = Given(work, self.scope, self.needed, base, base, owner, forward=mode, answers=answers)
+        given = Given(
+            work, self.scope, self.needed, base, base, owner, forward=mode, answers=answers
+        )
         composition = self.composition.value(work)
         vectors = self.composition.signed(work) if self.question.of_vectors else []
         with untouched(self.question, owner, work, base):

@@ -52,4 +52,6 @@ class Base(Node):
         """Return the hash of the editable weights, which ties vectors to them."""
         from taskvec.vectors import weights_hash
 
-        return work.keep_as(f"{self.fingerprint}/hash", lambda: weights_hash(self.value(work).parameters))
+        return work.keep_as(
+            f"{self.fingerprint}/hash", lambda: weights_hash(self.value(work).parameters)
+        )

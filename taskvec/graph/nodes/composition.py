@@ -12,7 +12,17 @@ from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
 from taskvec.merge.base import Merge
-from taskvec.needs import AnswerOf, Examples, ForwardMode, Merged, Need, Scope, Signed, Vector, tasks_of
+from taskvec.needs import (
+    AnswerOf,
+    Examples,
+    ForwardMode,
+    Merged,
+    Need,
+    Scope,
+    Signed,
+    Vector,
+    tasks_of,
+)
 from taskvec.protocols.base import Learning
 
 if TYPE_CHECKING:
@@ -47,7 +57,9 @@ class CompositionNode(Node):
     @property
     def label(self) -> str:
         """The merge and its tasks."""
-        tasks = dict.fromkeys(task for expression in self.expressions for task in tasks_of(expression))
+        tasks = dict.fromkeys(
+            task for expression in self.expressions for task in tasks_of(expression)
+        )
         name = "sum" if self.merge is None else self.merge.kind
         return f"{name} of {'+'.join(tasks) if tasks else 'nothing'}"
 
@@ -104,7 +116,9 @@ class CompositionNode(Node):
         if self.stored:
             content = work.get(self)
             moved = {name: tensor.to(work.device) for name, tensor in content.tensors.items()}
-            made = self.merge.restore(self.base.value(work).parameters, moved, content.meta["composition"])
+            made = self.merge.restore(
+                self.base.value(work).parameters, moved, content.meta["composition"]
+            )
         else:
             made = self.make(work)
         made.forward = self.mode
@@ -130,6 +144,8 @@ class MergedVector(VectorNode):
         if direction is None:
             merge = self.composition.merge
             name = "sum" if merge is None else merge.kind
-            raise UserError(f"merge={name} does not give one vector, which a transform with on=merged or a start wants")
+            raise UserError(
+                f"merge={name} does not give one vector, which a transform with on=merged or a start wants"
+            )
         expression: Merged = self.expression
         return self.packed(work, direction, {"parts": len(expression.parts)})

@@ -33,5 +33,7 @@ class Prepared(Base):
 
     def load(self, work: Work) -> Any:
         """Return the changed model."""
-        given = Given(work, self.scope, self.needed, self.target, self.of, f"transform={self.transform.kind}")
+        given = Given(
+            work, self.scope, self.needed, self.target, self.of, f"transform={self.transform.kind}"
+        )
         return self.transform.prepare(self.of.value(work), given)

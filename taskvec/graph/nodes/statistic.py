@@ -80,12 +80,26 @@ class StatisticNode(Node):
             labels = view.labels()
         if self.other is None:
             batches, head = Batches(view), view.head
-            return collect(model, batches, statistics, parameters=parameters, head=head, labels=labels, observe=observe)
+            return collect(
+                model,
+                batches,
+                statistics,
+                parameters=parameters,
+                head=head,
+                labels=labels,
+                observe=observe,
+            )
         source, source_view = self.other.value(work), self.other_rows.value(work)
         sides, heads = (source, model), (source_view.head, view.head)
         batches = Batches(source_view, view)
         return collect(
-            sides, batches, statistics, parameters=(None, parameters), head=heads, labels=labels, observe=observe
+            sides,
+            batches,
+            statistics,
+            parameters=(None, parameters),
+            head=heads,
+            labels=labels,
+            observe=observe,
         )
 
     def _packed(self, value: Any) -> Content:

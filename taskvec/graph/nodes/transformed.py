@@ -40,7 +40,15 @@ class FitNode(Node):
     def given(self, work: Work) -> Given:
         """Return what the transform works with."""
         owner = f"transform.{self.name}"
-        return Given(work, self.scope, self.needed, self.base, self.origin, owner, seed=self.transform.seed or 0)
+        return Given(
+            work,
+            self.scope,
+            self.needed,
+            self.base,
+            self.origin,
+            owner,
+            seed=self.transform.seed or 0,
+        )
 
     def guarded(self, work: Work) -> AbstractContextManager[None]:
         """Return the check that the transform leaves both models alone."""

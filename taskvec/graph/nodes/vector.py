@@ -42,7 +42,9 @@ class VectorNode(Node):
         from taskvec.vectors import TaskVector
 
         content = work.get(self)
-        deltas = {name: tensor for name, tensor in content.tensors.items() if not name.startswith(HEAD)}
+        deltas = {
+            name: tensor for name, tensor in content.tensors.items() if not name.startswith(HEAD)
+        }
         return TaskVector.unpack(deltas, content.meta["vector"], base_hash=self.base.hash(work))
 
     def packed(self, work: Work, vector: TaskVector, more: Mapping[str, Any]) -> Content:
@@ -87,7 +89,9 @@ class TunedVector(VectorNode):
         )  # fmt: skip
         with untouched(self.method, f"finetune={self.method.kind}", work, self.base):
             learned = self.method.learn(given)
-        content = self.packed(work, learned.vector, {"curve": learned.curve, "report": learned.report})
+        content = self.packed(
+            work, learned.vector, {"curve": learned.curve, "report": learned.report}
+        )
         heads = {HEAD + task: head.cpu() for task, head in learned.heads.items()}
         return Content({**content.tensors, **heads}, content.meta)
 

@@ -68,9 +68,13 @@ class Adapter(Component):
         """
         named = f"merge.adapter={self.kind}"
         if not all(examples.labels for examples in scope.learning):
-            raise UserError(f"{named} learns from labels, and the protocol grants examples without; leave it out")
+            raise UserError(
+                f"{named} learns from labels, and the protocol grants examples without; leave it out"
+            )
         if "zero_shot_heads" not in scope.backbone.gives:
-            raise UserError(f"{named} works on features under a zero-shot head, which the backbone does not give")
+            raise UserError(
+                f"{named} works on features under a zero-shot head, which the backbone does not give"
+            )
 
     @abstractmethod
     def fit(self, shots: Shots, seed: int) -> dict[str, Tensor]:
@@ -115,4 +119,5 @@ def chosen(value: Any) -> Any:
     return entry.schema.model_validate(dict(value))
 
 
-ChosenAdapter = Annotated[SerializeAsAny[Adapter], BeforeValidator(chosen)]  # a field that takes a name
+# A field that takes a name
+ChosenAdapter = Annotated[SerializeAsAny[Adapter], BeforeValidator(chosen)]

@@ -30,7 +30,12 @@ class LinearProbe(Adapter):
         from taskvec.training.schedule import Schedule
 
         features, count = shots.features, shots.logits.shape[1]
-        leaves = {"linear": features.new_zeros(count, features.shape[1]), "bias": features.new_zeros(count)}
+        leaves = {
+            "linear": features.new_zeros(count, features.shape[1]),
+            "bias": features.new_zeros(count),
+        }
         fixed = {"mix": features.new_zeros(count)}
-        schedule = Schedule(lr=self.lr, steps=self.steps, weight_decay=self.weight_decay, clip_norm=None)
+        schedule = Schedule(
+            lr=self.lr, steps=self.steps, weight_decay=self.weight_decay, clip_norm=None
+        )
         return train_readout(leaves, [Group(leaves)], lambda: leaves | fixed, shots, schedule)

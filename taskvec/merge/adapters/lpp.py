@@ -31,5 +31,7 @@ class LPP(Adapter):
         """Train on frozen features."""
         from taskvec.merge.adapters.lpp_steps import start, train
 
-        found = train(start(shots), shots, steps=self.steps, momentum=self.momentum, alternate=self.alternate)
+        found = train(
+            start(shots), shots, steps=self.steps, momentum=self.momentum, alternate=self.alternate
+        )
         return {"linear": found.linear, "bias": found.bias, "mix": found.mix}

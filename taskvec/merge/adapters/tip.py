@@ -80,4 +80,10 @@ class TipF(Tip):
 
         leaves = self.start(shots)
         schedule = Schedule(lr=self.lr, steps=self.epochs, eps=self.eps, clip_norm=None)
-        return train_readout(leaves, self.groups(leaves, self.lr), lambda: self.readout(leaves, shots), shots, schedule)
+        return train_readout(
+            leaves,
+            self.groups(leaves, self.lr),
+            lambda: self.readout(leaves, shots),
+            shots,
+            schedule,
+        )

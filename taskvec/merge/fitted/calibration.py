@@ -23,5 +23,7 @@ def of_each(what: Component, given: Given, vectors: int, examples: int, owner: s
     """
     tasks = given.scope.tasks
     if len(tasks) != vectors:
-        raise UserError(f"merge={owner} takes one vector for each task, not {vectors} vectors for {len(tasks)} tasks")
+        raise UserError(
+            f"merge={owner} takes one vector for each task, not {vectors} vectors for {len(tasks)} tasks"
+        )
     return [given[calibrated(what, given.scope, task, examples)] for task in tasks]

@@ -45,8 +45,14 @@ class Fisher(TensorWise):
 
     grid = AS_IT_IS
     conventions = (
-        Convention("the paper", "merge.outcome=every", "the Fisher information; signed estimates it in one pass"),
-        Convention("MergeLM, FusionBench", "merge.batch=16", "they square the summed gradient of a batch"),
+        Convention(
+            "the paper",
+            "merge.outcome=every",
+            "the Fisher information; signed estimates it in one pass",
+        ),
+        Convention(
+            "MergeLM, FusionBench", "merge.batch=16", "they square the summed gradient of a batch"
+        ),
     )
 
     def needs(self, scope: Scope) -> Needs:

@@ -50,7 +50,9 @@ class RegMean(TensorWise):
         """Return each vector's moments by layer name."""
         return of_each(self._moments(), given, len(deltas), self.examples, self.kind)
 
-    def merge(self, piece: Piece, given: Given | None, surveyed: Sequence[Mapping[str, Any]]) -> Tensor:
+    def merge(
+        self, piece: Piece, given: Given | None, surveyed: Sequence[Mapping[str, Any]]
+    ) -> Tensor:
         """Return the regression of a layer's weight, or the mean of another parameter."""
         from taskvec.merge.fitted.solve import regression, shrunk
 

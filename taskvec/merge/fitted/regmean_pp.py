@@ -45,7 +45,9 @@ class RegMeanPlusPlus(Merge):
 
         deltas = self.checked(vectors)
         views = [given[self._rows(signed.tasks[0])] for signed in vectors]
-        return Scaled(base, solve_blocks(given.source, deltas, views, self.off_diagonal, given.observe))
+        return Scaled(
+            base, solve_blocks(given.source, deltas, views, self.off_diagonal, given.observe)
+        )
 
     def _rows(self, task: str) -> Examples:
         return Examples(task, "train", "calibration", budget=Budget(count=self.examples))

@@ -55,14 +55,18 @@ class AdaMerging(Merge):
     draws: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = (
         Convention(
-            "the authors' code, layer-wise", "", "it learns on unlabelled test images: protocol.transductive=true"
+            "the authors' code, layer-wise",
+            "",
+            "it learns on unlabelled test images: protocol.transductive=true",
         ),
         Convention("the authors' code, task-wise", "merge.by=vector"),
         Convention("AdaMerging++", "merge.trim=0.2"),
         Convention("FusionBench", "merge.clamp=false merge.schedule.steps=1000"),
     )
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(
+        self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given
+    ) -> Composition:
         """Learn the coefficients on ``given.learning`` and return the vector they make."""
         from taskvec.merge.learned.composition import Learned, record
         from taskvec.merge.learned.learning import Learner
@@ -81,7 +85,9 @@ class AdaMerging(Merge):
         report = self._report(tasks, trained, curve)
         return Learned(base, trained.vector(), trained.coefficients.detach(), meta, report=report)
 
-    def restore(self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping) -> Composition:
+    def restore(
+        self, base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping
+    ) -> Composition:
         """Return a stored composition again."""
         from taskvec.merge.learned.composition import Learned
 
@@ -97,7 +103,9 @@ class AdaMerging(Merge):
         trim = Ties(density=self.trim)
         return [trim.merged(base, [delta], given) for delta in deltas]
 
-    def _report(self, tasks: Sequence[str], trained: Any, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    def _report(
+        self, tasks: Sequence[str], trained: Any, curve: Sequence[Mapping[str, float]]
+    ) -> dict[str, Any]:
         """Return the coefficients by task (and tensor) and the curve."""
         found: dict[str, Any] = {}
         for task, row in zip(tasks, trained.coefficients.tolist(), strict=True):

@@ -42,7 +42,11 @@ class Jointly:
 
     def named(self) -> dict[str, Tensor]:
         """Return all leaves as TASK/NAME."""
-        return {f"{task}/{name}": leaf for task, own in self.leaves.items() for name, leaf in own.items()}
+        return {
+            f"{task}/{name}": leaf
+            for task, own in self.leaves.items()
+            for name, leaf in own.items()
+        }
 
 
 def fitted(adapter: Adapter, learner: Learner, seed: int) -> dict[str, dict[str, Tensor]]:

@@ -87,17 +87,29 @@ class Atlas(Merge):
     learned: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = (
-        Convention("the authors' code", "merge.faithful=true", "vectors, products and sums in float16"),
+        Convention(
+            "the authors' code", "merge.faithful=true", "vectors, products and sums in float16"
+        ),
         Convention("the authors' research branch, --attn", "merge.qkv=split"),
-        Convention("aTLAS x K, released code", "merge.parts=5 merge.matrices=true merge.share_parts=true", "K = 5"),
+        Convention(
+            "aTLAS x K, released code",
+            "merge.parts=5 merge.matrices=true merge.share_parts=true",
+            "K = 5",
+        ),
     )
 
     @model_validator(mode="after")
     def _cuts_whole_blocks(self) -> Self:
         if self.parts > 1 and self.by in {"rows", "columns"}:
-            raise ValueError(f"parts: only whole tensors or vectors are cut into random parts, not {self.by}")
-        if self.lora == "factor" and (self.parts > 1 or self.by != "tensor" or self.budget or self.faithful):
-            raise ValueError("lora: factor gives each factor one coefficient; leave by, parts, budget, faithful out")
+            raise ValueError(
+                f"parts: only whole tensors or vectors are cut into random parts, not {self.by}"
+            )
+        if self.lora == "factor" and (
+            self.parts > 1 or self.by != "tensor" or self.budget or self.faithful
+        ):
+            raise ValueError(
+                "lora: factor gives each factor one coefficient; leave by, parts, budget, faithful out"
+            )
         return self
 
     @property
@@ -123,7 +135,9 @@ class Atlas(Merge):
 
         return [Statistics(Gradient(), examples, side=scope.side) for examples in scope.learning]
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(
+        self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given
+    ) -> Composition:
         """Learn the coefficients on ``given.learning`` and return the vector they make."""
         from taskvec.merge.learned.atlas_steps import learn
 

@@ -107,7 +107,9 @@ def _train(merge: Any, learner: Learner, jointly: Jointly | None, seed: int) -> 
     return {"curve": curve, "epoch": keeper.epoch, "validation": keeper.scores}
 
 
-def _readouts(merge: Any, learner: Learner, jointly: Jointly | None, seed: int) -> dict[str, dict[str, Tensor]]:
+def _readouts(
+    merge: Any, learner: Learner, jointly: Jointly | None, seed: int
+) -> dict[str, dict[str, Tensor]]:
     """Return the adapter's tensors by task: those that were trained along, or else fitted to the learned model."""
     if jointly:
         return detached(jointly.readouts())

@@ -35,7 +35,9 @@ class Chosen:
         return Chosen(deltas, labels, {"chosen": labels})
 
 
-def chosen(merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given, cut: Blocks) -> Chosen:
+def chosen(
+    merge: Any, base: Tensors, vectors: Sequence[Signed], given: Given, cut: Blocks
+) -> Chosen:
     """Return the vectors within a merge's budget."""
     offered = _offered(merge, base, vectors, given)
     if merge.budget is None or merge.budget >= len(offered.deltas):

@@ -91,9 +91,15 @@ def recomposed(
         UserError: if base, vectors or blocks are not those of the coefficients.
     """
     present = record(base, vectors, blocks)
-    for key, what in ((BASE_HASH, "base weights"), ("vectors", "task vectors"), ("blocks", "blocks")):
+    for key, what in (
+        (BASE_HASH, "base weights"),
+        ("vectors", "task vectors"),
+        ("blocks", "blocks"),
+    ):
         if _as_json(present[key]) != _as_json(meta[key]):
-            raise UserError(f"the coefficients were learned for other {what}; compose them with those they belong to")
+            raise UserError(
+                f"the coefficients were learned for other {what}; compose them with those they belong to"
+            )
     again = Coefficients(base, [signed.delta for signed in vectors], blocks)
     again.coefficients.data.copy_(coefficients)
     return again.vector()
@@ -109,4 +115,8 @@ def _as_json(value: Any) -> Any:
 
 
 def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -64,7 +64,9 @@ class Learner:
         else:
             # The authors' epoch ends with the shortest loader where losses are summed (spec 6.3).
             span = "shortest" if total == "sum" else "longest"
-            self.steps = Together(self.objective, self.views, schedule, seed, total=total, span=span)
+            self.steps = Together(
+                self.objective, self.views, schedule, seed, total=total, span=span
+            )
 
         # An epoch of few examples sees them repeatedly.
         self.steps.per_epoch *= math.ceil(schedule.shortest_epoch / self.steps.per_epoch)
@@ -225,10 +227,14 @@ def judge_of(learner: Learner) -> Callable[[], float | None]:
 
         return forgotten
     if rule.kind not in {"highest_accuracy", "highest_normalised"}:
-        raise UserError(f"a learned merge cannot choose its epoch by {rule.kind}; set merge.select=last")
+        raise UserError(
+            f"a learned merge cannot choose its epoch by {rule.kind}; set merge.select=last"
+        )
     denominators = dict.fromkeys((need.task for need in needs), 1.0)
     if rule.kind == "highest_normalised":
-        denominators = {task: answers[f"individual/{task}"].selection[1.0][task] for task in denominators}
+        denominators = {
+            task: answers[f"individual/{task}"].selection[1.0][task] for task in denominators
+        }
 
     def learned() -> float:
         found = accuracies(learner, needs)

@@ -10,7 +10,9 @@ from taskvec.errors import UserError
 from taskvec.models.layers import LinearLayer
 
 
-def norm_names(module: nn.Module, names: Iterable[str], layers: Sequence[LinearLayer], spare: int) -> list[str]:
+def norm_names(
+    module: nn.Module, names: Iterable[str], layers: Sequence[LinearLayer], spare: int
+) -> list[str]:
     """Return the editable parameters of norms but those inside the last ``spare`` transformer blocks.
 
     A norm is a module whose class is named so (LayerNorm, RMSNorm, ...).
@@ -20,7 +22,9 @@ def norm_names(module: nn.Module, names: Iterable[str], layers: Sequence[LinearL
     """
     blocks = sorted({layer.block for layer in layers if layer.block is not None})
     spared = blocks[-spare:] if spare else []
-    inside = tuple(_block_prefix(layer.name, layer.block) for layer in layers if layer.block in spared)
+    inside = tuple(
+        _block_prefix(layer.name, layer.block) for layer in layers if layer.block in spared
+    )
     editable, found = set(names), []
     for path, child in module.named_modules():
         is_norm = type(child).__name__.endswith("Norm")

@@ -28,16 +28,22 @@ def pictures(
             line = [own.get(depth, 0.0) for depth in depths]
             grid.append(line)
         shown = [str(depth) for depth in depths]
-        found["by_depth"] = _heat("mean size of coefficients, by role and depth", list(sizes), shown, grid)
+        found["by_depth"] = _heat(
+            "mean size of coefficients, by role and depth", list(sizes), shown, grid
+        )
     return {name: picture.data() for name, picture in found.items()}
 
 
 def means(coefficients: Tensor, blocks: Blocks) -> dict[str, Tensor]:
     """Return each parameter's coefficients [n], the mean over its columns."""
-    return {name: coefficients[:, layout.columns].mean(1) for name, layout in blocks.layouts.items()}
+    return {
+        name: coefficients[:, layout.columns].mean(1) for name, layout in blocks.layouts.items()
+    }
 
 
-def by_depth(by_name: Mapping[str, Tensor], layers: Sequence[LinearLayer]) -> dict[str, dict[int, float]]:
+def by_depth(
+    by_name: Mapping[str, Tensor], layers: Sequence[LinearLayer]
+) -> dict[str, dict[int, float]]:
     """Return the mean absolute coefficient of the weights of linear layers by role and transformer block."""
     gathered: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
@@ -54,6 +60,8 @@ def by_depth(by_name: Mapping[str, Tensor], layers: Sequence[LinearLayer]) -> di
     return found
 
 
-def _heat(title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Heat:
+def _heat(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
+) -> Heat:
     lines = tuple(tuple(line) for line in values)
     return Heat(title=title, rows=tuple(rows), columns=tuple(columns), values=lines)

@@ -31,7 +31,9 @@ class Search(Config):
         from importlib.util import find_spec
 
         if find_spec(LIBRARY) is None:
-            raise UserError("merge.search wants the nevergrad library; pip install 'taskvec[search]'")
+            raise UserError(
+                "merge.search wants the nevergrad library; pip install 'taskvec[search]'"
+            )
 
 
 def search(learner: Learner, settings: Search, seed: int) -> list[dict[str, float]]:
@@ -51,7 +53,9 @@ def search(learner: Learner, settings: Search, seed: int) -> list[dict[str, floa
     space.random_state.seed(seed)
     known = nevergrad.optimizers.registry
     if settings.optimiser not in known:
-        raise UserError(f"merge.search.optimiser: nevergrad has no {settings.optimiser!r}; NGOpt chooses by itself")
+        raise UserError(
+            f"merge.search.optimiser: nevergrad has no {settings.optimiser!r}; NGOpt chooses by itself"
+        )
     optimiser = known[settings.optimiser](space, budget=settings.budget)
     curve = []
     for step in range(1, settings.budget + 1):

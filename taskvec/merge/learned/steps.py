@@ -58,7 +58,9 @@ class Together:
         most = max(len(batches) for batches in by_task.values())
         found = []
         for number in range(most):
-            parts = {task: batches[number] for task, batches in by_task.items() if number < len(batches)}
+            parts = {
+                task: batches[number] for task, batches in by_task.items() if number < len(batches)
+            }
             found.append(OfAll(parts))
         return found
 
@@ -74,14 +76,18 @@ class Together:
         """Return each task's state before an epoch."""
         found = {}
         for task, view in self.views.items():
-            found[task] = self.objective.epoch(logits_of, {task: view}, epoch, epochs, state.get(task, {}))
+            found[task] = self.objective.epoch(
+                logits_of, {task: view}, epoch, epochs, state.get(task, {})
+            )
         return found
 
 
 class Joint(Together):
     """The steps of an objective that plays tasks against each other, as it makes them."""
 
-    def __init__(self, objective: Objective, views: Mapping[str, View], schedule: Schedule, seed: int):
+    def __init__(
+        self, objective: Objective, views: Mapping[str, View], schedule: Schedule, seed: int
+    ):
         self.objective, self.views = objective, views
         self.own = objective.steps(views, schedule, seed)
         self.per_epoch = self.own.per_epoch

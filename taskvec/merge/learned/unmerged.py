@@ -57,7 +57,9 @@ class Unmerged(_WithoutVectors):
             self.adapter.check(scope)
         return ()
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(
+        self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given
+    ) -> Composition:
         """Fit the adapter to the features of theta_0."""
         from taskvec.merge.learned.adapted import fitted
         from taskvec.merge.learned.composition import Learned, record
@@ -70,7 +72,9 @@ class Unmerged(_WithoutVectors):
         learner = Learner(given, nothing, self.schedule, seed)
         readouts = fitted(self.adapter, learner, seed) if self.adapter else {}
         meta = record(base, [], nothing.blocks)
-        return Learned(base, nothing.vector(), nothing.coefficients.detach(), meta, readouts=readouts)
+        return Learned(
+            base, nothing.vector(), nothing.coefficients.detach(), meta, readouts=readouts
+        )
 
 
 class NormSchedule(Schedule):
@@ -100,7 +104,9 @@ class Norms(_WithoutVectors):
     objective: ChosenObjective | None = None
     schedule: NormSchedule = NormSchedule()
 
-    def compose(self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given) -> Composition:
+    def compose(
+        self, base: Mapping[str, Tensor], vectors: Sequence[Signed], given: Given
+    ) -> Composition:
         """Train the norms by the objective."""
         from taskvec.merge.learned.composition import Learned, record
         from taskvec.merge.learned.learning import Learner
@@ -115,4 +121,6 @@ class Norms(_WithoutVectors):
         meta = record(base, [], Blocks({}, 0))
         report = {"curve": curve, "trained": len(names)}
         coefficients = next(iter(base.values())).new_zeros(0, 0)
-        return Learned(base, trained.vector(), coefficients, meta, notes=learner.notes(), report=report)
+        return Learned(
+            base, trained.vector(), coefficients, meta, notes=learner.notes(), report=report
+        )

@@ -35,7 +35,11 @@ class ConsensusTa(TensorWise):
     density: float = Field(0.2, gt=0, le=1)
 
     conventions = (
-        Convention("the paper (Consensus TA)", "", "its thresholds are chosen for each task from 0.2 to 0.6"),
+        Convention(
+            "the paper (Consensus TA)",
+            "",
+            "its thresholds are chosen for each task from 0.2 to 0.6",
+        ),
         Convention("the paper (Consensus TIES)", "merge.shared=ties"),
     )
 
@@ -60,5 +64,7 @@ class ConsensusTa(TensorWise):
         if isinstance(self.threshold, float):
             return (self.threshold,) * count
         if len(self.threshold) != count:
-            raise UserError(f"merge.threshold holds {len(self.threshold)} numbers, there are {count} task vectors")
+            raise UserError(
+                f"merge.threshold holds {len(self.threshold)} numbers, there are {count} task vectors"
+            )
         return self.threshold

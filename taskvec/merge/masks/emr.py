@@ -41,7 +41,9 @@ class Emr(Merge):
         from taskvec.vectors import TaskVector
 
         deltas = self.checked(vectors)
-        unified = {name: merge_parameter(unify, "entry", name, base, deltas) for name in names_of(deltas)}
+        unified = {
+            name: merge_parameter(unify, "entry", name, base, deltas) for name in names_of(deltas)
+        }
         masks = {}
         for signed, own in zip(vectors, deltas, strict=True):
             mask = _mask(own, unified)

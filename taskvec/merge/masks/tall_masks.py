@@ -34,7 +34,12 @@ class TallMasks(Merge):
     conventions = (
         Convention("the paper", "", "the threshold is chosen for each task on validation data"),
         Convention("the paper on TIES", "merge.shared=ties"),
-        Convention("FusionBench's helper", "", "it compares |theta_0 - tau_t|, which is no task vector", offered=False),
+        Convention(
+            "FusionBench's helper",
+            "",
+            "it compares |theta_0 - tau_t|, which is no task vector",
+            offered=False,
+        ),
     )
 
     def compose(self, base: Tensors, vectors: Sequence[Signed], given: Given) -> Composition:

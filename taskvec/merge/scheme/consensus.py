@@ -45,7 +45,10 @@ def _scaled(part: Tensor, weight: float) -> Tensor:
 
 
 def elected(
-    parts: Sequence[Tensor], weights: Sequence[float], rules: Election, majority: Callable[[], float] | None
+    parts: Sequence[Tensor],
+    weights: Sequence[float],
+    rules: Election,
+    majority: Callable[[], float] | None,
 ) -> Tensor:
     """Return the entries that agree with the sign of their sum, combined (TIES steps 2 and 3).
 
@@ -73,7 +76,9 @@ def elected(
     return _agreeing(voters, sign, weights, rules)
 
 
-def _agreeing(voters: Sequence[Tensor], sign: Tensor, weights: Sequence[float], rules: Election) -> Tensor:
+def _agreeing(
+    voters: Sequence[Tensor], sign: Tensor, weights: Sequence[float], rules: Election
+) -> Tensor:
     chosen = torch.zeros_like(sign)
     shares = torch.zeros_like(sign)
     for part, weight in zip(voters, weights, strict=True):

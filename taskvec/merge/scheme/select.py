@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Pieces = Callable[[], Iterable[Tensor]]  # starts a pass over one array; its pieces are 1-D, all of one dtype
+# Starts a pass over one array; its pieces are 1-D, all of one dtype
+Pieces = Callable[[], Iterable[Tensor]]
 Together = Callable[[], Iterable[Sequence[Tensor]]]  # starts a pass over several arrays
 
 DIGIT = 16
@@ -119,7 +120,9 @@ def _number(key: int, layout: _Format) -> float:
     return torch.tensor(bits, dtype=layout.integers).view(layout.floats).item()
 
 
-def _histograms(pieces: Together, prefixes: Sequence[_Prefix], shift: int) -> dict[tuple[int, int | None], Tensor]:
+def _histograms(
+    pieces: Together, prefixes: Sequence[_Prefix], shift: int
+) -> dict[tuple[int, int | None], Tensor]:
     """Return, for each array and known bits, how many numbers with these bits have each next digit."""
     counts = {prefix.key: torch.zeros(BINS, dtype=torch.int64) for prefix in prefixes}
     for parts in pieces():

@@ -41,7 +41,9 @@ class Ranges(NamedTuple):
     balances: list[Range]
 
 
-def balances(deltas: Sequence[Tensor], magnitudes: Sequence[Range], *, normalised: bool) -> list[Tensor]:
+def balances(
+    deltas: Sequence[Tensor], magnitudes: Sequence[Range], *, normalised: bool
+) -> list[Tensor]:
     """Return b_t = exp(T N_t^2) tanh(tau_t * o), N_t the mapped magnitudes and o = sum_t tau_t.
 
     ``normalised``: o = sum_t sign(tau_t) N_t.
@@ -86,7 +88,9 @@ def all_entries(base: Tensors, deltas: Deltas) -> Iterator[list[Tensor]]:
             yield every(piece)
 
 
-def quantiles(runs: Callable[[], Iterable[Sequence[Tensor]]], count: int, low: int, high: int) -> list[Range]:
+def quantiles(
+    runs: Callable[[], Iterable[Sequence[Tensor]]], count: int, low: int, high: int
+) -> list[Range]:
     """Return the numbers of two ranks of each of ``count`` arrays."""
     wanted = []
     for array in range(count):

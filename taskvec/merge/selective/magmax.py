@@ -20,7 +20,11 @@ class MagMax(TensorWise):
     kind: Literal["magmax"] = "magmax"
 
     conventions = (
-        Convention("the paper, FusionBench", "", "the paper's vectors come from sequential fine-tuning; alpha 0.5"),
+        Convention(
+            "the paper, FusionBench",
+            "",
+            "the paper's vectors come from sequential fine-tuning; alpha 0.5",
+        ),
     )
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor:

@@ -36,7 +36,11 @@ class Pcb(TensorWise):
 
     grid = tuple(round(0.8 + 0.05 * step, 2) for step in range(11))  # 0.8, ..., 1.3
     conventions = (
-        Convention("the authors' pcb-merging.py", "", "alpha searched in 0.8 to 1.3, or 1.2; also ratio 0.05"),
+        Convention(
+            "the authors' pcb-merging.py",
+            "",
+            "alpha searched in 0.8 to 1.3, or 1.2; also ratio 0.05",
+        ),
         Convention(
             "the authors' pcb.py for vision, merge-and-rebase",
             "merge.tails=0.01 merge.ratio=0.05 merge.opponents=normalised",

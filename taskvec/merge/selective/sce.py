@@ -44,7 +44,11 @@ class Sce(TensorWise):
     grid = AS_IT_IS
     conventions = (
         Convention("the paper", "", "tau = 10 %"),
-        Convention("mergekit (sce)", "merge.select=1", "its default selects all; select_topk is merge.select"),
+        Convention(
+            "mergekit (sce)",
+            "merge.select=1",
+            "its default selects all; select_topk is merge.select",
+        ),
     )
 
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, Plan]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from taskvec.vectors import Tensors
 
 
-@register("merge", "breadcrumbs", paper="Davari and Belilovsky, ECCV 2024, arXiv 2312.06795, section 3")
+@register(
+    "merge", "breadcrumbs", paper="Davari and Belilovsky, ECCV 2024, arXiv 2312.06795, section 3"
+)
 class Breadcrumbs(Sparsified):
     """theta_0 + alpha * sum_t m_t * tau_t, m_t keeping the middle of each tensor's entries in the order of magnitude.
 
@@ -34,13 +36,23 @@ class Breadcrumbs(Sparsified):
     outliers: float = Field(0.007, ge=0, lt=1)
 
     conventions = (
-        Convention("the paper", "", "its beta and gamma are 1 - density - outliers and 1 - outliers: 85 % and 99.3 %"),
-        Convention("mergekit 0.1.5 (breadcrumbs)", "merge.outliers=0.01 merge.density=1", "no change by default"),
+        Convention(
+            "the paper",
+            "",
+            "its beta and gamma are 1 - density - outliers and 1 - outliers: 85 % and 99.3 %",
+        ),
+        Convention(
+            "mergekit 0.1.5 (breadcrumbs)",
+            "merge.outliers=0.01 merge.density=1",
+            "no change by default",
+        ),
         Convention(
             "mergekit 0.1.5 (breadcrumbs_ties)",
             "merge.outliers=0.01 merge.density=1 merge.consensus=elect merge.undecided=plus merge.divide=weights",
         ),
-        Convention("peft (magnitude_prune_svd)", "merge.outliers=0", "magnitude_prune: merge.of=factors"),
+        Convention(
+            "peft (magnitude_prune_svd)", "merge.outliers=0", "magnitude_prune: merge.of=factors"
+        ),
     )
 
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:

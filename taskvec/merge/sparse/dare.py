@@ -36,9 +36,15 @@ class Dare(Sparsified):
 
     draws = True
     conventions = (
-        Convention("the paper with task arithmetic, FusionBench", "", "FusionBench's DareSimpleAverage: alpha 1/T"),
+        Convention(
+            "the paper with task arithmetic, FusionBench",
+            "",
+            "FusionBench's DareSimpleAverage: alpha 1/T",
+        ),
         Convention("the paper with TIES, MergeLM's mask merging", "merge.consensus=elect"),
-        Convention("mergekit (dare_linear)", "merge.rescale=l1", "rescale: false is merge.rescale=none"),
+        Convention(
+            "mergekit (dare_linear)", "merge.rescale=l1", "rescale: false is merge.rescale=none"
+        ),
         Convention(
             "mergekit (dare_ties)",
             "merge.rescale=l1 merge.consensus=elect merge.undecided=plus merge.divide=weights",

@@ -41,7 +41,9 @@ class Della(Sparsified):
             "merge.spread=0.15 merge.rescale=l1 merge.undecided=plus merge.divide=weights",
             "it raises on numbers without an axis",
         ),
-        Convention("mergekit (della_linear)", "merge.spread=0.15 merge.rescale=l1 merge.consensus=sum"),
+        Convention(
+            "mergekit (della_linear)", "merge.spread=0.15 merge.rescale=l1 merge.consensus=sum"
+        ),
     )
 
     @model_validator(mode="after")

@@ -36,6 +36,9 @@ class Factored(Weighted):
         shapes: dict[str, Any] = {}
         for own in factors:
             shapes |= own
-        roots = [math.copysign(math.sqrt(abs(weight)), weight) for weight in self.weights_for(len(vectors))]
+        roots = [
+            math.copysign(math.sqrt(abs(weight)), weight)
+            for weight in self.weights_for(len(vectors))
+        ]
         inner = self.model_copy(update={"of": "deltas", "weights": tuple(roots)})
         return Scaled(base, products(inner.merged(shapes, factors, given)))

@@ -25,7 +25,9 @@ def of_vectors(vectors: Sequence[Signed]) -> list[dict[str, Tensor]]:
         for name, factor in own.items():
             shape = tuple(factor.shape)
             if shapes.setdefault(name, shape) != shape:
-                raise UserError(f"merge.of=factors: the ranks of {name} differ; use merge.of=deltas")
+                raise UserError(
+                    f"merge.of=factors: the ranks of {name} differ; use merge.of=deltas"
+                )
     return found
 
 
@@ -34,7 +36,9 @@ def _factors(signed: Signed) -> dict[str, Tensor]:
     dense = [name for name in signed.vector if name not in factors]
     if dense:
         label = label_of(signed.expression)
-        raise UserError(f"merge.of=factors: {label} holds {dense[0]} as a whole, without factors; use merge.of=deltas")
+        raise UserError(
+            f"merge.of=factors: {label} holds {dense[0]} as a whole, without factors; use merge.of=deltas"
+        )
     found = {}
     for name, product in factors.items():
         scale = product.scale * signed.sign

@@ -52,7 +52,9 @@ class Ties(Sparsified):
             "ties: the same with merge.of=factors",
         ),
         Convention(
-            "merge-and-rebase", "merge.kept=exact merge.density=1 merge.divide=weights", "no trimming by default"
+            "merge-and-rebase",
+            "merge.kept=exact merge.density=1 merge.divide=weights",
+            "no trimming by default",
         ),
     )
 
@@ -60,7 +62,9 @@ class Ties(Sparsified):
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
-            cuts = self._model_cuts(base, delta) if self.scope == "model" else self._tensor_cuts(delta)
+            cuts = (
+                self._model_cuts(base, delta) if self.scope == "model" else self._tensor_cuts(delta)
+            )
             found |= {(name, position): (cut,) for name, cut in cuts.items()}
         return found
 
@@ -76,7 +80,8 @@ class Ties(Sparsified):
         from taskvec.merge.scheme.sparsify import flat_cuts
 
         lengths = [delta[name].numel() for name in delta]
-        absent = sum(base[name].numel() for name in base if name not in delta)  # zeros, by declaration
+        # Zeros, by declaration
+        absent = sum(base[name].numel() for name in base if name not in delta)
 
         def pieces():
             return (piece for name in delta for piece in read(delta, name))

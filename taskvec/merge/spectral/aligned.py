@@ -37,7 +37,9 @@ class Aligned:
     vectors: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-def aligned(layers: Sequence[Layer], base: Tensors, vectors: Sequence[Signed], drop: float, scaled: bool) -> Aligned:
+def aligned(
+    layers: Sequence[Layer], base: Tensors, vectors: Sequence[Signed], drop: float, scaled: bool
+) -> Aligned:
     """Return diag(S) V_t^T of every vector and layer, or V_t^T with S left to the basis (not ``scaled``)."""
     found = Aligned(vectors=[{} for _ in vectors])
     for layer in layers:
@@ -81,7 +83,9 @@ class _Part:
         return block if self.right is None else block @ self.right
 
 
-def _align(found: Aligned, layer: Layer, parts: Sequence[_Part | None], drop: float, scaled: bool) -> None:
+def _align(
+    found: Aligned, layer: Layer, parts: Sequence[_Part | None], drop: float, scaled: bool
+) -> None:
     """Add a layer: the basis of all its parts' columns, and each part in it."""
     present = [part.columns for part in parts if part is not None]
     together = leading_svd(torch.cat(present, dim=1))

@@ -62,4 +62,5 @@ class IsoCts(MatrixWise):
         left_over = size - int(size * self.common)
         share = left_over / count
         wanted = round(share) if self.rounding == "nearest" else int(share)
-        return min(wanted, size // count)  # rounded up, all tasks together may want more than there is
+        # Rounded up, all tasks together may want more than there is
+        return min(wanted, size // count)

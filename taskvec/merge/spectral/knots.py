@@ -50,7 +50,9 @@ class Knots(Merge):
         from taskvec.vectors.composition import Scaled
 
         deltas = self.checked(vectors)
-        layers = [Layer(name, self._bias_of(name, base)) for name in base if self._is_matrix(base, name)]
+        layers = [
+            Layer(name, self._bias_of(name, base)) for name in base if self._is_matrix(base, name)
+        ]
         taken = {name for layer in layers for name in layer.names}
         blocks = aligned(layers, base, vectors, self.drop, self.scaled)
         inner = self._inner()

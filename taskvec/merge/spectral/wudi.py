@@ -35,7 +35,11 @@ class Wudi(MatrixWise):
     conventions = (
         Convention("the paper", "", "300 steps"),
         Convention("FusionBench", "merge.steps=400", "its YAML's number of steps"),
-        Convention("merge-and-rebase", "merge.solver=closed", "the two solvers give different models in practice"),
+        Convention(
+            "merge-and-rebase",
+            "merge.solver=closed",
+            "the two solvers give different models in practice",
+        ),
     )
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 COLINEAR = 0.9995  # cosines beyond it: interpolation is linear
 SMALLEST = 1e-8  # norms up to it are zero, and no direction
-CANCELLED = 1e-6  # means of unit vectors up to it have no direction: inner products know lengths to about 1e-8
+# Means of unit vectors up to it have no direction: inner products know lengths to about 1e-8
+CANCELLED = 1e-6
 
 
 def gram(vectors: Sequence[Tensor]) -> Tensor:

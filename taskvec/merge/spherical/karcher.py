@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("merge", "karcher", paper="Grove and Karcher, Math. Z. 132, 1973; mergekit, arXiv 2403.13257")
+@register(
+    "merge", "karcher", paper="Grove and Karcher, Math. Z. 132, 1973; mergekit, arXiv 2403.13257"
+)
 class Karcher(Span, Weighted):
     """s u for each tensor: u minimises sum_t w_t angle(u, theta_t)^2 on the unit sphere, s = sum_t w_t |theta_t|.
 

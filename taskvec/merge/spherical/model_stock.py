@@ -24,7 +24,9 @@ class ModelStock(Span):
 
     conventions = (
         Convention(
-            "the paper, FusionBench, mergekit (model_stock)", "", "mergekit's filter_wise (rows) is not offered"
+            "the paper, FusionBench, mergekit (model_stock)",
+            "",
+            "mergekit's filter_wise (rows) is not offered",
         ),
     )
 

@@ -36,7 +36,11 @@ class NuSlerp(TensorWise):
     vectors = (2, 2)
     conventions = (
         Convention("mergekit (nuslerp)", "", "with a base model: merge.of=deltas"),
-        Convention("mergekit, nuslerp_flatten: false", "merge.along=rows", "nuslerp_row_wise: true is columns there"),
+        Convention(
+            "mergekit, nuslerp_flatten: false",
+            "merge.along=rows",
+            "nuslerp_row_wise: true is columns there",
+        ),
     )
 
     def merge(self, piece: Piece, given: Given | None, surveyed: None) -> Tensor:
@@ -57,7 +61,9 @@ class NuSlerp(TensorWise):
     def _t(self) -> float:
         total = sum(self.weights)
         if total == 0:
-            raise UserError("merge.weights sum to zero, so the place between the models is undefined")
+            raise UserError(
+                "merge.weights sum to zero, so the place between the models is undefined"
+            )
         return self.weights[1] / total
 
     def _lines(self, tensor: Tensor) -> Tensor:

@@ -38,11 +38,15 @@ class Span(TensorWise):
 
         found = {}
         for name in names_of(deltas):
-            products = sum(gram(self.operands(piece)) for piece in read_together(base, deltas, name))
+            products = sum(
+                gram(self.operands(piece)) for piece in read_together(base, deltas, name)
+            )
             found[name] = self.coefficients(products).tolist()
         return found
 
-    def merge(self, piece: Piece, given: Given | None, surveyed: Mapping[str, list[float]]) -> Tensor:
+    def merge(
+        self, piece: Piece, given: Given | None, surveyed: Mapping[str, list[float]]
+    ) -> Tensor:
         """Return sum_t c_t tau_t, and of weights (sum_t c_t - 1) theta_0 besides."""
         from taskvec.merge.scheme.consensus import weighted_sum
 

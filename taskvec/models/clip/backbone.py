@@ -78,7 +78,13 @@ class Clip(Backbone):
     def weights(self) -> Path | None:
         """The local weights file; None for a tag, which open_clip downloads and caches."""
         folder = self.folder
-        return folder / WEIGHTS if folder else Path(self.checkpoint).expanduser() if self.checkpoint else None
+        return (
+            folder / WEIGHTS
+            if folder
+            else Path(self.checkpoint).expanduser()
+            if self.checkpoint
+            else None
+        )
 
     @cached_property
     def vision(self) -> VisionConfig:
@@ -88,12 +94,20 @@ class Clip(Backbone):
             UserError: for an unknown architecture, or one that is not a plain vision transformer.
         """
         try:
-            by_tag = self.quick_gelu is None and self.pretrained and trained_with_quick_gelu(self.name, self.pretrained)
-            return vision_config(open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu)
+            by_tag = (
+                self.quick_gelu is None
+                and self.pretrained
+                and trained_with_quick_gelu(self.name, self.pretrained)
+            )
+            return vision_config(
+                open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu
+            )
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
         except (TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+            raise UserError(
+                f"backbone.architecture: {self.name}: malformed model description ({error})"
+            ) from error
 
     @cached_property
     def text(self) -> TextSide:
@@ -107,20 +121,31 @@ class Clip(Backbone):
         except (ValueError, OSError) as error:
             raise UserError(f"backbone.architecture: {error}") from error
         except (TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+            raise UserError(
+                f"backbone.architecture: {self.name}: malformed model description ({error})"
+            ) from error
 
     @cached_property
     def tagged(self) -> Source | None:
         """The hub's repository of a tag's weights; None for local weights, and for a tag from elsewhere."""
-        repository = tag_repository(self.name, self.pretrained) if self.pretrained and not self.weights else None
+        repository = (
+            tag_repository(self.name, self.pretrained)
+            if self.pretrained and not self.weights
+            else None
+        )
         return Source(repository, key="backbone.pretrained") if repository else None
 
     def identity(self) -> dict[str, Any]:
         """Return the settings with checksums or the hub's commits in place of paths."""
-        settings = super().identity() | {"normalisation": [list(values) for values in self.normalisation()]}
+        settings = super().identity() | {
+            "normalisation": [list(values) for values in self.normalisation()]
+        }
         settings["text"] = self.text.identity()
         if self.weights:
-            settings |= {"checkpoint": sha256(self.weights), "architecture": open_clip_config(self.name)}
+            settings |= {
+                "checkpoint": sha256(self.weights),
+                "architecture": open_clip_config(self.name),
+            }
         elif self.tagged:
             settings["weights"] = self.tagged.identity(())
         return settings
@@ -143,19 +168,32 @@ class Clip(Backbone):
         """
         stored = {}
         if self.folder:
-            stored = json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg") or {}
+            stored = (
+                json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get(
+                    "preprocess_cfg"
+                )
+                or {}
+            )
         if not isinstance(stored, Mapping):
-            raise UserError(f"{self.folder / FOLDER_CONFIG}: preprocess_cfg must be a mapping, got {stored!r}")
+            raise UserError(
+                f"{self.folder / FOLDER_CONFIG}: preprocess_cfg must be a mapping, got {stored!r}"
+            )
         found = {key: stored.get(key, value) for key, value in defaults.items()}
         for key in found.keys() & {"mean", "std"}:
             values = found[key] if isinstance(found[key], list) else []
-            numbers = [value for value in values if isinstance(value, int | float) and isfinite(value)]
+            numbers = [
+                value for value in values if isinstance(value, int | float) and isfinite(value)
+            ]
             if len(numbers) != 3 or len(values) != 3 or key == "std" and min(numbers) <= 0:
                 rule = "three positive numbers" if key == "std" else "three numbers"
-                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} must be {rule}, got {found[key]!r}")
+                raise UserError(
+                    f"{self.folder / FOLDER_CONFIG}: {key} must be {rule}, got {found[key]!r}"
+                )
         for key in found.keys() & {"interpolation", "resize_mode"}:
             if found[key] not in (known := get_args(type(self).model_fields[key].annotation)):
-                raise UserError(f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})")
+                raise UserError(
+                    f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})"
+                )
         return found
 
     def linear_layers(self) -> list[LinearLayer]:
@@ -169,7 +207,9 @@ class Clip(Backbone):
     def parameter_names(self) -> list[str]:
         """Return the names of the image tower's trainable parameters."""
         shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
-        names = [name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours]
+        names = [
+            name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours
+        ]
         fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
         return [name for name in names if name not in fixed]
 
@@ -188,11 +228,15 @@ class Clip(Backbone):
         """
         vision = self.vision
         if self.folder is None and not self.checkpoint and not self.pretrained:
-            raise UserError("backbone: give 'pretrained' (a tag) or 'checkpoint' (a file) with the architecture")
+            raise UserError(
+                "backbone: give 'pretrained' (a tag) or 'checkpoint' (a file) with the architecture"
+            )
         self.text.check()
         if self.weights is None:
             if self.tagged and not self.tagged.commit:
-                raise UserError(f"backbone.pretrained: {self.tagged.name} is not in the hub's cache and out of reach")
+                raise UserError(
+                    f"backbone.pretrained: {self.tagged.name} is not in the hub's cache and out of reach"
+                )
             return
         if not self.weights.is_file():
             raise UserError(f"backbone.checkpoint: no file {self.weights}")
@@ -204,13 +248,19 @@ class Clip(Backbone):
             with safe_open(self.weights, "np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 shapes = {name: s.get_shape() for name, s in slices.items()}
-                integers = [n for n, s in slices.items() if n.startswith("visual.") and "F" not in s.get_dtype()]
+                integers = [
+                    n
+                    for n, s in slices.items()
+                    if n.startswith("visual.") and "F" not in s.get_dtype()
+                ]
             check_shapes(shapes, vision)
             check_text(shapes, open_clip_config(self.name))
         except (SafetensorError, ValueError) as error:
             raise UserError(f"backbone: {self.weights.name}: {error}") from error
         except (TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"backbone.architecture: {self.name}: malformed model description ({error})") from error
+            raise UserError(
+                f"backbone.architecture: {self.name}: malformed model description ({error})"
+            ) from error
         if integers:
             raise UserError(f"backbone: {self.weights.name}: {integers[0]} is not floating-point")
 
@@ -232,7 +282,9 @@ class Clip(Backbone):
         weights = {name: tensor.float() for name, tensor in from_open_clip(state).items()}
         broken = first_broken(weights.items())
         if broken:
-            raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
+            raise UserError(
+                f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged"
+            )
         with torch.device("meta"):
             module = VisionTransformer(self.vision)
         module.load_state_dict(weights, assign=True)
@@ -253,9 +305,13 @@ class Clip(Backbone):
             try:
                 heads[task] = zero_shot_head(clip, tokenizer, words, templates).cpu()
             except ValueError as error:  # the tokenizer's own, too
-                raise UserError(f"task {task}: backbone {self.architecture}: {one_line(error)}") from error
+                raise UserError(
+                    f"task {task}: backbone {self.architecture}: {one_line(error)}"
+                ) from error
             if not heads[task].isfinite().all():
-                raise UserError(f"task {task}: backbone {self.architecture}: the text tower's output is not finite")
+                raise UserError(
+                    f"task {task}: backbone {self.architecture}: the text tower's output is not finite"
+                )
         return heads
 
     @cached_property
@@ -271,22 +327,38 @@ class Clip(Backbone):
             quick = self.vision.activation == "quick_gelu"
             checkpoint = None if self.folder else self.weights
             clip, tokenizer, theirs = load_open_clip(
-                self.name, self.pretrained, checkpoint, quick_gelu=quick, trusted=self.trust_remote_code
+                self.name,
+                self.pretrained,
+                checkpoint,
+                quick_gelu=quick,
+                trusted=self.trust_remote_code,
             )
         except Exception as error:
-            raise UserError(f"backbone {self.architecture}: {' '.join(str(error).split())}") from error
-        text = [(name, tensor) for name, tensor in clip.named_parameters() if not name.startswith("visual.")]
+            raise UserError(
+                f"backbone {self.architecture}: {' '.join(str(error).split())}"
+            ) from error
+        text = [
+            (name, tensor)
+            for name, tensor in clip.named_parameters()
+            if not name.startswith("visual.")
+        ]
         broken = first_broken(text)
         if broken:
-            raise UserError(f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged")
+            raise UserError(
+                f"backbone {self.architecture}: {broken} is not finite; the checkpoint is damaged"
+            )
         if self.tagged and self.tagged.commit != replace(self.tagged).commit:
-            raise UserError(f"backbone.pretrained: {self.tagged.name} changed while it was loaded; run it again")
+            raise UserError(
+                f"backbone.pretrained: {self.tagged.name} changed while it was loaded; run it again"
+            )
         mean, std = self.normalisation()
         ours = self.preprocessing() | {"mean": list(mean), "std": list(std)}
         for key in ("mean", "std", "interpolation", "resize_mode"):
             expected = list(theirs[key]) if key in ("mean", "std") else theirs[key]
             if ours[key] != expected:
-                raise UserError(f"backbone.{key}: {ours[key]} here, {expected} in the weights' training; set it so")
+                raise UserError(
+                    f"backbone.{key}: {ours[key]} here, {expected} in the weights' training; set it so"
+                )
         return clip, tokenizer
 
 
@@ -305,7 +377,9 @@ class ClipModel(Model):
         """Return (x / 255 - mean) / std in float32."""
         return ((inputs.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std,)
 
-    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+    def features(
+        self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None
+    ) -> Tensor:
         """Return the image features at unit length [N, d]."""
         import torch
 
@@ -313,7 +387,9 @@ class ClipModel(Model):
         exact = features.to(torch.promote_types(features.dtype, torch.float32))
         return torch.nn.functional.normalize(exact, dim=-1)
 
-    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def logits(
+        self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return exp(logit scale) * cos(features, class texts) [N, C]."""
         from taskvec.models.clip.zero_shot import classify
 

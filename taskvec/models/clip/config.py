@@ -117,26 +117,43 @@ class VisionConfig:
     final_ln_after_pool: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (self.embed_dim, *self.image_size, *self.patch_size, self.width, self.layers, self.mlp_width)
+        sizes = (
+            self.embed_dim,
+            *self.image_size,
+            *self.patch_size,
+            self.width,
+            self.layers,
+            self.mlp_width,
+        )
         if any(not isinstance(size, int) or size < 1 for size in sizes):
             raise UnsupportedTowerError(f"every size must be a positive integer, got {self}")
         if self.layers > DEEPEST:
             raise UnsupportedTowerError(f"{self.layers} layers (at most {DEEPEST})")
         if self.heads < 1 or self.width % self.heads:
-            raise UnsupportedTowerError(f"width {self.width} does not divide into {self.heads} heads")
+            raise UnsupportedTowerError(
+                f"width {self.width} does not divide into {self.heads} heads"
+            )
         if min(self.grid) < 1:
-            raise UnsupportedTowerError(f"patches of {self.patch_size} do not fit images of {self.image_size}")
+            raise UnsupportedTowerError(
+                f"patches of {self.patch_size} do not fit images of {self.image_size}"
+            )
         if self.activation not in ("gelu", "gelu_tanh", "quick_gelu"):
-            raise UnsupportedTowerError(f"activation {self.activation!r} (gelu, gelu_tanh or quick_gelu)")
+            raise UnsupportedTowerError(
+                f"activation {self.activation!r} (gelu, gelu_tanh or quick_gelu)"
+            )
         if self.pool_type not in ("tok", "avg"):
             raise UnsupportedTowerError(
                 f"pool_type {self.pool_type!r} does not give one vector per image (tok or avg does)"
             )
         if self.pos_embed_type not in ("learnable", "sin_cos_2d"):
-            raise UnsupportedTowerError(f"pos_embed_type {self.pos_embed_type!r} (learnable or sin_cos_2d)")
+            raise UnsupportedTowerError(
+                f"pos_embed_type {self.pos_embed_type!r} (learnable or sin_cos_2d)"
+            )
         if self.pos_embed_type == "sin_cos_2d" and (self.grid[0] != self.grid[1] or self.width % 4):
             found = f"got {self.grid} and {self.width}"
-            raise UnsupportedTowerError(f"sin_cos_2d needs a square grid and a width divisible by 4, {found}")
+            raise UnsupportedTowerError(
+                f"sin_cos_2d needs a square grid and a width divisible by 4, {found}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -205,7 +222,9 @@ def key_map(layers: int) -> dict[str, tuple[str, ...]]:
     keys = dict(_HEAD_KEYS)
     for index in range(layers):
         for theirs, ours in _BLOCK_KEYS.items():
-            keys[f"transformer.resblocks.{index}.{theirs}"] = tuple(f"blocks.{index}.{name}" for name in ours)
+            keys[f"transformer.resblocks.{index}.{theirs}"] = tuple(
+                f"blocks.{index}.{name}" for name in ours
+            )
     return keys | _TAIL_KEYS
 
 
@@ -244,7 +263,9 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], config: VisionConfig) -> N
         if name not in shapes:
             raise ValueError(f"the checkpoint lacks {name} {shape}")
         if tuple(shapes[name]) != shape:
-            raise ValueError(f"{name} has shape {tuple(shapes[name])} in the checkpoint, the architecture has {shape}")
+            raise ValueError(
+                f"{name} has shape {tuple(shapes[name])} in the checkpoint, the architecture has {shape}"
+            )
     unknown = [name for name in shapes if name.startswith("visual.") and name not in expected]
     if unknown:
         raise ValueError(f"the checkpoint holds {unknown[0]}, which the architecture does not have")
@@ -275,7 +296,11 @@ def open_clip_config(architecture: str) -> dict[str, Any]:
     """
     folder = local_folder(architecture)
     if folder is None:
-        return json.loads((_config_folder() / f"{architecture.replace('/', '-')}.json").read_text(encoding="utf-8"))
+        return json.loads(
+            (_config_folder() / f"{architecture.replace('/', '-')}.json").read_text(
+                encoding="utf-8"
+            )
+        )
     path = folder / FOLDER_CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {FOLDER_CONFIG}")
@@ -302,9 +327,13 @@ def local_folder(architecture: str) -> Path | None:
     if (Path(architecture) / FOLDER_CONFIG).is_file():
         return Path(architecture)
     by_fold = {known.lower(): known for known in names}
-    near = [by_fold[fold] for fold in difflib.get_close_matches(name.lower(), by_fold, n=4, cutoff=0.6)]
+    near = [
+        by_fold[fold] for fold in difflib.get_close_matches(name.lower(), by_fold, n=4, cutoff=0.6)
+    ]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise ValueError(f"open_clip has no architecture {architecture!r}, and it is no folder with {FOLDER_CONFIG}{hint}")
+    raise ValueError(
+        f"open_clip has no architecture {architecture!r}, and it is no folder with {FOLDER_CONFIG}{hint}"
+    )
 
 
 def _config_folder() -> Path:
@@ -319,7 +348,9 @@ def package_folder() -> Path:
     """
     spec = importlib.util.find_spec("open_clip")  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch", name="open_clip")
+        raise ModuleNotFoundError(
+            "open_clip is not installed: pip install open_clip_torch", name="open_clip"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

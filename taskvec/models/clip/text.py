@@ -13,7 +13,14 @@ from taskvec.models.sources import CONFIG, TOKENIZER_FILES, Source, largest_toke
 TOKENS = 49408  # of open_clip's own tokenizer
 
 # What a description may hold; open_clip would hand on anything else to whatever it builds.
-_DESCRIPTION = {"embed_dim", "vision_cfg", "text_cfg", "custom_text", "quick_gelu", "init_logit_bias"}
+_DESCRIPTION = {
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "custom_text",
+    "quick_gelu",
+    "init_logit_bias",
+}
 _DESCRIPTION |= {"init_logit_scale", "nonscalar_logit_scale"}
 _TOKENIZER_SETTINGS: dict[str, tuple[Any, ...]] = {
     "clean": ("canonicalize", "lower", "whitespace"),
@@ -32,7 +39,10 @@ class TextSide:
     def identity(self) -> dict[str, Any]:
         """Return what stands for the content of both."""
         tokenizer = self.tokenizer.identity(TOKENIZER_FILES) if self.tokenizer else None
-        return {"tokenizer": tokenizer, "tower": self.tower.identity((CONFIG,)) if self.tower else None}
+        return {
+            "tokenizer": tokenizer,
+            "tower": self.tower.identity((CONFIG,)) if self.tower else None,
+        }
 
     def check(self) -> None:
         """Check that neither asks for code to be run without consent, and that every token has a row.
@@ -47,7 +57,9 @@ class TextSide:
         if self.tower:
             rows = (self.tower.json(CONFIG) or {}).get("vocab_size", rows)
         if not isinstance(rows, int):
-            raise UserError(f"backbone.architecture: malformed model description (vocab_size {rows!r})")
+            raise UserError(
+                f"backbone.architecture: malformed model description (vocab_size {rows!r})"
+            )
         largest: tuple[int, str] | None = (TOKENS - 1, "<end_of_text>")
         if self.tokenizer:
             largest = largest_token(self.tokenizer)
@@ -67,15 +79,20 @@ def text_side(architecture: str, model_cfg: Mapping[str, Any], trusted: bool = F
     """
     unknown = sorted(set(model_cfg) - _DESCRIPTION)
     if unknown:
-        raise ValueError(f"model_cfg.{unknown[0]} is not covered (only {', '.join(sorted(_DESCRIPTION))})")
+        raise ValueError(
+            f"model_cfg.{unknown[0]} is not covered (only {', '.join(sorted(_DESCRIPTION))})"
+        )
     settings = model_cfg.get("text_cfg") or {}
     for key, value in (settings.get("tokenizer_kwargs") or {}).items():
         if value not in _TOKENIZER_SETTINGS.get(key, ()):
             known = ", ".join(_TOKENIZER_SETTINGS)
-            raise ValueError(f"text_cfg.tokenizer_kwargs: {key}: {value!r} is not handed on (only {known})")
+            raise ValueError(
+                f"text_cfg.tokenizer_kwargs: {key}: {value!r} is not handed on (only {known})"
+            )
     folder, key = local_folder(architecture), "backbone.architecture"
     name = settings.get("hf_tokenizer_name")
-    place = str(folder) if folder else name  # open_clip looks for a folder's tokenizer in the folder
+    # open_clip looks for a folder's tokenizer in the folder
+    place = str(folder) if folder else name
     tokenizer = Source(place, key=key, trusted=trusted) if name else None
     tower = settings.get("hf_model_name")
     return TextSide(settings, tokenizer, Source(tower, key=key, trusted=trusted) if tower else None)
@@ -92,7 +109,10 @@ def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]
         return
     vocabulary, width = text.get("vocab_size", TOKENS), text.get("width", 512)
     positions = text.get("context_length", 77) + bool(text.get("embed_cls"))
-    expected = {"token_embedding.weight": (vocabulary, width), "positional_embedding": (positions, width)}
+    expected = {
+        "token_embedding.weight": (vocabulary, width),
+        "positional_embedding": (positions, width),
+    }
     prefix = "text." if "text.token_embedding.weight" in shapes else ""
     for name, shape in expected.items():
         if prefix + name not in shapes:
@@ -101,6 +121,10 @@ def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]
             found = f"{prefix}{name} has shape {tuple(shapes[prefix + name])} in the checkpoint"
             raise ValueError(f"{found}, the architecture has {shape}")
     start = f"{prefix}transformer.resblocks."
-    blocks = len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})
+    blocks = len(
+        {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
+    )
     if blocks != (layers := text.get("layers", 12)):
-        raise ValueError(f"the text tower has {blocks} layers in the checkpoint, the architecture has {layers}")
+        raise ValueError(
+            f"the text tower has {blocks} layers in the checkpoint, the architecture has {layers}"
+        )

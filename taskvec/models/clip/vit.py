@@ -49,7 +49,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [N, L, width] to [N, L, width]."""
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for layer in (self.q, self.k, self.v)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            for layer in (self.q, self.k, self.v)
         )  # [N, heads, L, width / heads]
         return self.out(attend(q, k, v).transpose(-3, -2).flatten(-2))
 
@@ -99,10 +100,14 @@ class VisionTransformer(nn.Module):
         width, scale = config.width, config.width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         if config.pos_embed_type == "sin_cos_2d":
-            self.positional_embedding = nn.Parameter(sin_cos_2d(width, config.grid[0]), requires_grad=False)
+            self.positional_embedding = nn.Parameter(
+                sin_cos_2d(width, config.grid[0]), requires_grad=False
+            )
         else:
             self.positional_embedding = nn.Parameter(scale * torch.randn(config.tokens, width))
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embed = nn.Conv2d(
+            3, width, config.patch_size, stride=config.patch_size, bias=False
+        )
         self.ln_pre = LayerNorm(width, eps=config.norm_eps) if config.ln_pre else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_post = LayerNorm(width, eps=config.norm_eps)
@@ -120,7 +125,8 @@ class VisionTransformer(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         """Reduce tokens [N, L, width] to [N, width]."""
         if self.config.pool_type == "tok":
-            return self.ln_post(x[:, 0])  # the norm acts on each token alone, so before or after pooling is the same
+            # The norm acts on each token alone, so before or after pooling is the same
+            return self.ln_post(x[:, 0])
         if self.config.final_ln_after_pool:
             return self.ln_post(x[:, 1:].mean(dim=1))
         return self.ln_post(x[:, 1:]).mean(dim=1)
@@ -148,7 +154,11 @@ def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: naming an unknown key.
     """
     if any(name.startswith("visual.") for name in state):
-        state = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+        state = {
+            name.removeprefix("visual."): tensor
+            for name, tensor in state.items()
+            if name.startswith("visual.")
+        }
     keys = key_map(_depth(state, r"transformer\.resblocks\.(\d+)\."))
     _refuse_unknown(state, keys)
     canonical = {}
@@ -157,7 +167,9 @@ def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         tensor = state[theirs]
         if len(ours) > 1:
-            canonical |= {name: part.clone() for name, part in zip(ours, tensor.chunk(len(ours)), strict=True)}
+            canonical |= {
+                name: part.clone() for name, part in zip(ours, tensor.chunk(len(ours)), strict=True)
+            }
         else:
             canonical[ours[0]] = _transposed(tensor) if theirs == "proj" else tensor
     return canonical
@@ -177,11 +189,15 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(missing) == len(ours):
             continue
         if missing:
-            raise ValueError(f"open_clip packs q, k and v in one tensor, and {missing[0]} is missing")
+            raise ValueError(
+                f"open_clip packs q, k and v in one tensor, and {missing[0]} is missing"
+            )
         if len(ours) > 1:
             packed[f"visual.{theirs}"] = torch.cat([state[name] for name in ours])
         else:
-            packed[f"visual.{theirs}"] = _transposed(state[ours[0]]) if theirs == "proj" else state[ours[0]]
+            packed[f"visual.{theirs}"] = (
+                _transposed(state[ours[0]]) if theirs == "proj" else state[ours[0]]
+            )
     return packed
 
 
@@ -202,4 +218,8 @@ def _transposed(tensor: Tensor) -> Tensor:
 
 
 def _activation(name: str) -> nn.Module:
-    return QuickGELU() if name == "quick_gelu" else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+    return (
+        QuickGELU()
+        if name == "quick_gelu"
+        else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+    )

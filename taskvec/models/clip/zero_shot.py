@@ -94,9 +94,13 @@ def load_open_clip(
     side = text_side(architecture, model_cfg, trusted)
     side.check()
     if folder is not None and (pretrained or checkpoint):
-        raise ValueError(f"{folder} holds its own weights: give neither a tag nor a checkpoint with it")
+        raise ValueError(
+            f"{folder} holds its own weights: give neither a tag nor a checkpoint with it"
+        )
     if folder is None and not (pretrained or checkpoint):
-        raise ValueError(f"{architecture} needs weights: a pre-training tag, a checkpoint file, or a folder with both")
+        raise ValueError(
+            f"{architecture} needs weights: a pre-training tag, a checkpoint file, or a folder with both"
+        )
     tag: Mapping[str, Any] = {}
     if pretrained:
         tag = _tag_settings(architecture.replace("/", "-"), pretrained)
@@ -105,7 +109,9 @@ def load_open_clip(
         quick_gelu = trained_with
     elif tag and quick_gelu != trained_with:
         named = architecture.replace("/", "-")
-        raise ValueError(f"the weights {pretrained!r} of {named} were trained with quick_gelu={trained_with}")
+        raise ValueError(
+            f"the weights {pretrained!r} of {named} were trained with quick_gelu={trained_with}"
+        )
     weights = Path(checkpoint) if checkpoint else None
     if folder is not None:
         weights = folder / FOLDER_WEIGHTS
@@ -118,7 +124,9 @@ def load_open_clip(
         source = str(weights) if weights else pretrained
         if place:
             name, source = f"{LOCAL_DIR}{place}", None
-        return _created(name, source, side, device=device, quick_gelu=quick_gelu, force_preprocess_cfg=tag)
+        return _created(
+            name, source, side, device=device, quick_gelu=quick_gelu, force_preprocess_cfg=tag
+        )
 
 
 def _created(
@@ -149,7 +157,9 @@ def _created(
             options["revision"] = side.tokenizer.commit
     tokenizer = open_clip.get_tokenizer(name, **options)
     if side.tokenizer and len(tokenizer.tokenizer) > clip.vocab_size:
-        raise ValueError(f"{len(tokenizer.tokenizer)} tokens for an embedding of {clip.vocab_size} rows")
+        raise ValueError(
+            f"{len(tokenizer.tokenizer)} tokens for an embedding of {clip.vocab_size} rows"
+        )
     return clip.eval(), tokenizer, dict(clip.visual.preprocess_cfg)
 
 
@@ -203,4 +213,8 @@ def _header(path: Path) -> dict[str, Sequence[int]]:
             f"checkpoint {path} is damaged or holds more than tensors; convert it to safetensors"
         ) from error
     state = stored.get("state_dict", stored)
-    return {name.removeprefix("module."): tensor.shape for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return {
+        name.removeprefix("module."): tensor.shape
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }

@@ -28,7 +28,8 @@ def attention(
     scaling: float | None = None,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
-    **_: Any,  # transformers passes on what single models need: window sizes (in the mask already), positions
+    # Transformers passes on what single models need: window sizes (in the mask already), positions
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Return softmax(cap(scale q k^T + bias), masked) v as [N, L, heads, d] for q [N, heads, L, d], k and v by group.
 
@@ -37,7 +38,14 @@ def attention(
     """
     if softcap is None and not transformed():
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            position_bias=position_bias,
         )
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -47,10 +55,14 @@ def attention(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is None and module.is_causal and query.shape[2] > 1:
-        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        attention_mask = torch.ones(
+            scores.shape[-2:], dtype=torch.bool, device=scores.device
+        ).tril()
     if attention_mask is not None:
         scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(
+        value.dtype
+    )
     return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
 

@@ -46,7 +46,11 @@ class ModelSource(Source):
         found = {name: self.file(name) for name in names}
         missing = next((name for name, path in found.items() if path is None), None)
         if missing and self.folder:
-            hint = "" if index else f"; save the model with transformers' save_pretrained to write {WEIGHTS}"
+            hint = (
+                ""
+                if index
+                else f"; save the model with transformers' save_pretrained to write {WEIGHTS}"
+            )
             raise UserError(f"{self.key}: {self.folder} has no {missing}{hint}")
         return {} if missing else {name: path for name, path in found.items() if path}
 
@@ -95,12 +99,18 @@ class Header:
                         part = file.get_slice(name)
                         found[name] = (tuple(part.get_shape()), part.get_dtype())
             except (SafetensorError, OSError) as error:
-                raise UserError(f"backbone.model: {path}: {' '.join(str(error).split())}") from error
+                raise UserError(
+                    f"backbone.model: {path}: {' '.join(str(error).split())}"
+                ) from error
         prefix = f"{self.layout.prefix}." if self.layout.prefix else ""
         bare = not any(name.startswith(prefix) for name in found)  # a body saved without its head
         named = {prefix + name if bare else name: tensor for name, tensor in found.items()}
         ignored = tuple(start for name in self.layout.ignored for start in (name, prefix + name))
-        return {name: tensor for name, tensor in named.items() if not ignored or not name.startswith(ignored)}
+        return {
+            name: tensor
+            for name, tensor in named.items()
+            if not ignored or not name.startswith(ignored)
+        }
 
     def check(self) -> None:
         """Compare the word embedding, the linear layers and the number of blocks with the config.
@@ -114,14 +124,20 @@ class Header:
                 raise ValueError(f"the checkpoint lacks {name} {shape}")
             found, dtype = self.tensors[name]
             if found != shape:
-                raise ValueError(f"{name} has shape {found} in the checkpoint, config.json says {shape}")
+                raise ValueError(
+                    f"{name} has shape {found} in the checkpoint, config.json says {shape}"
+                )
             if "F" not in dtype:
                 raise ValueError(f"{name} is not floating-point but {dtype}")
         for path, depth, _ in layout.blocks(self.config):
             extra = {name for name in self.tensors if name.startswith(f"{path}.")}
-            beyond = next((n for n in sorted(extra) if int(n[len(path) + 1 :].split(".")[0]) >= depth), None)
+            beyond = next(
+                (n for n in sorted(extra) if int(n[len(path) + 1 :].split(".")[0]) >= depth), None
+            )
             if beyond:
-                raise ValueError(f"the checkpoint holds {beyond}, but config.json describes {depth} blocks")
+                raise ValueError(
+                    f"the checkpoint holds {beyond}, but config.json describes {depth} blocks"
+                )
 
     def parameters(self) -> int:
         """Return the number of editable parameters; tied tensors that are stored twice count once."""
@@ -191,10 +207,16 @@ def find_layout(config: Mapping[str, Any], style: str) -> Layout:
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     covered = ", ".join(name for name, known in LAYOUTS.items() if known.style == style)
     if layout is None:
-        raise UserError(f"backbone.model: model_type {kind!r} is not covered (backbone.kind {style}: {covered})")
+        raise UserError(
+            f"backbone.model: model_type {kind!r} is not covered (backbone.kind {style}: {covered})"
+        )
     if layout.style != style:
-        raise UserError(f"backbone.kind: a {kind} model is of kind {layout.style}, not {style} ({covered})")
+        raise UserError(
+            f"backbone.kind: a {kind} model is of kind {layout.style}, not {style} ({covered})"
+        )
     for key, refused in _UNSUPPORTED[style].items():
         if refused(config.get(key)):
-            raise UserError(f"backbone.model: config.json says {key}: {config[key]!r}, which is not covered")
+            raise UserError(
+                f"backbone.model: config.json says {key}: {config[key]!r}, which is not covered"
+            )
     return layout

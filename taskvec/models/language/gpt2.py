@@ -31,7 +31,9 @@ class QKV(nn.Module):
 def split(network: nn.Module) -> None:
     """Replace the Conv1D layers of transformers' GPT-2, block by block, by Linear layers with the same weights."""
     for block in network.transformer.h:
-        state = from_transformers({f".{name}": tensor for name, tensor in block.state_dict().items()})
+        state = from_transformers(
+            {f".{name}": tensor for name, tensor in block.state_dict().items()}
+        )
         with torch.device("meta"):
             width = block.attn.embed_dim
             block.attn.c_attn = QKV(width)
@@ -75,7 +77,9 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             packed[_packed_name(name)] = _pack(state, name)
         elif part:
             if _packed_name(name) not in packed and _sibling(name, "q") not in state:
-                raise ValueError(f"GPT-2 packs q, k and v in one tensor, and {_sibling(name, 'q')} is missing")
+                raise ValueError(
+                    f"GPT-2 packs q, k and v in one tensor, and {_sibling(name, 'q')} is missing"
+                )
         elif conv and conv[2] == "weight":
             packed[name] = _copy(tensor.mT)
         else:

@@ -15,7 +15,8 @@ from typing import Any
 
 from taskvec.errors import UserError
 
-STAND_IN = "a"  # for the text before the end of a frame; a word where the tokenizer lacks it or joins it with a word
+# For the text before the end of a frame; a word where the tokenizer lacks it or joins it with a word
+STAND_IN = "a"
 _QUOTES = "\"'`"
 _UNSPACED = (
     "CJK ", "HIRAGANA ", "KATAKANA ", "BOPOMOFO ", "YI ", "IDEOGRAPHIC ", "FULLWIDTH ", "THAI ", "LAO ", "KHMER ",
@@ -47,7 +48,9 @@ def seam(tokenizer: Any, words: Sequence[str], before: str) -> Seam:
     for text in (STAND_IN, *words):
         whole = _tokens(tokenizer, [text + label for label in labels])
         parts = _tokens(tokenizer, [text + end for end in ends])
-        possible = [place for place, part in enumerate(parts) if all(_begins(ids, part) for ids in whole)]
+        possible = [
+            place for place, part in enumerate(parts) if all(_begins(ids, part) for ids in whole)
+        ]
         if possible:
             # Of ends with equally many tokens, the frame's own is taken.
             best = max(possible, key=lambda place: (len(parts[place]), ends[place] == before))

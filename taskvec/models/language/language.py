@@ -19,7 +19,14 @@ from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_layouts import Heads, Layout, Style
-from taskvec.models.sources import CONFIG, TOKENIZER, TOKENIZER_FILES, Source, largest_token, one_line
+from taskvec.models.sources import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    Source,
+    largest_token,
+    one_line,
+)
 from taskvec.models.spaces import Spaces
 
 if TYPE_CHECKING:
@@ -67,7 +74,9 @@ class LanguageModel(Backbone):
         """
         config = self.source.config
         if config is None:
-            raise UserError(f"backbone.model: {self.model} is not in the hub's cache yet, and it is no folder")
+            raise UserError(
+                f"backbone.model: {self.model} is not in the hub's cache yet, and it is no folder"
+            )
         return config
 
     @property
@@ -83,7 +92,10 @@ class LanguageModel(Backbone):
         """Return the settings with the files' checksums, or the hub's commit, in place of names and paths."""
         settings = super().identity()
         del settings["revision"]  # the commit says it
-        return settings | {"model": self.source.identity(self._read()), "tokenizer": self._tokenizer_identity()}
+        return settings | {
+            "model": self.source.identity(self._read()),
+            "tokenizer": self._tokenizer_identity(),
+        }
 
     def _read(self) -> tuple[str, ...]:
         return self.source.names if self.source.folder else ()
@@ -125,7 +137,9 @@ class LanguageModel(Backbone):
         except ValueError as error:
             raise UserError(f"backbone.model: {self.model}: {error}") from error
         if limit is not None and self.max_length > limit:
-            raise UserError(f"backbone.max_length: {self.max_length} exceeds the model's {limit} positions")
+            raise UserError(
+                f"backbone.max_length: {self.max_length} exceeds the model's {limit} positions"
+            )
 
     def check_inputs(self) -> None:
         """Compare the tokenizer's files with the number of rows of the embedding.
@@ -234,7 +248,9 @@ class LanguageModel(Backbone):
         except Exception as error:
             raise UserError(f"{source.key}: {source.name}: {one_line(error)}") from error
         if not tokenizer.is_fast:
-            raise UserError(f"{source.key}: {source.name} has no tokenizer.json, which framed texts need")
+            raise UserError(
+                f"{source.key}: {source.name} has no tokenizer.json, which framed texts need"
+            )
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.truncation_side = "right"
@@ -269,10 +285,14 @@ class LanguageModel(Backbone):
         except Exception as error:
             raise UserError(f"backbone.model: {self.model}: {one_line(error)}") from error
         if report["missing_keys"]:
-            raise UserError(f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
+            raise UserError(
+                f"backbone.model: {self.model}: the checkpoint lacks {sorted(report['missing_keys'])[0]}"
+            )
         broken = first_broken(network.named_parameters())
         if broken:
-            raise UserError(f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged")
+            raise UserError(
+                f"backbone.model: {self.model}: {broken} is not finite; the checkpoint is damaged"
+            )
         return wrap(network, self.layout).to(device)
 
     def _load(self, place: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -297,7 +317,9 @@ class LanguageModel(Backbone):
             **settings,
         )
         if getattr(network, "_hf_peft_config_loaded", False):
-            raise UserError(f"backbone.model: {self.model} holds an adapter beside a model; take one of the two apart")
+            raise UserError(
+                f"backbone.model: {self.model} holds an adapter beside a model; take one of the two apart"
+            )
         return network, report
 
 

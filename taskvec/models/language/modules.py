@@ -25,7 +25,8 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         """Pool the first token."""
         settings = {}
-        if self.config.model_type == "roberta":  # it would count padding by its id, which a text may hold
+        # It would count padding by its id, which a text may hold
+        if self.config.model_type == "roberta":
             settings["position_ids"] = (
                 torch.arange(ids.shape[1], device=ids.device)[None] + 1 + self.config.pad_token_id
             )
@@ -68,7 +69,10 @@ class TextToText(nn.Module):
         states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         start = ids.new_full((len(ids), 1), self.config.decoder_start_token_id)
         decoded = self.decoder(
-            input_ids=start, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+            input_ids=start,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            use_cache=False,
         ).last_hidden_state[:, 0]
         if self.config.scale_decoder_outputs:
             decoded = decoded * self.config.d_model**-0.5
@@ -121,7 +125,9 @@ class EncoderModel(LanguageModule):
             segments = (ends.cumsum(dim=1) - ends).clamp(max=kinds - 1) * mask
         return self._place(ids, mask, segments)
 
-    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def logits(
+        self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return features W^T + b [N, C]."""
         head = head.to(features.device)
         return F.linear(features, head[:, :-1], head[:, -1])
@@ -134,12 +140,16 @@ class TextToTextModel(LanguageModule):
         """Return ids and mask [N, L]."""
         return self._place(*align(inputs))
 
-    def features(self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None) -> Tensor:
+    def features(
+        self, parameters: Mapping[str, Tensor], inputs: Tensor, head: Tensor | None = None
+    ) -> Tensor:
         """Return the logits of the label words [N, C] at the first decoding step; without a head those of all words."""
         head = None if head is None else head.to(self.device)
         return functional_call(self.module, dict(parameters), (*self.prepare(inputs), head))
 
-    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def logits(
+        self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return the features, which are the scores."""
         return features
 
@@ -159,7 +169,9 @@ class CausalModel(LanguageModule):
         ids, mask = align(inputs)
         return self._place(ids, mask.sum(dim=1) - 1)
 
-    def logits(self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def logits(
+        self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return the logits [N, C] of the label words, by the output embedding of ``parameters`` or of the base."""
         return self._capped(features @ self._embedding(parameters)[head.to(features.device)].mT)
 
@@ -167,13 +179,18 @@ class CausalModel(LanguageModule):
         """Return the final-normed state of every token [N, longest row, d], rows moved to the left."""
         return functional_call(self.module, dict(parameters), self._place(align(inputs)[0]))
 
-    def token_log_probs(self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def token_log_probs(
+        self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32, 0 at padding, in rows moved to the left."""
         ids, mask = self._place(*align(inputs))
         embedding = self._embedding(parameters)
         rows = []
-        for row, targets, real in zip(states[:, :-1], ids[:, 1:], mask[:, 1:], strict=True):  # a vocabulary per token
-            loss = F.cross_entropy(self._capped(row @ embedding.mT).float(), targets, reduction="none")
+        # A vocabulary per token
+        for row, targets, real in zip(states[:, :-1], ids[:, 1:], mask[:, 1:], strict=True):
+            loss = F.cross_entropy(
+                self._capped(row @ embedding.mT).float(), targets, reduction="none"
+            )
             rows.append(torch.where(real, -loss, 0.0))
         return F.pad(torch.stack(rows), (0, inputs.shape[1] - ids.shape[1]))
 
@@ -191,6 +208,9 @@ def wrap(network: nn.Module, layout: Layout) -> Any:
 
     if layout.package == "gpt2":
         gpt2.split(network)
-        network.config.pad_token_id = None  # or transformers would look for unmasked padding in every batch
+        # Or transformers would look for unmasked padding in every batch
+        network.config.pad_token_id = None
     make_differentiable(network, layout.norm)
-    return {"encoder": Encoder, "causal": Causal, "text_to_text": TextToText}[layout.style](network, layout)
+    return {"encoder": Encoder, "causal": Causal, "text_to_text": TextToText}[layout.style](
+        network, layout
+    )

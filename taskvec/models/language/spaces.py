@@ -29,7 +29,8 @@ class Outline:
 
 
 _LLAMA_NORMS = {"input_layernorm": "attn.in", "post_attention_layernorm": "mlp.in"}
-_HEAD_NORMS = {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}  # one head's channels
+# One head's channels
+_HEAD_NORMS = {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}
 _GEMMA2_NORMS = {
     "input_layernorm": "attn.in",
     "post_attention_layernorm": "attn.out_norm",
@@ -39,13 +40,18 @@ _GEMMA2_NORMS = {
 
 
 def _llama_like(norms: Mapping[str, str]) -> Outline:
-    axes: dict[str, Axes] = {"model.embed_tokens.weight": (None, "residual"), "lm_head.weight": (None, "final")}
+    axes: dict[str, Axes] = {
+        "model.embed_tokens.weight": (None, "residual"),
+        "lm_head.weight": (None, "final"),
+    }
     return Outline(norms, {"model.norm": "final"}, axes, "model.layers.0.input_layernorm")
 
 
 def _bert_like(prefix: str) -> Outline:
     tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-    axes: dict[str, Axes] = {f"{prefix}.embeddings.{table}.weight": (None, "residual") for table in tables}
+    axes: dict[str, Axes] = {
+        f"{prefix}.embeddings.{table}.weight": (None, "residual") for table in tables
+    }
     first = {f"{prefix}.embeddings.LayerNorm": f"{prefix}.encoder.layer.0.attn.in"}
     norms = {"attention.output.LayerNorm": "mlp.in", "output.LayerNorm": NEXT}
     return Outline(norms, first, axes, f"{prefix}.embeddings.LayerNorm")
@@ -114,7 +120,9 @@ def language_spaces(layout: Layout, config: Mapping[str, Any]) -> Spaces:
                 spaces.add_block_layer(block, f"{block}.{name}", role)
             following = f"{path}.{index + 1}.attn.in" if index + 1 < depth else "final"
             for name, space in norms.items():
-                spaces.add_norm(f"{block}.{name}", following if space == NEXT else f"{block}.{space}")
+                spaces.add_norm(
+                    f"{block}.{name}", following if space == NEXT else f"{block}.{space}"
+                )
     for name, space in outline.top.items():
         spaces.add_norm(name, space)
     if layout.package == "deberta_v2":

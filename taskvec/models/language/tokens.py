@@ -34,13 +34,17 @@ def encode_pairs(tokenizer: Any, examples: Sequence[Pieces], max_length: int) ->
             continue
         first = ["".join(examples[place][:3]) for place in places]
         second = ["".join(examples[place][3:]) for place in places] if paired else None
-        encoded = tokenizer(first, second, truncation="longest_first", max_length=max_length)["input_ids"]
+        encoded = tokenizer(first, second, truncation="longest_first", max_length=max_length)[
+            "input_ids"
+        ]
         for place, row in zip(places, encoded, strict=True):
             rows[place] = row
     return rows
 
 
-def encode_framed(tokenizer: Any, examples: Sequence[Pieces], max_length: int, end: int | None) -> list[list[int]]:
+def encode_framed(
+    tokenizer: Any, examples: Sequence[Pieces], max_length: int, end: int | None
+) -> list[list[int]]:
     """Return the ids of examples as one string each, with what the tokenizer puts before a text.
 
     A text too long is cut from its end, the longest first, so that the fixed pieces around it are kept whole. The last
@@ -76,7 +80,8 @@ def started(row: list[int], start: int | None = None) -> list[int]:
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], end: int | None) -> list[list[int]]:
-    rows = tokenizer(list(texts), verbose=False)["input_ids"]  # too long for the model is what is looked for
+    # Too long for the model is what is looked for
+    rows = tokenizer(list(texts), verbose=False)["input_ids"]
     if end is not None:
         return [row if row and row[-1] == end else [*row, end] for row in rows]
     closing = len(_around(tokenizer)[1])
@@ -102,20 +107,25 @@ def _cut(tokenizer: Any, pieces: list[str], excess: int) -> None:
     """
     starts: dict[int, list[int]] = {}
     for place in range(1, len(pieces), 2):
-        encoded = tokenizer(pieces[place], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(
+            pieces[place], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         starts[place] = [start for start, _ in encoded["offset_mapping"]]
     *_, longest = sorted(starts, key=lambda place: (len(starts[place]), -place))
     length = len(starts[longest])
     if not length:
         frame = " ... ".join(pieces[::2])
-        raise UserError(f"backbone.max_length: {frame!r} leaves no room for the text by {excess} tokens")
+        raise UserError(
+            f"backbone.max_length: {frame!r} leaves no room for the text by {excess} tokens"
+        )
     others = [len(found) for place, found in starts.items() if place != longest]
     gap = length - max(others, default=length - excess)
     # Two texts share the cut once they are equally long, half each.
     share = max(gap, (excess + 1) // 2)
     kept = max(length - min(excess, share), 0)
     text = pieces[longest]
-    end = min(starts[longest][kept], len(text) - 1)  # characters of several tokens would not get shorter
+    # Characters of several tokens would not get shorter
+    end = min(starts[longest][kept], len(text) - 1)
     pieces[longest] = text[:end]
 
 

@@ -41,7 +41,9 @@ def guarded(*, allow_code: bool) -> Iterator[None]:
         try:
             yield
         except SecurityError as error:
-            raise UserError(f"protocol.tasks: a template reaches for what no template may: {error}") from error
+            raise UserError(
+                f"protocol.tasks: a template reaches for what no template may: {error}"
+            ) from error
 
 
 @contextmanager
@@ -71,7 +73,9 @@ def own_functions(load: Callable[[str, Path], Any]) -> Callable[[str, Path], Any
 
     def loaded(named: str, folder: Path) -> Any:
         if not Path(folder).resolve().is_relative_to(own_tasks()):
-            raise UserError(f"protocol.tasks: !function {named} in {folder} runs code; to allow it set {KEY}")
+            raise UserError(
+                f"protocol.tasks: !function {named} in {folder} runs code; to allow it set {KEY}"
+            )
         return load(named, folder)
 
     return loaded
@@ -84,7 +88,9 @@ def known_metrics(get: Callable[..., Any]) -> Callable[..., Any]:
         from lm_eval.api.registry import metric_registry
 
         if hf_evaluate_metric or name not in metric_registry:
-            raise UserError(f"protocol.tasks: metric {name!r} is a script that runs; to allow it set {KEY}")
+            raise UserError(
+                f"protocol.tasks: metric {name!r} is a script that runs; to allow it set {KEY}"
+            )
         return get(name)
 
     return found
@@ -96,4 +102,6 @@ def no_prompts(name: str, *_: Any) -> Any:
     Raises:
         UserError: always.
     """
-    raise UserError(f"protocol.tasks: use_prompt {name!r} renders templates of a library; to allow it set {KEY}")
+    raise UserError(
+        f"protocol.tasks: use_prompt {name!r} renders templates of a library; to allow it set {KEY}"
+    )

@@ -40,7 +40,8 @@ class Harness(Protocol):
 
     kind: Literal["harness"] = "harness"
     tasks: tuple[str, ...] = Field(min_length=1)
-    include_path: str | None = immaterial(None)  # the cells hold the checksums of what it contributes
+    # The cells hold the checksums of what it contributes
+    include_path: str | None = immaterial(None)
     alphas: tuple[float, ...] = Field((1.0,), min_length=1)
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -74,10 +75,14 @@ class Harness(Protocol):
         """
         if self.grid is not None or self.post_hoc:
             key = "grid" if self.grid is not None else "post_hoc"
-            raise UserError(f"protocol.{key}: protocol=harness takes the weights at protocol.alphas; leave it out")
+            raise UserError(
+                f"protocol.{key}: protocol=harness takes the weights at protocol.alphas; leave it out"
+            )
         unknown = sorted(set(self.metrics or ()) - set(self.tasks))
         if unknown:
-            raise UserError(f"protocol.metrics: {', '.join(unknown)} not in protocol.tasks ({', '.join(self.tasks)})")
+            raise UserError(
+                f"protocol.metrics: {', '.join(unknown)} not in protocol.tasks ({', '.join(self.tasks)})"
+            )
         for name, task in self.found.items():
             if task.code and not self.allow_code:
                 raise UserError(
@@ -94,7 +99,9 @@ class Harness(Protocol):
         cells = [self._cell(f"zero_shot/{name}", name, Composed(), 0.0) for name in self.tasks]
         merged = Composed(vectors, merge=True)
         for alpha in self.alphas:
-            cells += [self._cell(f"merged/{alpha}/{name}", name, merged, alpha) for name in self.tasks]
+            cells += [
+                self._cell(f"merged/{alpha}/{name}", name, merged, alpha) for name in self.tasks
+            ]
         return cells
 
     def _cell(self, label: str, name: str, composed: Composed, alpha: float) -> Cell:
@@ -136,7 +143,9 @@ class Harness(Protocol):
             better=metric_of_first.better,
             split="test",
         )
-        return Report(rows=tuple(rows.values()), curves={"merged": points}, maps=maps, criterion=criterion)
+        return Report(
+            rows=tuple(rows.values()), curves={"merged": points}, maps=maps, criterion=criterion
+        )
 
     def _metrics(self, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
         """Return the tasks' numbers by metric: accuracies together, others by their own names, each with its unit."""
@@ -163,7 +172,9 @@ class Harness(Protocol):
     def _main(self, name: str, said: Mapping[str, Any]) -> str:
         named = (self.metrics or {}).get(name, said["main"])
         if named not in said["metrics"]:
-            raise UserError(f"protocol.metrics: {name} has {', '.join(said['metrics'])}, but not {named!r}")
+            raise UserError(
+                f"protocol.metrics: {name} has {', '.join(said['metrics'])}, but not {named!r}"
+            )
         return named
 
 
@@ -171,5 +182,7 @@ def curve_point(row: Row) -> dict[str, Any]:
     """Return a row as a point of the curve over coefficients: accuracies by task with their mean, others as means."""
     point: dict[str, Any] = {"alpha": row.alpha}
     for name, found in row.metrics.items():
-        point |= {"mean": found.mean, name: found.values} if name == "accuracy" else {name: found.mean}
+        point |= (
+            {"mean": found.mean, name: found.values} if name == "accuracy" else {name: found.mean}
+        )
     return point

@@ -33,11 +33,15 @@ class HarnessTask(Question):
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
     capabilities: ClassVar[frozenset[str]] = frozenset({"generation"})
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Run the harness on the weights in memory."""
         from taskvec.protocols.harness.run import Job, evaluate
 
-        job = Job(self.task, self.folders, self.limit, self.batch_size, self.num_fewshot, self.allow_code)
+        job = Job(
+            self.task, self.folders, self.limit, self.batch_size, self.num_fewshot, self.allow_code
+        )
         weights = {**given.model.parameters, **composition.parameters(self.alpha)}
         values, tensors = evaluate(job, given.scope.backbone, weights, bf16=given.evaluator.bf16)
         return Answer(values=values), tensors

@@ -53,7 +53,9 @@ def evaluate(
         except (UserError, SecurityError):
             raise
         except Exception as error:
-            raise UserError(f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}") from error
+            raise UserError(
+                f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}"
+            ) from error
         model = HFLM(
             pretrained=to_network(backbone, weights),
             backend="causal",
@@ -88,13 +90,17 @@ def to_network(backbone: LanguageModel, parameters: Mapping[str, Tensor]) -> nn.
     with backbone.source.opened((CONFIG,)) as place:
         config = AutoConfig.from_pretrained(**place)
     with no_init_weights():
-        network = AutoModelForCausalLM.from_config(config, dtype=next(iter(parameters.values())).dtype)
+        network = AutoModelForCausalLM.from_config(
+            config, dtype=next(iter(parameters.values())).dtype
+        )
     keys = network.load_state_dict(backbone.to_transformers(parameters), strict=False, assign=True)
     network.tie_weights()
     tied = set(network.all_tied_weights_keys) if config.tie_word_embeddings else set()
     wrong = sorted({*keys.unexpected_keys, *(set(keys.missing_keys) - tied)})
     if wrong:
-        raise UserError(f"backbone.model: {backbone.model}: {wrong[0]} does not fit transformers' model")
+        raise UserError(
+            f"backbone.model: {backbone.model}: {wrong[0]} does not fit transformers' model"
+        )
     return network.requires_grad_(False).to(device).eval()
 
 
@@ -108,7 +114,9 @@ def tokenizer(backbone: LanguageModel) -> dict[str, Any]:
     if not start:
         return {"tokenizer": own}
     number = special_id(own, start)
-    own.backend_tokenizer.post_processor = TemplateProcessing(single=[start, "$A"], special_tokens=[(start, number)])
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[start, "$A"], special_tokens=[(start, number)]
+    )
     return {"tokenizer": own, "add_bos_token": True, "prefix_token_id": number}
 
 
@@ -161,7 +169,9 @@ def per_example(samples: Mapping[str, Any]) -> dict[str, Tensor]:
         for row in rows:
             for metric in row["metrics"]:
                 if isinstance(row[metric], int | float):
-                    values.setdefault(f"example/{task}/{metric},{row['filter']}", []).append(float(row[metric]))
+                    values.setdefault(f"example/{task}/{metric},{row['filter']}", []).append(
+                        float(row[metric])
+                    )
     return {key: torch.tensor(column, dtype=torch.float64) for key, column in values.items()}
 
 

@@ -14,7 +14,13 @@ from typing import Any
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.protocols.harness.code import running, scores_with_code_eval, unknown_metrics
-from taskvec.protocols.harness.files import Definition, beside, data_files, own_tasks, read_definition
+from taskvec.protocols.harness.files import (
+    Definition,
+    beside,
+    data_files,
+    own_tasks,
+    read_definition,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,9 @@ def _members(name: str, roots: list[Path]) -> dict[Path, Definition]:
         path = _file(current, roots, near)
         if path is None:
             places = " and ".join(map(str, roots))
-            raise UserError(f"protocol.tasks: no task or group {current!r} in {places}; `lm-eval ls tasks` lists them")
+            raise UserError(
+                f"protocol.tasks: no task or group {current!r} in {places}; `lm-eval ls tasks` lists them"
+            )
         seen[path] = read_definition(path)
         pending += _children(seen[path].settings)
     return seen

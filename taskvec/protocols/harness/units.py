@@ -9,7 +9,9 @@ from taskvec.protocols.rows import Better
 
 PERPLEXITY = ("perplexity", "word_perplexity", "byte_perplexity")
 # what is a share of examples, or an overlap between 0 and 1, by the names that tasks give it
-FRACTION = re.compile(r"(^|_)(acc|accuracy|exact_match|em|f1|mcc|pass@\d+|pass_at_\d+|likelihood)(_|$)")
+FRACTION = re.compile(
+    r"(^|_)(acc|accuracy|exact_match|em|f1|mcc|pass@\d+|pass_at_\d+|likelihood)(_|$)"
+)
 
 
 class Measure(NamedTuple):

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from taskvec.vectors.composition import Composition
 
 EXPONENTS = 600.0  # sums of exponentials in float64 keep their terms below this range
-Distances = Callable[[str], "Tensor"]  # of the other task: sums of both distances [2, G, G], rows the own coefficient
+# Of the other task: sums of both distances [2, G, G], rows the own coefficient
+Distances = Callable[[str], "Tensor"]
 
 
-@register("question", "disentanglement_maps", paper="Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827, section 4")
+@register(
+    "question",
+    "disentanglement_maps",
+    paper="Ortiz-Jimenez et al., NeurIPS 2023, arXiv 2305.12827, section 4",
+)
 class DisentanglementMaps(OfVectors):
     """xi(a, b) = sum_i E_{x ~ task i} dist(f(x; theta_0 + a_i tau_i), f(x; theta_0 + a_1 tau_1 + a_2 tau_2)), per pair.
 
@@ -33,7 +38,9 @@ class DisentanglementMaps(OfVectors):
     grid: tuple[float, ...] = Field(min_length=1)
     pairs: tuple[tuple[str, str], ...]
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return both forms of the error over the grid, by pair."""
         import torch
 
@@ -56,7 +63,9 @@ class DisentanglementMaps(OfVectors):
             values[f"{first}+{second}"] = {"grid": list(self.grid), **forms}
         return Answer(values=values), {}
 
-    def _point_by_point(self, subject: Subject, task: str, need: Examples, rows: Tensor | slice) -> Distances:
+    def _point_by_point(
+        self, subject: Subject, task: str, need: Examples, rows: Tensor | slice
+    ) -> Distances:
         """Return the distances on a batch of ``task``, a forward pass for each point."""
         import torch
 
@@ -73,7 +82,9 @@ class DisentanglementMaps(OfVectors):
 
         return distances
 
-    def _along_lines(self, subject: Subject, task: str, need: Examples, rows: Tensor | slice) -> Distances:
+    def _along_lines(
+        self, subject: Subject, task: str, need: Examples, rows: Tensor | slice
+    ) -> Distances:
         """Return the distances on a batch of ``task`` in the linearised model, where features are x_a + b v.
 
         With p(a, b) = softmax(x_a + b v) the divergence is b (E_p(a, b)[v] - E_p(a, 0)[v]) / 2, and the expectations
@@ -99,14 +110,17 @@ class DisentanglementMaps(OfVectors):
             shifted = steps * v
             second = (shifted - shifted.amax(-1, keepdim=True)).exp().permute(1, 2, 0)  # [N, d, G]
             weights = first.transpose(0, 1)  # [N, G, d]
-            both = (weights @ (second * v.unsqueeze(2))) / (weights @ second)  # E_p(a, b)[v], [N, G, G]
+            # E_p(a, b)[v], [N, G, G]
+            both = (weights @ (second * v.unsqueeze(2))) / (weights @ second)
             single = (weights @ v.unsqueeze(2)) / weights.sum(2, keepdim=True)
             return torch.stack([differ, ((both - single) * steps.view(1, 1, -1)).sum(0) / 2])
 
         return distances
 
 
-@register("question", "disentanglement_matrix", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880")
+@register(
+    "question", "disentanglement_matrix", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880"
+)
 class DisentanglementMatrix(OfVectors):
     """xi[t][s], how often adding alpha tau_s changes the label that theta_0 + alpha tau_t gives on task t.
 
@@ -117,7 +131,9 @@ class DisentanglementMatrix(OfVectors):
     kind: Literal["disentanglement_matrix"] = "disentanglement_matrix"
     alpha: float = 1.0
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return the matrix and the mean off its diagonal."""
         import torch
 
@@ -126,11 +142,17 @@ class DisentanglementMatrix(OfVectors):
         with torch.no_grad():
             for task in subject.tasks:
                 matrix.append(self._line(subject, task))
-        values = {"rows": subject.tasks, "columns": subject.tasks, "alpha": self.alpha, "matrix": matrix}
+        values = {
+            "rows": subject.tasks,
+            "columns": subject.tasks,
+            "alpha": self.alpha,
+            "matrix": matrix,
+        }
         return Answer(values=values | {"mean": off_diagonal_mean(matrix)}), {}
 
     def _line(self, subject: Subject, task: str) -> list[float]:
-        points = [{task: self.alpha, other: self.alpha} for other in subject.tasks]  # the task itself: its vector alone
+        # The task itself: its vector alone
+        points = [{task: self.alpha, other: self.alpha} for other in subject.tasks]
         own = subject.tasks.index(task)
         changed = [0] * len(points)
         for need, rows in subject.batches(task):

@@ -21,7 +21,9 @@ class Drift(OfVectors):
 
     kind: Literal["drift"] = "drift"
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return the matrix; one pass over a task's images serves all vectors."""
         import torch
 
@@ -35,11 +37,15 @@ class Drift(OfVectors):
                     total = total + derivatives.double().square().sum(dim=(1, 2))
                     count += derivatives.shape[1]
                 matrix.append((total / count).tolist())
-        return Answer(values={"rows": subject.tasks, "columns": subject.tasks, "matrix": matrix}), {}
+        return Answer(
+            values={"rows": subject.tasks, "columns": subject.tasks, "matrix": matrix}
+        ), {}
 
     def summary(self, answer: Answer) -> dict[str, Metric]:
         """Return each vector's mean drift on the other tasks, in squared units of the features."""
-        return {self.kind: metric(on_others(answer.values), unit="squared features", better="lower")}
+        return {
+            self.kind: metric(on_others(answer.values), unit="squared features", better="lower")
+        }
 
 
 def on_others(values: Mapping[str, Any]) -> dict[str, float]:

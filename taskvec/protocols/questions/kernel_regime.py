@@ -26,13 +26,18 @@ class KernelRegime(OfVectors):
 
     kind: Literal["kernel_regime"] = "kernel_regime"
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return the three quantities of each task."""
         import torch
 
         subject = Subject(given, vectors, linearised=True)
         with torch.no_grad():
-            values = {task: self._of_task(subject, task, vector) for task, vector in subject.vectors.items()}
+            values = {
+                task: self._of_task(subject, task, vector)
+                for task, vector in subject.vectors.items()
+            }
         return Answer(values=values), {}
 
     def _of_task(self, subject: Subject, task: str, vector: TaskVector) -> dict[str, float]:
@@ -45,7 +50,9 @@ class KernelRegime(OfVectors):
             f = evaluator.features(weights, need, rows)
             f0, derivative = evaluator.linearised(vector, need, rows)
             g = f0 + derivative
-            right["non_linear"] += (evaluator.classify(f, need, weights).argmax(1) == labels).sum().item()
+            right["non_linear"] += (
+                (evaluator.classify(f, need, weights).argmax(1) == labels).sum().item()
+            )
             right["post_hoc"] += (evaluator.classify(g, need).argmax(1) == labels).sum().item()
             error += (f - g).double().square().sum().item()
             moved += (f - f0).double().square().sum().item()

@@ -84,7 +84,9 @@ class Subject:
         base, derivatives = self.derivatives(need, rows)
 
         def look(points: Sequence[Point]) -> tuple[Tensor, Tensor]:
-            weights = base.new_tensor([[point.get(task, 0.0) for task in self.vectors] for point in points])
+            weights = base.new_tensor(
+                [[point.get(task, 0.0) for task in self.vectors] for point in points]
+            )
             features = base + torch.tensordot(weights, derivatives, dims=1)
             return features, self.labels(features, need)
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from taskvec.vectors.composition import Composition
 
 
-@register("question", "orthogonality", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, figure 3")
+@register(
+    "question", "orthogonality", paper="Ilharco et al., ICLR 2023, arXiv 2212.04089, figure 3"
+)
 class Orthogonality(OfVectors):
     """<tau_s, tau_t> / (||tau_s|| ||tau_t||) of all pairs of vectors; it looks at no examples."""
 
@@ -26,7 +28,9 @@ class Orthogonality(OfVectors):
         """Return nothing."""
         return ()
 
-    def answer(self, given: Given, composition: Composition, vectors: Sequence[Signed]) -> tuple[Answer, dict]:
+    def answer(
+        self, given: Given, composition: Composition, vectors: Sequence[Signed]
+    ) -> tuple[Answer, dict]:
         """Return the matrix of cosines and the norms."""
         deltas = {vector.tasks[0]: vector.delta for vector in vectors}
         norms = {task: float(delta.norm()) for task, delta in deltas.items()}

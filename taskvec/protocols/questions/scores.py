@@ -52,7 +52,9 @@ class Scores(Question):
     def examples(self, split: str) -> dict[str, Examples]:
         """Return the need of each task on a split."""
         use = "selection" if split == SELECTION else "report"
-        return {task: Examples(task, split, use, labels=task != self.corpus) for task in self.tasks()}
+        return {
+            task: Examples(task, split, use, labels=task != self.corpus) for task in self.tasks()
+        }
 
     def needs(self, scope: Scope) -> Needs:
         """Return validation examples where there is something to select, and test examples."""
@@ -69,7 +71,9 @@ class Scores(Question):
             NoFeasibleCoefficientError: if the rule has no admissible coefficient.
         """
         alphas = {*self.grid, *(self.fixed if self.on_selection else ())}
-        searched, excluded = self._scores(given, composition, alphas, SELECTION) if alphas else ({}, {})
+        searched, excluded = (
+            self._scores(given, composition, alphas, SELECTION) if alphas else ({}, {})
+        )
         selection = {alpha: self._values(at) for alpha, at in searched.items()}
         chosen = self._choose(given, selection, excluded) if self.rule else None
         reported, failed = self._scores(
@@ -81,14 +85,18 @@ class Scores(Question):
             for (kind, task), outcome in at.items():
                 kept[f"{kind}/{alpha}/{task}"] = outcome
         rule = self.rule.kind if self.rule else None
-        answer = Answer(alpha=chosen, rule=rule, selection=selection, report=report, excluded=excluded | failed)
+        answer = Answer(
+            alpha=chosen, rule=rule, selection=selection, report=report, excluded=excluded | failed
+        )
         return answer, kept
 
     def _choose(self, given: Given, selection: Mapping, excluded: Mapping) -> float:
         curve = {alpha: selection[alpha] for alpha in self.grid if alpha in selection}
         if not curve:
             reasons = "; ".join(dict.fromkeys(excluded.values()))
-            raise NoFeasibleCoefficientError(f"no coefficient of the grid gives finite scores: {reasons}")
+            raise NoFeasibleCoefficientError(
+                f"no coefficient of the grid gives finite scores: {reasons}"
+            )
         return choose(self.rule, curve, self.targets, self.control, given.answers)
 
     def _scores(
@@ -104,7 +112,9 @@ class Scores(Question):
                 kind, outcome = self._judged(need.task, given[need].labels().cpu(), predicted)
                 found[alpha][kind, need.task] = outcome
         if self.corpus in needs:
-            documents, failed = given.evaluator.surprise(composition, needs[self.corpus], sorted(found))
+            documents, failed = given.evaluator.surprise(
+                composition, needs[self.corpus], sorted(found)
+            )
             excluded = excluded | failed
             for alpha, rows in documents.items():
                 found[alpha]["surprise", self.corpus] = rows
@@ -137,7 +147,9 @@ def perplexity(documents: Tensor) -> float:
     return (nll / tokens).exp().item()
 
 
-def scores(suite: Suite, targets: Sequence[str], control: str | None = None, **settings: Any) -> Scores:
+def scores(
+    suite: Suite, targets: Sequence[str], control: str | None = None, **settings: Any
+) -> Scores:
     """Return the question about some targets of a suite, with what its definitions say of their metrics."""
     tasks = (*targets, *((control,) if control else ()))
     metrics = []
@@ -146,4 +158,6 @@ def scores(suite: Suite, targets: Sequence[str], control: str | None = None, **s
         if named != "accuracy":
             metrics.append((task, named))
     corpus = control if control and suite.control_metric == "perplexity" else None
-    return Scores(targets=tuple(targets), control=control, metrics=tuple(metrics), corpus=corpus, **settings)
+    return Scores(
+        targets=tuple(targets), control=control, metrics=tuple(metrics), corpus=corpus, **settings
+    )

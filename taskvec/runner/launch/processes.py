@@ -79,7 +79,9 @@ def run_processes(jobs: Sequence[Sequence[str]], config: SweepConfig) -> None:
                 running.remove(job)
                 free.append(job.device)
                 _signal(job, signal.SIGKILL)  # to what it started and left behind
-                log.info("%s: %s after %.0f s", job.words, job.told(), time.perf_counter() - job.start)
+                log.info(
+                    "%s: %s after %.0f s", job.words, job.told(), time.perf_counter() - job.start
+                )
             time.sleep(POLL_SECONDS)
     finally:
         _stop(running)

@@ -20,7 +20,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the mirror; an exception marks the run as failed."""
 
     def curve(self, label: str, step: int, metrics: Mapping[str, float]) -> None:

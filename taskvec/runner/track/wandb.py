@@ -60,16 +60,24 @@ class WandbTracker(Tracker):
                 problems.append(f"{mode}: {one_line(error)}")
                 continue
             if problems:
-                log.warning("W&B %s; this run is recorded offline in %s/wandb", problems[0], config.root)
+                log.warning(
+                    "W&B %s; this run is recorded offline in %s/wandb", problems[0], config.root
+                )
             return session
         log.warning("W&B does not work, so this run is not mirrored; %s", problems[0])
         return Session()
 
     def _start(self, mode: str, config: RunConfig, run_id: str) -> Any:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits 20 s at exit for a server that is not there
+        # It waits 20 s at exit for a server that is not there
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        wanted = {"silent": True, "console": "off", "init_timeout": self.timeout_s, "finish_timeout": self.timeout_s}
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "init_timeout": self.timeout_s,
+            "finish_timeout": self.timeout_s,
+        }
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
         settings = wandb.Settings(**known)
         own = inherited_id() or secrets.token_hex(4)
@@ -165,9 +173,12 @@ class WandbSession(Session):
         with self._tolerant():
             for section, axis in AXES.items():
                 run.define_metric(axis, hidden=True, summary="none")
-                run.define_metric(f"{section}/*", step_metric=axis, summary="none")  # the summary is for results
+                # The summary is for results
+                run.define_metric(f"{section}/*", step_metric=axis, summary="none")
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the run: finished, or failed with the reason in its summary."""
         if error is not None:
             with self._tolerant():
@@ -187,13 +198,16 @@ class WandbSession(Session):
         with self._tolerant():
             self._run.log(flat_metrics(result.rows) | {"criterion": result.criterion.value})
             usage = {key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}
-            self._run.summary.update({"state": "done", "reason": None, "fingerprint": result.fingerprint} | usage)
+            self._run.summary.update(
+                {"state": "done", "reason": None, "fingerprint": result.fingerprint} | usage
+            )
         with self._tolerant():
             for point in curve_points(result):
                 self._point("alpha_curve", point.pop("curve"), point.pop("alpha"), point)
         tables = Thread(target=self._tables, args=(result,), daemon=True)
         tables.start()
-        tables.join(self._timeout_s)  # to log a table, wandb asks the server and waits for the answer
+        # To log a table, wandb asks the server and waits for the answer
+        tables.join(self._timeout_s)
 
     def _tables(self, result: Result) -> None:
         with self._tolerant():
@@ -201,7 +215,9 @@ class WandbSession(Session):
             for row in result.rows:
                 about = {"row": row.row, "selected_on": row.selected_on, "rule": row.rule}
                 rows.append(about | row_metrics(row))
-            self._run.log({"tables/rows": table(rows), "tables/alpha_curve": table(curve_points(result))})
+            self._run.log(
+                {"tables/rows": table(rows), "tables/alpha_curve": table(curve_points(result))}
+            )
 
     def _point(self, section: str, what: str, at: float, values: Mapping[str, Any]) -> None:
         point = {AXES[section]: at}
@@ -222,7 +238,11 @@ class WandbSession(Session):
 
 def reason(error: BaseException) -> str:
     """Return why a run ended, as its ``status.json`` says it."""
-    return "interrupted; the same command resumes it" if isinstance(error, KeyboardInterrupt) else describe(error)
+    return (
+        "interrupted; the same command resumes it"
+        if isinstance(error, KeyboardInterrupt)
+        else describe(error)
+    )
 
 
 def clean(label: str) -> str:

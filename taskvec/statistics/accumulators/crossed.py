@@ -69,7 +69,9 @@ class Planner:
             else:
                 self.layout.left_out[space] = reason
         if not found:
-            raise UserError("the two models show no space in common; choose backbones of one family")
+            raise UserError(
+                "the two models show no space in common; choose backbones of one family"
+            )
         return found
 
     def _refusal(self, survey: Survey, module: str, side: str) -> str | None:

@@ -101,7 +101,9 @@ def eigenbases(factors: Mapping[str, Kronecker]) -> dict[str, Basis]:
         for factor in (block.inputs, block.gradients):
             if not factor.isfinite().all():
                 cause = "the weights or the examples make the model overflow"
-                raise UserError(f"statistic curvature: the factors of {name} are not finite; {cause}")
+                raise UserError(
+                    f"statistic curvature: the factors of {name} are not finite; {cause}"
+                )
         right = eigenvectors(block.inputs)
         left = eigenvectors(block.gradients)
         bases[name] = Basis(right, left)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def singular_values(weight: Tensor, second: Tensor, whitening: Literal["cov", "sqrt"], damping: float) -> Tensor:
+def singular_values(
+    weight: Tensor, second: Tensor, whitening: Literal["cov", "sqrt"], damping: float
+) -> Tensor:
     """Return those of W C [min(out, in)], descending, with C = ``second`` + damping I; "sqrt": of W C^(1/2)."""
     covariance = second.to(torch.float64, copy=True)
     covariance.diagonal().add_(damping)

@@ -37,7 +37,9 @@ class Batches(Sequence[Piece]):
     def __init__(self, *views: View):
         counts = [len(view) for view in views]
         if len(set(counts)) > 1:
-            raise UserError(f"a pair of models must see the same examples, and the views hold {counts}")
+            raise UserError(
+                f"a pair of models must see the same examples, and the views hold {counts}"
+            )
         if counts[0] == 0:
             raise UserError(EMPTY)
         self.views = views

@@ -67,7 +67,9 @@ class Pass:
     ):
         self.surveys = surveys
         self.gradient = gradient
-        self.members = [Member(accumulator, surveys, gradient=gradient) for accumulator in accumulators]
+        self.members = [
+            Member(accumulator, surveys, gradient=gradient) for accumulator in accumulators
+        ]
         self.group = accumulators[0].group
         self.leaves = [{} for _ in surveys]
         if any(accumulator.weights for accumulator in accumulators):

@@ -89,7 +89,9 @@ class Survey:
 
 
 @torch.no_grad()
-def survey(model: Any, parameters: Mapping[str, Tensor], head: Tensor | None, inputs: Tensor) -> Survey:
+def survey(
+    model: Any, parameters: Mapping[str, Tensor], head: Tensor | None, inputs: Tensor
+) -> Survey:
     """Run a model forward over a few examples and note every module's calls."""
     inputs = inputs[:EXAMPLES]
     notes = _Notes(len(inputs), model.tokens(inputs))

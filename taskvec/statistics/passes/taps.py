@@ -86,7 +86,8 @@ class Taps:
 
     def _watch(self, name: str, output: Tensor, on_gradient: OnGradient) -> None:
         if not output.requires_grad:
-            output.requires_grad_()  # the weights are frozen: the graph starts at the first tapped output
+            # The weights are frozen: the graph starts at the first tapped output
+            output.requires_grad_()
 
         def hook(gradient: Tensor) -> None:
             if self.listening:

@@ -58,7 +58,9 @@ def tokens_of(values: Tensor, examples: int, real: Tensor | None, dtype: torch.d
     """
     values = values.detach().to(dtype)
     if values.ndim < 2 or len(values) != examples:
-        raise ValueError(f"its shape {list(values.shape)} does not begin with the {examples} examples")
+        raise ValueError(
+            f"its shape {list(values.shape)} does not begin with the {examples} examples"
+        )
     if values.ndim == 2:
         return Tokens(values.unsqueeze(1))
     if real is None or values.ndim > 3 or values.shape[1] == 1:

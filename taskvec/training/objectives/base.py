@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from taskvec.training.callbacks import Callback
     from taskvec.training.schedule import Schedule
 
-LogitsOf: TypeAlias = Callable[[str, "Tensor"], "Tensor"]  # (task, inputs [N, ...]) -> logits [N, C]
+# (task, inputs [N, ...]) -> logits [N, C]
+LogitsOf: TypeAlias = Callable[[str, "Tensor"], "Tensor"]
 
 
 class MicroBatch(Protocol):
@@ -69,7 +70,9 @@ class Objective(Component):
     def loss(self, logits_of: LogitsOf, batch: Any, state: State) -> Tensor:
         """Return the loss of a micro-batch, a mean over its examples; it may be asked again at moved weights."""
 
-    def epoch(self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int, state: State) -> State:
+    def epoch(
+        self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int, state: State
+    ) -> State:
         """Return the state before the first step of an epoch (0, 1, ... of ``epochs``), computed without gradients.
 
         ``state`` is the one so far, empty before the first epoch.
@@ -99,4 +102,5 @@ def chosen(value: Any) -> Any:
     return entry.schema.model_validate(dict(value))
 
 
-ChosenObjective = Annotated[SerializeAsAny[Objective], BeforeValidator(chosen)]  # a field that takes a name
+# A field that takes a name
+ChosenObjective = Annotated[SerializeAsAny[Objective], BeforeValidator(chosen)]

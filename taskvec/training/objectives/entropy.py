@@ -34,7 +34,9 @@ class Entropy(Objective):
         for task, rows in batch.rows.items():
             logits = logits_of(task, batch.inputs[rows])
             if logits.shape[1] == 1:
-                raise UserError(f"objective=entropy: task {task} has one output and no classes; leave it out")
+                raise UserError(
+                    f"objective=entropy: task {task} has one output and no classes; leave it out"
+                )
             log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
             parts.append(-(log_p.exp() * log_p).sum())
         return torch.stack(parts).sum() / batch.size

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from taskvec.training.schedule import Schedule
 
 
-@register("objective", "negation", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880; spec atlas 6.3")
+@register(
+    "objective", "negation", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880; spec atlas 6.3"
+)
 class Negation(Objective):
     """-CE(target) + CE(control): the first task is the target, the second the control, half of a batch from each."""
 

@@ -32,7 +32,9 @@ def chances(logits_of: LogitsOf, task: str, view: View) -> Tensor:
     for rows in view.batches(ROWS):
         logits = logits_of(task, view.take(rows))
         if logits.shape[1] == 1:
-            raise UserError(f"objective=ufm: task {task} has one output and no classes; leave it out")
+            raise UserError(
+                f"objective=ufm: task {task} has one output and no classes; leave it out"
+            )
         parts.append(exact(logits).softmax(1).cpu())
     return torch.cat(parts)
 
@@ -54,20 +56,32 @@ def trusted(chance: Tensor, count: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def estimate(chance: Tensor, count: int, power: float, threshold: float) -> dict[str, Tensor | float]:
+def estimate(
+    chance: Tensor, count: int, power: float, threshold: float
+) -> dict[str, Tensor | float]:
     """Return trusted rows, everybody's class, the threshold, and the share of the others that exceed it."""
     rows = trusted(chance, count)
     others = torch.ones(len(chance), dtype=torch.bool)
     others[rows] = False
     exceed = flattened(chance, power).max(1).values[others] > threshold
     accepted = exceed.double().mean().item() if len(exceed) else 1.0
-    return {"trusted": rows, "classes": chance.argmax(1), "threshold": threshold, "accepted": accepted}
+    return {
+        "trusted": rows,
+        "classes": chance.argmax(1),
+        "threshold": threshold,
+        "accepted": accepted,
+    }
 
 
 def everybody(chance: Tensor) -> dict[str, Tensor | float]:
     """Return the state of the released code, whose trusted flags are set for every image."""
     rows = torch.arange(len(chance))
-    return {"trusted": rows, "classes": chance.argmax(1), "threshold": RELEASED_THRESHOLD, "accepted": 1.0}
+    return {
+        "trusted": rows,
+        "classes": chance.argmax(1),
+        "threshold": RELEASED_THRESHOLD,
+        "accepted": 1.0,
+    }
 
 
 class Taught(NamedTuple):

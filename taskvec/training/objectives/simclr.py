@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from taskvec.training.schedule import Schedule
 
 
-@register("objective", "simclr", paper="Chen et al., ICML 2020, arXiv 2002.05709; on logits: spec atlas 6.3")
+@register(
+    "objective",
+    "simclr",
+    paper="Chen et al., ICML 2020, arXiv 2002.05709; on logits: spec atlas 6.3",
+)
 class SimClr(Objective):
     """mean_i -log softmax_j(<u_i, v_j> / temperature)_i, u and v the unit logits of two crops of the same images.
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from taskvec.training.schedule import Schedule
 
 
-@register("objective", "ufm", paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880, appendix; spec atlas 6.3")
+@register(
+    "objective",
+    "ufm",
+    paper="Zhang et al., NeurIPS 2024, arXiv 2407.02880, appendix; spec atlas 6.3",
+)
 class Ufm(Objective):
     """Cross-entropy of strong views against pseudo-labels, over trusted images and those predicted with confidence.
 
@@ -45,7 +49,9 @@ class Ufm(Objective):
 
         return TaughtBatches(views, schedule, seed)
 
-    def epoch(self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int, state: State) -> State:
+    def epoch(
+        self, logits_of: LogitsOf, views: Mapping[str, View], epoch: int, epochs: int, state: State
+    ) -> State:
         """Return the trusted images, everybody's predicted class, and the threshold."""
         from taskvec.training.objectives import pseudo
 
@@ -71,4 +77,8 @@ class Ufm(Objective):
         import torch
 
         rows = state["trusted"]
-        return {"trusted": rows, "classes": state["classes"][rows], "accepted": torch.tensor(state["accepted"])}
+        return {
+            "trusted": rows,
+            "classes": state["classes"][rows],
+            "accepted": torch.tensor(state["accepted"]),
+        }

@@ -113,7 +113,11 @@ class Carrying(Transform):
         lengths = {name: tuple(aligned.shape) for name, aligned in found.maps.items()}
         way = itinerary(_shapes(source), _shapes(target), found.axes, lengths)
         tensors = {MAP + name: aligned.float() for name, aligned in found.maps.items()}
-        return Fit(tensors, {"carried": way.carried}, {"maps": found.report, "left_at_zero": way.left | left})
+        return Fit(
+            tensors,
+            {"carried": way.carried},
+            {"maps": found.report, "left_at_zero": way.left | left},
+        )
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the vector's image; parameters that are left at zero are absent."""

@@ -80,7 +80,8 @@ def _grow(module: nn.Module, stack: str, blocks: Lineage) -> None:
         new.append(built)
     setattr(holder, attribute, new)
     config = getattr(module, "config", None)
-    if hasattr(config, "num_hidden_layers"):  # transformers' networks run as many blocks as the config says
+    # Transformers' networks run as many blocks as the config says
+    if hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = len(new)
 
 
@@ -122,7 +123,10 @@ def corrected(deeper: Any, source: Any, batches: Sequence[Tensor], pull: float) 
 
 @torch.no_grad()
 def outputs(
-    model: Any, modules: Iterable[str], batches: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None
+    model: Any,
+    modules: Iterable[str],
+    batches: Sequence[Tensor],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return the output rows [n, d] of modules at all real tokens of some batches, in the order of the calls."""
     rows: dict[str, list[Tensor]] = {}
@@ -143,7 +147,12 @@ def outputs(
 
 
 def _keep(
-    rows: dict[str, list[Tensor]], name: str, real: Tensor | None, module: nn.Module, inputs: tuple, output: Tensor
+    rows: dict[str, list[Tensor]],
+    name: str,
+    real: Tensor | None,
+    module: nn.Module,
+    inputs: tuple,
+    output: Tensor,
 ) -> None:
     padded = real is not None and output.shape[:2] == real.shape
     tokens = output[real] if padded else output.flatten(0, -2)

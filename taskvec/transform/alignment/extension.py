@@ -31,7 +31,9 @@ class Block(NamedTuple):
 Lineage: TypeAlias = tuple[Block, ...]
 
 
-def schedule(depth: int, count: int, order: Order = "bottom_top", spread: Spread = "spread") -> list[int]:
+def schedule(
+    depth: int, count: int, order: Order = "bottom_top", spread: Spread = "spread"
+) -> list[int]:
     """Return which of ``depth`` blocks is extended, ``count`` times.
 
     "spread" goes through the blocks in order, again if need be, "spread_mod" without the last one, "clump" takes the
@@ -67,7 +69,9 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def lineages(source: Iterable[str], target: Iterable[str], order: Order, spread: Spread) -> dict[str, Lineage]:
+def lineages(
+    source: Iterable[str], target: Iterable[str], order: Order, spread: Spread
+) -> dict[str, Lineage]:
     """Return how each stack of the source grows to the target's depth; empty where all are as deep already.
 
     ``source`` and ``target`` are the names of all parameters.

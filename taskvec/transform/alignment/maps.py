@@ -75,7 +75,9 @@ def pooled(parts: Sequence[SpaceMoments]) -> SpaceMoments:
     if len(parts) == 1:
         return parts[0]
     tensors = {name: sum(part.tensors[name] for part in parts) for name in parts[0].tensors}
-    rows = {space: sum(part.meta["rows"][space] for part in parts) for space in parts[0].meta["rows"]}
+    rows = {
+        space: sum(part.meta["rows"][space] for part in parts) for space in parts[0].meta["rows"]
+    }
     return SpaceMoments(tensors, {**parts[0].meta, "rows": rows})
 
 
@@ -98,7 +100,9 @@ class SpaceMaps:
 
         Parameters with an axis in a space that was not observed keep that name, which has no map.
         """
-        return {name: tuple(self._serving(space) for space in spaces) for name, spaces in axes.items()}
+        return {
+            name: tuple(self._serving(space) for space in spaces) for name, spaces in axes.items()
+        }
 
     def _serving(self, space: str | None) -> str | None:
         if space is None:
@@ -118,7 +122,9 @@ class SpaceMaps:
             left, right = _layer(self.source, own), _layer(self.target, other)
             if left.shape[1] < left.shape[0] and right.shape[1] < right.shape[0]:
                 moment = self.moments.moment(inputs, self.source, self.target)
-                return align_product(left, _core(moment, self.how.centre), right, self.how.tolerance)
+                return align_product(
+                    left, _core(moment, self.how.centre), right, self.how.tolerance
+                )
         return self.how.of(self.moments.moment(space, self.source, self.target))
 
 

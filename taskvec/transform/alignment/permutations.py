@@ -21,7 +21,8 @@ from taskvec.models.layers import Heads
 from taskvec.transform.alignment.transport import Axes
 
 Tensors: TypeAlias = Mapping[str, Tensor]
-Permutations: TypeAlias = dict[str, Tensor]  # by space: unit i of the target is unit permutation[i] of the source
+# By space: unit i of the target is unit permutation[i] of the source
+Permutations: TypeAlias = dict[str, Tensor]
 
 SWEEPS = 100  # of all groups, at most; a handful suffices
 
@@ -73,7 +74,11 @@ def match(source: Tensors, target: Tensors, axes: Mapping[str, Axes], heads: Hea
     for _ in range(SWEEPS):
         changed = False
         for group, spaces in groups.items():
-            found = _units(search, spaces) if group.kind == "units" else _attention(search, spaces, heads)
+            found = (
+                _units(search, spaces)
+                if group.kind == "units"
+                else _attention(search, spaces, heads)
+            )
             for space, order in found.items():
                 changed |= not torch.equal(order, search.permutations[space])
             search.permutations.update(found)

@@ -47,7 +47,9 @@ def absorbed(correction: Affine, tensor: Tensor, *, shift: bool) -> Tensor:
     A task vector is a difference of weights, so that its bias gets no offset (``shift`` false).
     """
     values = tensor.double()
-    scaled = correction.matrix @ values if correction.matrix.ndim == 2 else correction.matrix * values
+    scaled = (
+        correction.matrix @ values if correction.matrix.ndim == 2 else correction.matrix * values
+    )
     if shift:
         scaled = scaled + correction.offset
     return scaled.to(tensor.dtype)

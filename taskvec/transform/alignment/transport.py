@@ -16,7 +16,8 @@ from torch import Tensor
 Axes: TypeAlias = tuple[str | None, ...]
 Shape: TypeAlias = tuple[int, ...]
 
-STEM = "residual"  # the sum of what a model's input layers put out: patches, class token, words, positions
+# The sum of what a model's input layers put out: patches, class token, words, positions
+STEM = "residual"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Itinerary:
 
 
 def itinerary(
-    source: Mapping[str, Shape], target: Mapping[str, Shape], axes: Mapping[str, Axes], lengths: Mapping[str, Shape]
+    source: Mapping[str, Shape],
+    target: Mapping[str, Shape],
+    axes: Mapping[str, Axes],
+    lengths: Mapping[str, Shape],
 ) -> Itinerary:
     """Return what becomes of each parameter of the source.
 
@@ -45,7 +49,9 @@ def itinerary(
     return Itinerary(carried, left)
 
 
-def _obstacle(shape: Shape, wanted: Shape | None, axes: Axes | None, lengths: Mapping[str, Shape]) -> str | None:
+def _obstacle(
+    shape: Shape, wanted: Shape | None, axes: Axes | None, lengths: Mapping[str, Shape]
+) -> str | None:
     """Return why a parameter cannot be carried, None if it can."""
     if wanted is None:
         return "the target has no such parameter"

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-FEW = 0.25  # up to this share of a spectrum LAPACK's subset driver is faster than the whole decomposition
+# Up to this share of a spectrum LAPACK's subset driver is faster than the whole decomposition
+FEW = 0.25
 SINGULAR = 1e-10  # a pivot below this share of the largest keeps fewer than six digits
 
 
@@ -40,7 +41,9 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     return factor
 
 
-def eigenpairs(matrix: Tensor, count: int, end: Literal["smallest", "largest"]) -> tuple[Tensor, Tensor]:
+def eigenpairs(
+    matrix: Tensor, count: int, end: Literal["smallest", "largest"]
+) -> tuple[Tensor, Tensor]:
     """Return ``count`` eigenvalues of a symmetric matrix [n, n] from one end inwards, and eigenvectors [n, count].
 
     Only its lower triangle is read.

@@ -32,7 +32,9 @@ def damped(moments: Sequence[Tensor], start: float, tolerance: float) -> Damped:
     singles = [moment.float() for moment in moments]
     for moment in singles:
         if not moment.isfinite().all():
-            raise UserError("a covariance of layer inputs is not finite: activations overflow on these examples")
+            raise UserError(
+                "a covariance of layer inputs is not finite: activations overflow on these examples"
+            )
     while True:
         candidates = [_inverted(moment, epsilon) for moment in singles]
         residual = sum(_residual(candidate) for candidate in candidates)

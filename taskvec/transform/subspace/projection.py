@@ -93,7 +93,9 @@ def pruned_directions(
     return _low(layer, _count(weight, rank)).directions
 
 
-def prune(weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, whitening: Whitening = "cov") -> Pruned:
+def prune(
+    weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, whitening: Whitening = "cov"
+) -> Pruned:
     """Return :func:`pruned_directions` with what they cost.
 
     Raises:
@@ -101,7 +103,8 @@ def prune(weight: Tensor, moment: Tensor, rank: int, *, damping: float = 0.0, wh
     """
     layer = _layer(weight, moment, damping, whitening)
     count = _count(weight, rank)
-    looked_at = count + 1 if rank else count  # the smallest one that is kept tells whether the cut is determined
+    # The smallest one that is kept tells whether the cut is determined
+    looked_at = count + 1 if rank else count
     low = _low(layer, looked_at)
     directions, total = low.directions[:, :count], layer.total()
     lost = directions.mT @ layer.weight
@@ -130,7 +133,9 @@ def without(tensor: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
 def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening) -> _Layer:
     inputs = weight.shape[1]
     if tuple(moment.shape) != (inputs, inputs):
-        raise ValueError(f"a moment {list(moment.shape)} does not fit a weight {list(weight.shape)}")
+        raise ValueError(
+            f"a moment {list(moment.shape)} does not fit a weight {list(weight.shape)}"
+        )
     return _Layer(weight.double(), moment.double(), damping, whitening)
 
 
@@ -171,7 +176,10 @@ def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
         return None
     inverse = torch.cholesky_inverse(factor)
     half = torch.linalg.solve_triangular(lower, inverse, upper=False)  # L^-1 (C + damping I)^-1
-    by_whitening = {"cov": lower_gram, "sqrt": partial(torch.linalg.solve_triangular, lower, upper=False)}
+    by_whitening = {
+        "cov": lower_gram,
+        "sqrt": partial(torch.linalg.solve_triangular, lower, upper=False),
+    }
     matrix = by_whitening[layer.whitening](half.mT)
     inverse_squares, vectors = eigenpairs(matrix, count, "largest")
     if inverse_squares[-1] < GRAM_DEPTH * matrix.trace():

@@ -26,7 +26,12 @@ def sizes(model: Any, moments: LayerMoments, roles: tuple[str, ...] | None) -> d
 
 
 def prune_layers(
-    model: Any, vector: Mapping[str, Tensor], moments: LayerMoments, ranks: Ranks, damping: float, whitening: Whitening
+    model: Any,
+    vector: Mapping[str, Tensor],
+    moments: LayerMoments,
+    ranks: Ranks,
+    damping: float,
+    whitening: Whitening,
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """Yield each layer's name, its pruned directions P [out, R - rank] float32, and what they cost."""
     for layer, rank in ranks.items():
@@ -42,7 +47,9 @@ def prune_layers(
         yield layer, pruned.directions.float(), report
 
 
-def projected(model: Any, vector: Mapping[str, Tensor], layer: str, directions: Tensor, *, of_delta: bool) -> Tensor:
+def projected(
+    model: Any, vector: Mapping[str, Tensor], layer: str, directions: Tensor, *, of_delta: bool
+) -> Tensor:
     """Return tau - P P^T W_t of a layer, or with ``of_delta`` tau - P P^T tau."""
     delta = delta_of(model, vector, layer)
     weight = delta if of_delta else tuned(model, vector, layer)

@@ -29,7 +29,9 @@ def uniform(sizes: Mapping[str, int], ratio: float) -> Ranks:
     return ranks
 
 
-def allocate(spectra: Mapping[str, Spectra], ratio: float, allocation: Allocation) -> dict[str, Ranks]:
+def allocate(
+    spectra: Mapping[str, Spectra], ratio: float, allocation: Allocation
+) -> dict[str, Ranks]:
     """Return the ranks of several tasks, by task and layer, from the spectra of their W_t C_t.
 
     "layer": :func:`greedy` among the tasks in each layer; "model": one share for all layers of a task, the mean of

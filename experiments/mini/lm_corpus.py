@@ -1,6 +1,7 @@
 """The token rows that a language model of the mini world is pre-trained on: packed text and framed prompts."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 

@@ -72,7 +72,16 @@ class Store:
                 if stored is None:
                     shutil.rmtree(self.folder(artefact), ignore_errors=True)
                     return self._compute(artefact, compute)
+        self._tidy(artefact)
         return stored
+
+    def _tidy(self, artefact: Node) -> None:
+        """Remove the checkpoints of a complete artefact whose process was killed before it could."""
+        if not self.partial(artefact).exists():
+            return
+        with at_once(self._lock(artefact)) as free:
+            if free:
+                shutil.rmtree(self.partial(artefact), ignore_errors=True)
 
     def get_if_free(self, artefact: Node, compute: Callable[[], Content]) -> Stored | None:
         """Return an artefact as :meth:`get` does, or None while another process computes it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from taskvec.config import Component, Config
+from taskvec.config import Component, Config, immaterial
 from taskvec.data.cards import read_card
 from taskvec.data.prompt import Prompt
 from taskvec.errors import UserError
@@ -48,7 +48,7 @@ class Task(Config):
     labelled ``no_label`` are left out. ``keep`` restricts the examples, not the head, to some of the classes (a
     sub-population). ``splits.val`` null holds validation out of ``train`` by the rule of
     :func:`taskvec.data.splits.hold_out`; without that key so does data that has no split of a usual name. A metric of
-    :data:`REGRESSION` makes the labels numbers.
+    :data:`REGRESSION` makes the labels numbers. ``download_mb`` says about how large a data set of the hub is.
     """
 
     path: Place
@@ -60,6 +60,7 @@ class Task(Config):
     no_label: int | str | None = None
     metric: Metric = "accuracy"
     splits: dict[Split, Name | None] = {"train": "train", "test": "test"}
+    download_mb: float | None = immaterial(None, ge=0)
 
     @model_validator(mode="after")
     def _classes_or_scores(self) -> Task:

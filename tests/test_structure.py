@@ -26,6 +26,7 @@ LAYERS = [
     {"errors", "config", "registry", "needs", "text", "panel"},
     {"vectors"},
     {"data", "models", "statistics"},
+    {"checkpoints"},
     {"training"},
     {"finetune", "transform", "merge"},
     {"protocols"},
@@ -34,6 +35,7 @@ LAYERS = [
     {"cli", "__init__", "__main__"},
 ]
 REWRITTEN = (
+    "checkpoints",
     "graph",
     "finetune",
     "transform",

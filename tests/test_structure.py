@@ -28,6 +28,7 @@ LAYERS = [
     {"errors", "config", "registry", "needs", "text", "panel"},
     {"vectors"},
     {"data", "models", "statistics"},
+    {"checkpoints"},
     {"training"},
     {"finetune", "transform", "merge"},
     {"protocols"},
@@ -36,6 +37,7 @@ LAYERS = [
     {"cli", "__init__", "__main__"},
 ]
 REWRITTEN = (
+    "checkpoints",
     "graph",
     "finetune",
     "transform",

@@ -143,7 +143,7 @@ def test_the_plan_names_no_method_family_or_modality():
 
 FAMILIES = {
     "clip", "vit", "causal", "encoder", "text_to_text", "bert", "roberta", "deberta", "t5", "gpt2",
-    "llama", "qwen", "gemma", "mistral", "image", "images", "text", "texts",
+    "llama", "qwen", "gemma", "mistral", "image", "images",
 }  # fmt: skip
 
 

@@ -18,10 +18,11 @@ import world
 from world_text import HUB
 
 from taskvec.data import hub
+from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
 from taskvec.data.images import decode_split
 from taskvec.data.splits import hold_out
-from taskvec.data.tasks import ImageTask, TextSuite, TextTask, load_tasks
+from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.data.texts import tokenise_split
 from taskvec.data.views import View
 from taskvec.errors import UserError

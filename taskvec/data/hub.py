@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskvec.data.locate import VAL
-from taskvec.data.tasks import Task
+from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +73,16 @@ def hub_commit(name: str, task: Task) -> str:
     return _builder(name, task).hash
 
 
+def hub_count(name: str, task: Task, source: str) -> int | None:
+    """Return how many rows a data set says that a split has, None if it does not say before it is fetched.
+
+    Raises:
+        UserError: if the data set cannot be reached.
+    """
+    splits = _builder(name, task).info.splits or {}
+    return splits[source].num_examples if source in splits else None
+
+
 def hub_class_names(name: str, task: Task) -> tuple[str, ...]:
     """Return the class names of the label's feature, () if it has none or they are not known before fetching.
 
@@ -89,6 +99,13 @@ def _builder(name: str, task: Task) -> DatasetBuilder:
     Raises:
         UserError: if it cannot be reached, or only another commit than the one asked for is in the cache.
     """
+    if task.path.startswith(BY_HAND):
+        own = task.path.removeprefix(BY_HAND)
+        source = task.facts.source or "its original archive"
+        raise UserError(
+            f"task {name}: no copy on the hub is in published use; make FOLDER/{own} from {source}, then give "
+            "suite.data_dir=FOLDER"
+        )
     if os.path.exists(task.path):
         # `datasets` would read it in place of the hub's, wherever the command happens to be run
         raise UserError(

@@ -141,7 +141,7 @@ def test_a_config_dir_gives_presets_and_runs_no_python(tmp_path, capsys, monkeyp
 
 def test_what_the_hub_has_to_give_is_named_in_one_line(included, tmp_path, capsys):
     (Path(tmp_path) / "mine/task").mkdir(parents=True)
-    task = "path: me/away\ntemplates: ['a {}']\ndownload_mb: 12\n"
+    task = "path: me/away\ntemplates: ['a {}']\nfacts: {gigabytes: 0.012}\n"
     (tmp_path / "mine/task/away.yaml").write_text(task)
     words = ["--include", str(tmp_path / "mine"), "backbone=clip_vit_b32", "suite=tiny"]
     words += ["suite.tasks=[stripes,away]", f"outputs={tmp_path}/out"]

@@ -19,11 +19,12 @@ import world
 from world_text import HUB
 
 from taskvec.data import hub, remote
+from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
 from taskvec.data.hub_card import read_hub_card
 from taskvec.data.images import decode_split
 from taskvec.data.splits import hold_out
-from taskvec.data.tasks import ImageTask, TextSuite, TextTask, load_tasks
+from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.data.texts import tokenise_split
 from taskvec.data.views import View
 from taskvec.errors import UserError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from taskvec.data.hub_card import HubCard, card_file, read_hub_card, write_hub_card
 from taskvec.data.locate import VAL
-from taskvec.data.remote import MEGA, Remote, reachable
-from taskvec.data.tasks import Task
+from taskvec.data.remote import Remote, reachable
+from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from taskvec.data.tables.saved import DatasetTable
 
+GIGA = 1e9
 MIRROR = "suite.data_dir=FOLDER takes a local mirror"
 
 
@@ -73,6 +74,15 @@ def hub_commit(name: str, task: Task) -> str:
         UserError: if it cannot be reached.
     """
     return hub_card(name, task).commit
+
+
+def hub_count(name: str, task: Task, source: str) -> int | None:
+    """Return how many rows a data set says that a split has, None if it does not say before it is fetched.
+
+    Raises:
+        UserError: if the data set cannot be reached.
+    """
+    return hub_card(name, task).rows.get(source)
 
 
 def hub_class_names(name: str, task: Task) -> tuple[str, ...]:
@@ -129,8 +139,8 @@ class RemoteData(Remote):
         card = read_hub_card(self.task)
         if card and card.download_bytes:
             return card.download_bytes
-        megabytes = self.task.download_mb
-        return None if megabytes is None else megabytes * MEGA
+        gigabytes = self.task.facts.gigabytes
+        return None if gigabytes is None else gigabytes * GIGA
 
     def fetch(self) -> None:
         """Fetch and prepare the data at its branch's present commit, and write its card.
@@ -221,11 +231,19 @@ def _builder(name: str, task: Task) -> DatasetBuilder:
 
 
 def _check_name(name: str, task: Task) -> None:
-    """Check that no folder is called as the data set is.
+    """Check that the name is one of the hub, and that no folder is called so.
 
     Raises:
-        UserError: if one is: `datasets` would read it in place of the hub's, wherever the command happens to be run.
+        UserError: if one is: `datasets` would read it in place of the hub's, wherever the command happens to be run;
+            and for data that the hub does not have.
     """
+    if task.path.startswith(BY_HAND):
+        own = task.path.removeprefix(BY_HAND)
+        source = task.facts.source or "its original archive"
+        raise UserError(
+            f"task {name}: no copy on the hub is in published use; make FOLDER/{own} from {source}, then give "
+            "suite.data_dir=FOLDER"
+        )
     if os.path.exists(task.path):
         raise UserError(
             f"task {name}: {task.path!r} is a folder here; paths in task/{name}.yaml start at that file"

@@ -252,14 +252,23 @@ def largest_token(source: Source) -> tuple[int, str] | None:
     Raises:
         UserError: for a malformed file.
     """
+    known = tokens_of(source)
+    return max(((number, token) for token, number in known.items()), default=None)
+
+
+def tokens_of(source: Source) -> dict[str, int]:
+    """Return the id of every token that a tokenizer's files speak of; none if no file can be read here.
+
+    Raises:
+        UserError: for a malformed file.
+    """
     try:
-        known = _tokens(source)
-        return max(((int(number), token) for token, number in known.items()), default=None)
+        return {token: int(number) for token, number in _read_tokens(source).items()}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{source.key}: {source.name}: malformed tokenizer ({error})") from error
 
 
-def _tokens(source: Source) -> dict[str, int]:
+def _read_tokens(source: Source) -> dict[str, int]:
     """Return the vocabulary and the added tokens of a tokenizer's files."""
     whole = source.json("tokenizer.json")
     if whole:

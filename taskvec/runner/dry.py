@@ -20,7 +20,7 @@ from taskvec.runner import sweep
 from taskvec.runner.expand import expand, unions
 from taskvec.runner.folder import RunFolder, run_id
 from taskvec.runner.remotes import lacking, total
-from taskvec.runner.validate import LARGE, bytes_of, preflight
+from taskvec.runner.validate import bytes_of, preflight
 from taskvec.text import printable_lines
 
 
@@ -123,9 +123,10 @@ def _bytes_below(root: Path, outlooks: Sequence[Outlook]) -> int:
     for found in outlooks:
         if found.config.root != root:
             continue
-        large = {key for key, node in found.compute.items() if node.kind in LARGE}
-        need += bytes_of(found.config, len(large - counted))
-        counted |= large
+        fresh = {key: node for key, node in found.compute.items() if key not in counted}
+        copies = sum(node.copies for node in fresh.values())
+        need += bytes_of(found.config, copies)
+        counted |= set(fresh)
     return need
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from taskvec.data.hub import RemoteData
 from taskvec.data.remote import MEGA, Remote, reachable
-from taskvec.data.tasks import Task
+from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 from taskvec.graph.nodes.examples import Decoded
 from taskvec.graph.plan import Plan
@@ -27,9 +27,14 @@ def remote_data(config: RunConfig, tasks: Iterable[str]) -> list[Remote]:
     found = []
     for name in tasks:
         definition = config.suite.definitions[name]
-        if isinstance(definition, Task) and definition.folder is None:
+        if isinstance(definition, Task) and of_hub(definition):
             found.append(RemoteData(name, definition))
     return found
+
+
+def of_hub(task: Task) -> bool:
+    """Return whether a task's data set is on the hub, and neither in a folder nor to be made by hand."""
+    return task.folder is None and not task.path.startswith(BY_HAND)
 
 
 def remotes(config: RunConfig) -> list[Remote]:

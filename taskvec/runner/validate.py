@@ -15,7 +15,6 @@ from taskvec.graph.run import RunConfig
 from taskvec.graph.store import Store
 from taskvec.runner.remotes import check_fetched, check_known
 
-LARGE = ("vector", "statistic")  # kinds of artefacts that are about as large as the weights
 CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
 
 
@@ -194,12 +193,12 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    missing = [node for node in plan.nodes if node.kind in LARGE and not store.has(node)]
-    need = bytes_of(config, len(missing))
+    missing = [node.copies for node in plan.nodes if node.copies and not store.has(node)]
+    need = bytes_of(config, sum(missing))
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
+            f"outputs: {sum(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
             f"{free / 1e6:,.1f} MB; set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )
 

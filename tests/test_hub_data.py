@@ -23,6 +23,7 @@ from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
 from taskvec.data.hub_card import read_hub_card
 from taskvec.data.images import decode_split
+from taskvec.data.remote_data import RemoteData
 from taskvec.data.splits import hold_out
 from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.data.texts import tokenise_split
@@ -128,7 +129,7 @@ def test_once_fetched_planning_opens_no_builder(cache, tmp_path, monkeypatch):
     asked = {name: planned(name, task) for name, task in tasks.items()}
     assert asked["words"][0] == ("bad", "good")
     for name, task in tasks.items():
-        hub.RemoteData(name, task).fetch()
+        RemoteData(name, task).fetch()
     card = read_hub_card(tasks["tiny"])
     assert card.commit == A and card.rows == {"train": 30, "validation": 5, "test": 8}
     # from here on the library's cache is gone, and nothing may ask the library
@@ -136,7 +137,7 @@ def test_once_fetched_planning_opens_no_builder(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_opened", None)
     for name, task in tasks.items():
         assert planned(name, task) == asked[name]
-        found = hub.RemoteData(name, task)
+        found = RemoteData(name, task)
         assert found.known() and not found.here()
 
 

@@ -49,8 +49,12 @@ def read(arguments: Sequence[str]) -> Flags:
     Raises:
         UserError: for an unknown option, one that lacks its value, and options that contradict each other.
     """
-    found, rest = _parser().parse_known_args(_with_values(arguments))
-    unknown = [word for word in rest if word.startswith("-")]
+    # argparse would take its own view of a help with a value
+    unknown = [word for word in arguments if word.partition("=")[0] in ("-h", "--help")]
+    found, rest = Namespace(), []
+    if not unknown:
+        found, rest = _parser().parse_known_args(_with_values(arguments))
+        unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         hint = did_you_mean(unknown[0], list(KNOWN))
         raise UserError(f"unknown option {unknown[0]!r}{hint}")

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.data.hub_card import HubCard, card_file, read_hub_card, write_hub_card
+from taskvec.data.hub_card import HubCard, read_hub_card, write_hub_card
 from taskvec.data.locate import VAL
-from taskvec.data.remote import Remote, reachable
+from taskvec.data.remote import reachable
 from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from taskvec.data.tables.saved import DatasetTable
 
-GIGA = 1e9
 MIRROR = "suite.data_dir=FOLDER takes a local mirror"
 
 
@@ -37,7 +36,7 @@ def open_hub(name: str, task: Task, split: str) -> DatasetTable:
 
     source, _ = hub_split(name, task, split)
     try:
-        dataset = _prepared(name, task).as_dataset(split=source)
+        dataset = prepared(name, task).as_dataset(split=source)
     except UserError:
         raise
     except Exception as error:  # whatever the library or the data set's files raise
@@ -101,68 +100,10 @@ def hub_card(name: str, task: Task) -> HubCard:
         UserError: if neither is to be had.
     """
     _check_name(name, task)
-    return read_hub_card(task) or _described(task, _builder(name, task))
+    return read_hub_card(task) or _described(task, hub_builder(name, task))
 
 
-class RemoteData(Remote):
-    """The data set of a task."""
-
-    def __init__(self, name: str, task: Task):
-        self.name, self.task = name, task
-
-    @property
-    def title(self) -> str:
-        """The data set and its configuration."""
-        named = "/".join(filter(None, (self.task.path, self.task.config)))
-        return f"data {named}"
-
-    def known(self) -> bool:
-        """Return whether there is a card, or the library has the data in its own cache."""
-        return read_hub_card(self.task) is not None or self._cached()
-
-    def here(self) -> bool:
-        """Return whether the data is in the library's cache."""
-        card = read_hub_card(self.task)
-        return card.is_cached() if card else self._cached()
-
-    def _cached(self) -> bool:
-        """Return whether the library finds the data without the network, once it is known to be away."""
-        if reachable():
-            return False
-        try:
-            return os.path.isdir(_builder(self.name, self.task).cache_dir)
-        except UserError:
-            return False
-
-    def size(self) -> float | None:
-        """Return the bytes to download by the data set's card, else by the task's file."""
-        card = read_hub_card(self.task)
-        if card and card.download_bytes:
-            return card.download_bytes
-        gigabytes = self.task.facts.gigabytes
-        return None if gigabytes is None else gigabytes * GIGA
-
-    def fetch(self) -> None:
-        """Fetch and prepare the data at its branch's present commit, and write its card.
-
-        Raises:
-            UserError: if the hub does not give it.
-        """
-        from taskvec.data.rows import TaskData
-
-        card_file(self.task).unlink(missing_ok=True)
-        _opened.cache_clear()
-        _prepared(self.name, self.task)
-        card = read_hub_card(self.task)
-        unnamed = card and self.task.label not in card.classes
-        if unnamed and not self.task.classes and not self.task.regression:
-            # Labels that are words: finding them reads all of train
-            words = TaskData(self.name, self.task).classes.names
-            classes = {**card.classes, self.task.label: words}
-            write_hub_card(self.task, card.model_copy(update={"classes": classes}))
-
-
-def _prepared(name: str, task: Task) -> DatasetBuilder:
+def prepared(name: str, task: Task) -> DatasetBuilder:
     """Return the builder of a data set whose files are in the cache, where they are fetched to, and write its card.
 
     Raises:
@@ -170,7 +111,7 @@ def _prepared(name: str, task: Task) -> DatasetBuilder:
     """
     from taskvec.data.tables.base import first_line
 
-    builder = _builder(name, task)
+    builder = hub_builder(name, task)
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the library, the network or the data set's files raise
@@ -204,7 +145,7 @@ def _described(task: Task, builder: DatasetBuilder) -> HubCard:
     )
 
 
-def _builder(name: str, task: Task) -> DatasetBuilder:
+def hub_builder(name: str, task: Task) -> DatasetBuilder:
     """Return the data set's builder at its commit.
 
     Raises:
@@ -266,6 +207,11 @@ def _cached_commit(task: Task) -> str | None:
         task.path, "README.md", repo_type="dataset", revision=task.revision
     )
     return Path(described).parent.name if isinstance(described, str) else None
+
+
+def forget() -> None:
+    """Let the next look at a branch or tag see its present commit."""
+    _opened.cache_clear()
 
 
 @cache

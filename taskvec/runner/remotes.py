@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from taskvec.data.hub import RemoteData
 from taskvec.data.remote import MEGA, Remote, reachable
+from taskvec.data.remote_data import RemoteData
 from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 from taskvec.graph.nodes.examples import Decoded

@@ -139,6 +139,7 @@ class Clip(Backbone):
 
     def remotes(self) -> list[Remote]:
         """Return a tag's weights, and the text side's files where they are of the hub."""
+        self.vision  # noqa: B018 (an unknown architecture is told as one)
         found = [tagged_files(self.tagged, self.download_mb)] if self.tagged else []
         for source in (self.text.tokenizer, self.text.tower):
             if source and not source.folder:

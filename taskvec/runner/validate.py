@@ -190,14 +190,12 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    missing = [
-        node for node in plan.nodes if node.kind in ("vector", "statistic") and not store.has(node)
-    ]
+    missing = [node.copies for node in plan.nodes if node.copies and not store.has(node)]
     weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
-    need = weights * (len(missing) + CHECKPOINT_COPIES) if missing else 0
+    need = weights * (sum(missing) + CHECKPOINT_COPIES) if missing else 0
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
+            f"outputs: {sum(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
             f"{free / 1e6:,.1f} MB; set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )

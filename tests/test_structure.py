@@ -34,7 +34,7 @@ LAYERS = [
     {"protocols"},
     {"graph"},
     {"report", "runner"},
-    {"cli", "__init__", "__main__"},
+    {"api", "cli", "__init__", "__main__"},
 ]
 REWRITTEN = (
     "checkpoints",

@@ -73,8 +73,9 @@ class Breadcrumbs(Sparsified):
     def _band(self, delta: Tensors, name: str) -> Sequence[Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import cut_of_rank
+        from taskvec.vectors.deferred import count_of
 
-        entries = delta[name].numel()
+        entries = count_of(delta, name)
         stay = math.floor(self.density * entries)
         go = min(math.floor(self.outliers * entries), entries - stay)
 

@@ -68,6 +68,11 @@ class Sparsified(Factored):
 
     grain = "entry"
 
+    @property
+    def over_model(self) -> bool:
+        """Whether undecided entries ask for the majority over all parameters."""
+        return self.consensus == "elect" and self.undecided != "plus"
+
     @abstractmethod
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return what is kept of one vector's delta, before ``rescale``."""

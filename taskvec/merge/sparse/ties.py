@@ -58,6 +58,11 @@ class Ties(Sparsified):
         ),
     )
 
+    @property
+    def over_model(self) -> bool:
+        """Whether thresholds, or undecided entries, are those of all parameters."""
+        return self.scope == "model" or super().over_model
+
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}
@@ -78,10 +83,11 @@ class Ties(Sparsified):
     def _model_cuts(self, base: Tensors, delta: Tensors) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import flat_cuts
+        from taskvec.vectors.deferred import count_of
 
-        lengths = [delta[name].numel() for name in delta]
+        lengths = [count_of(delta, name) for name in delta]
         # Zeros, by declaration
-        absent = sum(base[name].numel() for name in base if name not in delta)
+        absent = sum(count_of(base, name) for name in base if name not in delta)
 
         def pieces():
             return (piece for name in delta for piece in read(delta, name))
@@ -91,11 +97,12 @@ class Ties(Sparsified):
 
     def _tensor_cuts(self, delta: Tensors) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
+        from taskvec.vectors.deferred import count_of
 
         def pieces(name: str):
             return lambda: read(delta, name)
 
-        return {name: self._cut(pieces(name), delta[name].numel(), 0) for name in delta}
+        return {name: self._cut(pieces(name), count_of(delta, name), 0) for name in delta}
 
     def _cut(self, pieces, entries: int, zeros: int) -> Cut:
         from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank, inclusive_cut

@@ -60,7 +60,7 @@ class Breadcrumbs(Sparsified):
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
             for name in delta:
-                found[name, position] = self._band(delta, name)
+                found[name, position] = self._band(delta, name, self.density_of(position))
         return found
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -70,13 +70,13 @@ class Breadcrumbs(Sparsified):
         lower, upper = surveyed.cuts[piece.name, position]
         return above(delta, lower, piece.start) - above(delta, upper, piece.start)
 
-    def _band(self, delta: Tensors, name: str) -> Sequence[Cut]:
+    def _band(self, delta: Tensors, name: str, density: float) -> Sequence[Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import cut_of_rank
         from taskvec.vectors.deferred import count_of
 
         entries = count_of(delta, name)
-        stay = math.floor(self.density * entries)
+        stay = math.floor(density * entries)
         go = min(math.floor(self.outliers * entries), entries - stay)
 
         def pieces():

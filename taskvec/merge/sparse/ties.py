@@ -67,8 +67,11 @@ class Ties(Sparsified):
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
+            density = self.density_of(position)
             cuts = (
-                self._model_cuts(base, delta) if self.scope == "model" else self._tensor_cuts(delta)
+                self._model_cuts(base, delta, density)
+                if self.scope == "model"
+                else self._tensor_cuts(delta, density)
             )
             found |= {(name, position): (cut,) for name, cut in cuts.items()}
         return found
@@ -80,7 +83,7 @@ class Ties(Sparsified):
         (cut,) = surveyed.cuts[piece.name, position]
         return above(delta, cut, piece.start)
 
-    def _model_cuts(self, base: Tensors, delta: Tensors) -> dict[str, Cut]:
+    def _model_cuts(self, base: Tensors, delta: Tensors, density: float) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import flat_cuts
         from taskvec.vectors.deferred import count_of
@@ -92,28 +95,28 @@ class Ties(Sparsified):
         def pieces():
             return (piece for name in delta for piece in read(delta, name))
 
-        cut = self._cut(pieces, sum(lengths) + absent, absent)
+        cut = self._cut(pieces, density, sum(lengths) + absent, absent)
         return dict(flat_cuts(delta, lengths, cut))
 
-    def _tensor_cuts(self, delta: Tensors) -> dict[str, Cut]:
+    def _tensor_cuts(self, delta: Tensors, density: float) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
         from taskvec.vectors.deferred import count_of
 
         def pieces(name: str):
             return lambda: read(delta, name)
 
-        return {name: self._cut(pieces(name), count_of(delta, name), 0) for name in delta}
+        return {name: self._cut(pieces(name), density, count_of(delta, name), 0) for name in delta}
 
-    def _cut(self, pieces, entries: int, zeros: int) -> Cut:
+    def _cut(self, pieces, density: float, entries: int, zeros: int) -> Cut:
         from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank, inclusive_cut
 
         if entries == zeros:
             return EVERYTHING
         if self.kept == "exact":
-            wanted = max(1, math.floor(entries * self.density))
+            wanted = max(1, math.floor(entries * density))
             return cut_of_rank(pieces, entries - wanted, entries, zeros)
         if self.kept == "inclusive":
-            number = entries - math.floor(entries * self.density)
+            number = entries - math.floor(entries * density)
         else:
-            number = math.floor(entries * (1 - self.density))
+            number = math.floor(entries * (1 - density))
         return inclusive_cut(pieces, number - 1, zeros) if number else EVERYTHING

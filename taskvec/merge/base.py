@@ -146,6 +146,11 @@ class TensorWise(Merge):
         """Whether :meth:`survey` looks across parameters; else what it says of one follows from that one alone."""
         return False
 
+    @property
+    def passes(self) -> int:
+        """How often the deltas are read, at most: once for :meth:`merge`, the other times for :meth:`survey`."""
+        return 1
+
     def centre(self, piece: Piece) -> Tensor | None:
         """Return what is added to theta_0 whatever alpha is; None for nothing."""
         return None

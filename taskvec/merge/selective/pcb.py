@@ -53,6 +53,11 @@ class Pcb(TensorWise):
         """True: quantiles are those of all parameters."""
         return True
 
+    @property
+    def passes(self) -> int:
+        """Two for each pair of quantiles."""
+        return 5
+
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Ranges:
         """Return the ranges over all parameters: quantiles of the magnitudes first, then those of the balances."""
         from taskvec.merge.selective.competition import Ranges, all_entries, quantiles

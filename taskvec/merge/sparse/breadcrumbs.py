@@ -55,6 +55,11 @@ class Breadcrumbs(Sparsified):
         ),
     )
 
+    @property
+    def passes(self) -> int:
+        """Three for each of the two cuts."""
+        return 6 + super().passes
+
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return the lower and the upper cut of each tensor of each vector."""
         found: dict[Key, Sequence[Cut]] = {}

@@ -76,6 +76,11 @@ class Sparsified(Factored):
         """Whether undecided entries ask for the majority over all parameters."""
         return self.consensus == "elect" and self.undecided != "plus"
 
+    @property
+    def passes(self) -> int:
+        """One more where norms are restored."""
+        return 2 if self.rescale == "l1" else 1
+
     @abstractmethod
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return what is kept of one vector's delta, before ``rescale``."""
@@ -90,14 +95,14 @@ class Sparsified(Factored):
 
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Surveyed:
         """Return cuts, and the factors that restore norms."""
-        self._check_densities(len(deltas))
+        self.check_densities(len(deltas))
         seed = self.seed_of(given)
         surveyed = Surveyed(self, base, deltas, seed, self.cuts(base, deltas), {})
         if self.rescale != "l1":
             return surveyed
         return Surveyed(self, base, deltas, seed, surveyed.cuts, self._norm_factors(surveyed))
 
-    def _check_densities(self, count: int) -> None:
+    def check_densities(self, count: int) -> None:
         """Check that there is one density for each vector, if there are any.
 
         Raises:

@@ -63,6 +63,12 @@ class Ties(Sparsified):
         """Whether thresholds, or undecided entries, are those of all parameters."""
         return self.scope == "model" or super().over_model
 
+    @property
+    def passes(self) -> int:
+        """Two for the thresholds, and one to find the place of an entry among equal ones."""
+        selecting = 3 if self.kept == "exact" else 2
+        return selecting + super().passes
+
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}

@@ -32,6 +32,11 @@ class Span(TensorWise):
         """Whether deltas are combined."""
         return self.of == "deltas"
 
+    @property
+    def passes(self) -> int:
+        """Inner products first."""
+        return 2
+
     @abstractmethod
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return c [T] given the inner products [T, T]."""

@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taskvec import __version__
+
 from taskvec.checkpoints import beside
 from taskvec.checkpoints.writing import (
     UNLIMITED,
@@ -126,7 +127,7 @@ class Plan:
         if self.inputs.reference.kind == "transformers":
             front["library_name"] = "transformers"
         lines = [
-            f"Made by `taskvec merge`, version {__version__}: {self.request.rules.described}.",
+            f"Made by `taskvec merge`, version {version('taskvec')}: {self.request.rules.described}.",
             "",
         ]
         if base:
@@ -153,7 +154,7 @@ class Plan:
                 places.append([str(path), state.st_size, state.st_mtime_ns])
         request = self.request
         asked = [request.recipe, request.alpha, request.dtype, request.tokenizer, str(self.limit)]
-        text = json.dumps([__version__, torch.__version__, asked, places])
+        text = json.dumps([version("taskvec"), torch.__version__, asked, places])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def lines(self) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-
 from taskvec.checkpoints import beside
 from taskvec.checkpoints.writing import (
     UNLIMITED,

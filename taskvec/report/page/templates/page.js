@@ -49,11 +49,14 @@
   }
 
   function hideEmptyColumns(rows, left) {
-    $$("#table thead th.number").forEach((head) => {
+    // On a narrow screen also those that say the same of every line
+    for (const head of $$("#table thead th").slice(1)) {
       const place = head.cellIndex;
-      const empty = left.every((row) => row.cells[place].dataset.value === "");
-      for (const row of [head.parentElement, ...rows]) row.cells[place].hidden = empty;
-    });
+      const said = new Set(left.map((row) => row.cells[place].dataset.value));
+      const number = head.classList.contains("number");
+      const hidden = number ? [...said].every((text) => text === "") : narrow() && said.size < 2;
+      for (const row of [head.parentElement, ...rows]) row.cells[place].hidden = hidden;
+    }
   }
 
   function sortRows() {
@@ -223,19 +226,22 @@
   function drawCost(place, key, title, metric) {
     const lines = measured(metric).filter((line) => line[key] !== null);
     if (!lines.length) return nothing(place, `no line has ${metric} and ${title}`);
-    const names = labels(lines);
-    const columns = [0, 1, 2].map((end) => lines.map((line) => line.means[metric][end]));
-    const trace = {
-      type: "scatter", mode: "markers", x: lines.map((line) => line[key]), y: columns[0],
-      error_y: errors(...columns), text: names.map((name) => escaped(short(name, 90))),
-      hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
-      marker: {
-        size: 11, color: lines.map((line) => markOf(line.name).colour),
-        symbol: lines.map((line) => markOf(line.name).marker), line: { color: colour("--text"), width: 0.7 },
-      },
-    };
+    const titles = labels(lines);
+    const traces = [...new Set(lines.map((line) => line.name))].map((name) => {
+      const own = lines.filter((line) => line.name === name);
+      const columns = [0, 1, 2].map((end) => own.map((line) => line.means[metric][end]));
+      const mark = markOf(name);
+      return {
+        type: "scatter", mode: "markers", name: escaped(short(name)), x: own.map((line) => line[key]), y: columns[0],
+        error_y: errors(...columns), text: own.map((line) => escaped(short(titles[lines.indexOf(line)], 90))),
+        hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+        marker: { size: 11, color: mark.colour, symbol: mark.marker, line: { color: colour("--text"), width: 0.7 } },
+      };
+    });
     const low = key === "seconds" ? { type: "log" } : { rangemode: "tozero" };
-    draw(place, [trace], { xaxis: axis(title, low), yaxis: axis(unitTitle(metric)), height: 420 });
+    const height = 400 + 10 * Math.min(traces.length, LIMIT);
+    const showlegend = traces.length <= LIMIT;
+    draw(place, traces, { xaxis: axis(title, low), yaxis: axis(unitTitle(metric)), height, showlegend });
   }
 
   // Pictures of runs: what stages and protocols describe as data
@@ -251,7 +257,7 @@
     const trace = {
       type: "heatmap", z: picture.values, colorscale: "Cividis", customdata: about,
       text: picture.values.map((row) => row.map(number)), texttemplate: count <= 400 ? "%{text}" : undefined,
-      zmin: Math.min(0, ...off), zmax: Math.max(...off, 1e-12), colorbar: { thickness: 10, title: { text: escaped(picture.unit || "") } },
+      zmin: Math.min(0, ...off), zmax: Math.max(...off, 1e-12), colorbar: { thickness: 10, title: { text: picture.unit === "number" ? "" : escaped(picture.unit || "") } },
       hovertemplate: "%{customdata}<br>%{z:.4g}<extra></extra>",
     };
     draw(place, [trace], {
@@ -333,13 +339,11 @@
   const PAINTERS = { radar: drawRadar, heat: drawHeat, surface: drawSurface, lines: drawLines, points: drawLines, bars: drawGroups };
 
   function drawPictures(room, found) {
-    room.replaceChildren();
-    for (const picture of found) {
-      const place = document.createElement("div");
-      place.className = "chart";
-      room.append(place);
-      (PAINTERS[picture.figure] || ((where) => nothing(where, picture.figure)))(place, picture);
-    }
+    // All places first: how wide one is depends on how many there are
+    const places = found.map(() => document.createElement("div"));
+    for (const place of places) place.className = "chart";
+    room.replaceChildren(...places);
+    found.forEach((picture, index) => PAINTERS[picture.figure](places[index], picture));
   }
 
   function allPictures() {

@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     # Once imported, ``list`` here is the verb's module
     arguments = [*(sys.argv[1:] if argv is None else argv)]
-    _set_up_logging()
     try:
         signals.install()
+        _set_up_logging()
         signals.die_with_sweep()
         arguments = _take_includes(arguments)
         verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import taskvec
 from taskvec.errors import UserError
 from taskvec.report.leaderboard import Line
 from taskvec.report.page.content import GIB, Content, distinct
@@ -79,7 +79,7 @@ def page(content: Content, title: str, note: str, *, live: bool = False) -> str:
             note=note,
             live=live,
             made=now.strftime("%Y-%m-%d %H:%M UTC"),
-            version=taskvec.__version__,
+            version=version("taskvec"),
             style=asset("page.css"),
             programs=programs,
             policy=policy(programs, live=live),

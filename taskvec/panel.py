@@ -41,12 +41,14 @@ class Picture(Config):
 class Lines(Picture):
     """Curves by name as points (x, y): ``series`` on the left axis, ``beside`` on a right axis of its own unit.
 
-    ``strong`` names are drawn thick, ``dotted`` ones dotted. ``chosen`` marks a place of the x axis, ``excluded`` those
+    ``spread`` holds, for names of ``series``, half the height of the bar at a place (x, height). ``strong`` names are
+    drawn thick, ``dotted`` ones dotted. ``chosen`` marks a place of the x axis, ``excluded`` those
     where nothing finite came out.
     """
 
     figure: Literal["lines"] = "lines"
     series: Curves
+    spread: Curves = {}
     scale: Literal["linear", "log"] = "linear"
     beside: Curves = {}
     beside_y: str = ""

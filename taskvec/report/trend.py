@@ -1,0 +1,75 @@
+"""How metrics of any set of runs move with a number among their settings: one picture for each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from taskvec.errors import UserError
+from taskvec.panel import Lines
+from taskvec.report.records import Names, Where, check_keys, check_metrics, read, select
+from taskvec.report.runs import Run
+from taskvec.report.table import METRIC, Table, Values, aggregate
+from taskvec.report.units import mean_and_deviation
+
+USUAL = "accuracy"
+Points = list[tuple[float, float]]
+
+
+def trends(
+    runs: Iterable[Run], over: str, lines: Names, metrics: Names | None, where: Where
+) -> list[Lines]:
+    """Return a picture of each metric over a key, a line for each value of the keys ``lines`` and what tells apart.
+
+    Points are means over seeds, their bars sample standard deviations.
+
+    Raises:
+        UserError: for an unknown key or metric, a key whose values are no numbers, or if no record is left.
+    """
+    everything = read(runs)
+    metrics = metrics or [USUAL]
+    check_keys(everything, [over, *lines], "figure")
+    check_metrics(everything, metrics, "figure")
+    records = select(everything, where)
+    found = aggregate(records, [over, *lines], [METRIC], metrics)
+    return [_picture(found, head, over) for head in found.heads]
+
+
+def _picture(found: Table, head: Values, over: str) -> Lines:
+    (name,) = head
+    series: dict[str, Points] = {}
+    spread: dict[str, Points] = {}
+    unit = "number"
+    for values, cells in found.lines.items():
+        sample = cells.get(head)
+        if sample is None:
+            continue
+        place, *rest = values
+        label = " ".join(part for part in rest if part) or name
+        x = _number(place, over)
+        centre, deviation = mean_and_deviation(sample.values, sample.unit)
+        if centre is None:
+            continue
+        unit = sample.unit
+        series.setdefault(label, []).append((x, centre))
+        if deviation is not None:
+            spread.setdefault(label, []).append((x, deviation))
+    shown = f"{name}, %" if unit == "fraction" else name
+    return Lines(title=name, x=over, y=shown, series=_sorted(series), spread=_sorted(spread))
+
+
+def _number(text: str, key: str) -> float:
+    """Return the number that a key's value is.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"figure: --over {key}: {text or 'null'!r} is no number; --where leaves runs out"
+        ) from None
+
+
+def _sorted(curves: Mapping[str, Points]) -> dict[str, tuple[tuple[float, float], ...]]:
+    return {name: tuple(sorted(points)) for name, points in curves.items()}

@@ -311,20 +311,22 @@ def accuracies(merged: float, zero: float = 0.2) -> tuple[Row, Row]:
     return start, Row(row="merged", metrics=metrics)
 
 
-def test_a_trend_is_the_mean_and_deviation_over_seeds_along_a_setting():
+def test_a_trend_is_the_mean_over_seeds_and_its_interval_along_a_setting():
     runs = [along(0.9, 0, *accuracies(0.5)), along(0.5, 0, *accuracies(0.4))]
     runs += [along(0.5, 1, *accuracies(0.6)), along(0.9, 1, *accuracies(0.5))]
     named = ["accuracy", "gain"]
     accuracy, gain = trends(runs, "transform.pave.ratio", ["row"], named, {})
     assert set(accuracy.series) == {"zero_shot", "merged"}
     assert accuracy.series["merged"] == ((0.5, pytest.approx(50)), (0.9, pytest.approx(50)))
-    assert accuracy.spread["merged"] == (
-        (0.5, pytest.approx(100 * 0.02**0.5)),
-        (0.9, pytest.approx(0)),
+    half = 12.706 * 100 * (0.02 / 2) ** 0.5  # Student's t of one degree of freedom
+    assert accuracy.low["merged"][0] == (0.5, pytest.approx(50 - half, rel=1e-3))
+    assert accuracy.high["merged"] == (
+        (0.5, pytest.approx(50 + half, rel=1e-3)),
+        (0.9, pytest.approx(50)),
     )
     assert gain.y == "gain, %"
     assert list(gain.series) == ["merged"]
-    assert len(painted(accuracy).containers) == 4  # bars of two lines at two places
+    assert len(painted(accuracy).get_lines()) == 2 + 4  # two curves, and intervals at two places
     (only,) = trends(runs, "transform.pave.ratio", ["row"], None, {"row": "zero_shot"})
     assert list(only.series) == ["zero_shot"]
     with pytest.raises(UserError, match="is no number"):

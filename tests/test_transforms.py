@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from taskvec.errors import UserError
 from taskvec.graph.asking import PlanScope
+from taskvec.graph.plan import Plan
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import VisionConfig, linear_layers
 from taskvec.models.clip.spaces import clip_spaces
@@ -19,6 +20,7 @@ from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import Heads
 from taskvec.needs import Examples, Statistics, Tuned
 from taskvec.panel import panel
+from taskvec.runner import compose, validate
 from taskvec.statistics.collect import collect
 from taskvec.statistics.input_moments import InputMoments
 from taskvec.statistics.spectrum import Spectrum
@@ -203,7 +205,7 @@ def test_pave_at_ratio_one_and_on_zero_vectors():
     found = changed(outsider, world)
     assert found.norm() == 0
     with pytest.raises(UserError, match="no vector of 'c'"):
-        Pave(participants=("c",)).fit(world)
+        Pave(participants=("c",)).needs(world.scope)
 
 
 def test_pave_targets_and_roles():
@@ -471,3 +473,33 @@ def test_controls():
     )
     with pytest.raises(UserError, match="the task itself"):
         OtherTask(shift=2).needs(alike.scope)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["source=mini_clip_s", "backbone=mini_clip_m", "transform=gradfix"], "equal shapes"),
+        (["source=mini_clip_m", "backbone=mini_clip_s", "transform=transfusion"], "equal shapes"),
+        (
+            ["source=mini_lm_s", "backbone=mini_lm_m", "transform=orthogonal_shift"],
+            "equal shapes: model.embed_tokens.weight",
+        ),
+        (["source=mini_clip_s", "backbone=mini_clip_deep", "transform=theseus"], "as deep"),
+        (["source=mini_clip_deep", "backbone=mini_clip_s", "transform=bico"], "as deep"),
+        (
+            [
+                "source=mini_clip_deep",
+                "backbone=mini_clip_s",
+                "transform=theseus",
+                "transform.theseus.depth.blocks=average",
+            ],
+            "are as deep or deeper: swap source and backbone",
+        ),
+    ],
+)
+def test_backbones_that_no_vector_passes_between_are_refused_by_their_headers(words, said):
+    compose.register_all()
+    suite = "minitext6" if "mini_lm_s" in words[0] else "mini8"
+    config = compose.resolve(compose.compose([*words, f"suite={suite}"]))
+    with pytest.raises(UserError, match=said):
+        validate.preflight(config, Plan(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from taskvec.cli.options import Parser, standing, write
+from taskvec.cli.options import Parser, write
 
 EXAMPLES = """\
   taskvec figure outputs/runs/RUN              writes figure.svg into the run's folder
@@ -73,6 +73,7 @@ def _over_runs(parser: Parser, options: Namespace) -> Path:
     from taskvec.report.figures import paint
     from taskvec.report.runs import find_results
     from taskvec.report.trend import trends
+    from taskvec.runner.survey import standing
 
     if options.output is None:
         parser.error("--over wants -o FILE")

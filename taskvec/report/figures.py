@@ -109,7 +109,7 @@ def laid_out(chosen: Sequence[Picture], title: str) -> Any:
 def lines(axes: Axes, picture: Lines) -> None:
     """Draw curves, those in another unit on an axis of their own at the right."""
     curves(axes, picture, picture.series)
-    bars_of_spread(axes, picture)
+    intervals(axes, picture)
     if picture.scale == "log":
         logarithmic(axes)
     elif picture.unit == "fraction":
@@ -147,19 +147,18 @@ def curves(axes: Axes, picture: Lines, series: dict[str, Any]) -> None:
         axes.plot(xs, finite(ys), label=shown_name(name), **style)
 
 
-def bars_of_spread(axes: Axes, picture: Lines) -> None:
-    """Draw the bar of each point that has one, in its curve's colour."""
+def intervals(axes: Axes, picture: Lines) -> None:
+    """Draw the interval of each point that has one, in its curve's colour."""
     drawn = {line.get_label(): line for line in axes.get_lines()}
-    for name, heights in picture.spread.items():
-        values = dict(picture.series.get(name, ()))
+    for name, ends in picture.low.items():
         line = drawn.get(shown_name(name))
         if line is None:
             continue
-        for x, height in heights:
-            if x in values:
-                axes.errorbar(
-                    x, values[x], height, ecolor=line.get_color(), capsize=2, linewidth=0.8
-                )
+        highest_at = dict(picture.high.get(name, ()))
+        for x, low in ends:
+            if x in highest_at:
+                heights = [low, highest_at[x]]
+                axes.plot([x, x], heights, color=line.get_color(), linewidth=0.8, label="_interval")
 
 
 def beside(axes: Axes, picture: Lines) -> Sequence[Any]:

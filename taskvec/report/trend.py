@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from taskvec.errors import UserError
 from taskvec.panel import Lines
 from taskvec.report.records import Names, Where, check_keys, check_metrics, read, select
 from taskvec.report.runs import Run
+from taskvec.report.spread import over_seeds
 from taskvec.report.table import METRIC, Table, Values, aggregate
-from taskvec.report.units import mean_and_deviation
 
 USUAL = "accuracy"
 Points = list[tuple[float, float]]
@@ -20,7 +21,7 @@ def trends(
 ) -> list[Lines]:
     """Return a picture of each metric over a key, a line for each value of the keys ``lines`` and what tells apart.
 
-    Points are means over seeds, their bars sample standard deviations.
+    Points are means over seeds with their 95 % intervals (:func:`taskvec.report.spread.over_seeds`).
 
     Raises:
         UserError: for an unknown key or metric, a key whose values are no numbers, or if no record is left.
@@ -37,7 +38,8 @@ def trends(
 def _picture(found: Table, head: Values, over: str) -> Lines:
     (name,) = head
     series: dict[str, Points] = {}
-    spread: dict[str, Points] = {}
+    low: dict[str, Points] = {}
+    high: dict[str, Points] = {}
     unit = "number"
     for values, cells in found.lines.items():
         sample = cells.get(head)
@@ -46,15 +48,23 @@ def _picture(found: Table, head: Values, over: str) -> Lines:
         place, *rest = values
         label = " ".join(part for part in rest if part) or name
         x = _number(place, over)
-        centre, deviation = mean_and_deviation(sample.values, sample.unit)
-        if centre is None:
-            continue
         unit = sample.unit
+        spread = over_seeds(sample.values, unit)
+        if not math.isfinite(spread.mean):
+            continue
+        centre, least, most = spread.drawn()
         series.setdefault(label, []).append((x, centre))
-        if deviation is not None:
-            spread.setdefault(label, []).append((x, deviation))
-    shown = f"{name}, %" if unit == "fraction" else name
-    return Lines(title=name, x=over, y=shown, series=_sorted(series), spread=_sorted(spread))
+        if spread.known:
+            low.setdefault(label, []).append((x, least))
+            high.setdefault(label, []).append((x, most))
+    return Lines(
+        title=name,
+        x=over,
+        y=f"{name}, %" if unit == "fraction" else name,
+        series=_sorted(series),
+        low=_sorted(low),
+        high=_sorted(high),
+    )
 
 
 def _number(text: str, key: str) -> float:

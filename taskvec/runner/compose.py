@@ -19,12 +19,12 @@ from taskvec.config import Component
 from taskvec.data.cards import load_tasks
 from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
-from taskvec.runner import explain
+from taskvec.runner import explain, replaced
 from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, user_files
 from taskvec.runner.launch.processes import SweepConfig
+from taskvec.runner.replaced import GROUPS
 from taskvec.runner.yaml_files import read_yaml
 
-GROUPS = (*registry.GROUPS, "source")
 NOT_OF_A_RUN = ("sweep", "parts")
 
 __all__ = ["Composed", "compose", "from_data", "register_all", "resolve", "sweep_config"]
@@ -55,6 +55,19 @@ def compose(overrides: Sequence[str]) -> Composed:
     """
     for file in user_files(overrides):
         read_yaml(file)  # Hydra itself would follow it to any depth
+    node = _by_hydra(overrides)
+    replaced.leave_out(node, overrides, _by_hydra)
+    choices = dict(node.hydra.runtime.choices)
+    del node["hydra"]
+    return Composed(node, choices, tuple(overrides))
+
+
+def _by_hydra(overrides: Sequence[str]) -> DictConfig:
+    """Return what Hydra composes, its own settings below ``hydra``; keys may be added and removed.
+
+    Raises:
+        UserError: as :func:`compose`.
+    """
     with hydra_context():
         try:
             words = [*map(grouped, overrides)]
@@ -63,10 +76,8 @@ def compose(overrides: Sequence[str]) -> Composed:
             raise UserError(
                 explain.composition(error, overrides, known_keys, options, presets)
             ) from error
-    choices = dict(node.hydra.runtime.choices)
     OmegaConf.set_struct(node, False)
-    del node["hydra"]
-    return Composed(node, choices, tuple(overrides))
+    return node
 
 
 def grouped(override: str) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, quoting
+from taskvec.runner import compose, quoting, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -35,10 +35,7 @@ def one(overrides: Sequence[str]) -> int:
         UserError: for input that cannot be worked with.
     """
     in_sweep = IN_SWEEP in os.environ
-    composed = compose.compose(overrides)
-    if composed.node.parts and not in_sweep:
-        raise UserError("the experiment is a union of sweeps; start it with -m")
-    config = compose.resolve(composed)
+    config = single(overrides, in_sweep=in_sweep)
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
         return 1  # the reason is logged and recorded
@@ -48,6 +45,18 @@ def one(overrides: Sequence[str]) -> int:
         text = f"{run_table(outcome.result)}\n\n{RunFolder.of(config).path}/result.json"
         print(printable_lines(text))
     return 0
+
+
+def single(overrides: Sequence[str], *, in_sweep: bool = False) -> RunConfig:
+    """Return the config of one run.
+
+    Raises:
+        UserError: for input that cannot be worked with, and an experiment that is several sweeps.
+    """
+    composed = compose.compose(overrides)
+    if composed.node.parts and not in_sweep:
+        raise UserError("the experiment is a union of sweeps; start it with -m")
+    return compose.resolve(composed)
 
 
 def many(overrides: Sequence[str]) -> int:
@@ -62,15 +71,16 @@ def many(overrides: Sequence[str]) -> int:
     for name in OF_ONE_RUN:
         os.environ.pop(name, None)
     overrides = [at_home(word) for word in overrides]
-    sweeps = unions(overrides)
-    jobs = distinct([job for words in sweeps for job in expand(words)])
+    parts = unions(overrides)
+    jobs = distinct([job for words in parts for job in expand(words)])
     local = compose.sweep_config(
         compose.compose([word for word in overrides if word.startswith("sweep.")])
     )
     log.info("%d jobs", len(jobs))
+    sweeps.record([RunFolder.of(config) for config, _ in jobs.values()], local.jobs)
     status = 0
     if any(word.startswith(PLUGINS) for word in overrides):
-        for words in sweeps:
+        for words in parts:
             status = max(status, hydra(["--multirun", *map(grouped, words)]))
     elif local == SweepConfig():
         for config, words in jobs.values():

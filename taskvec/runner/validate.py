@@ -13,6 +13,7 @@ from taskvec.graph.nodes.head import InitialHead
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.store import Store
+from taskvec.runner.remotes import check_fetched, check_known
 
 CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
 
@@ -32,22 +33,25 @@ def _checked(config: RunConfig, plan: Plan) -> None:
         readable(config, name, backbone)
     compatible(config)
     config.protocol.check(config.suite)
+    check_known(config)
     for backbone in backbones(config).values():
         backbone.check()
         backbone.check_inputs()
         selection(config, backbone)
+    carried(config)
     capable(config, plan)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
     label_words(config, plan)
 
 
 def room(config: RunConfig, plan: Plan) -> None:
-    """Check the output folder and the disk.
+    """Check the output folder, the disk, and that what the hub gives is here or within reach.
 
     Raises:
         UserError: naming the remedy.
     """
     writable(config.root)
+    check_fetched(config, plan)
     enough_disk(config, plan)
 
 
@@ -99,9 +103,21 @@ def readable(config: RunConfig, group: str, backbone: Any) -> None:
         raise UserError(f"{suite} holds {config.suite.modality}, {named} reads {backbone.modality}")
     if config.protocol.unseen_targets and "learned_heads" in backbone.gives:
         raise UserError(
-            f"protocol={config.protocol.kind} must not see the target's labels, from which {named} would learn a head; "
-            "take a causal or text-to-text model"
+            f"protocol={config.protocol.kind} reports on tasks whose labels must not be learned from, and {named} "
+            "would learn a head from them; take a causal or text-to-text model"
         )
+
+
+def carried(config: RunConfig) -> None:
+    """Check that the transforms that move vectors can take them from the one backbone to the other.
+
+    Raises:
+        UserError: naming what of the backbones differs.
+    """
+    source, target = config.backbone_of("source"), config.backbone_of("target")
+    for transform in config.transform.values():
+        if transform.moves:
+            transform.check(source, target)
 
 
 def capable(config: RunConfig, plan: Plan) -> None:
@@ -156,7 +172,7 @@ def selection(config: RunConfig, backbone: Any) -> None:
     """
     from taskvec.training.selectors import selected
 
-    select, names = getattr(config.finetune, "select", "full"), backbone.parameter_names()
+    select, names = getattr(config.finetune, "select", "full"), backbone.parameter_shapes()
     if names and select != "full":
         try:
             selected(select, names, backbone.linear_layers())
@@ -191,11 +207,16 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
     """
     store = Store(config.root / "store")
     missing = [node.copies for node in plan.nodes if node.copies and not store.has(node)]
-    weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
-    need = weights * (sum(missing) + CHECKPOINT_COPIES) if missing else 0
+    need = bytes_of(config, sum(missing))
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
             f"outputs: {sum(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
             f"{free / 1e6:,.1f} MB; set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )
+
+
+def bytes_of(config: RunConfig, count: int) -> int:
+    """Return about how many bytes some vectors and statistics take, and one training checkpoint beside them."""
+    weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
+    return weights * (count + CHECKPOINT_COPIES) if count else 0

@@ -70,8 +70,18 @@ class Pave(Transform):
         return self
 
     def needs(self, scope: Scope) -> Needs:
-        """Return each vector, its moments, its spectrum where ranks are divided, and theta_0's moments if counted."""
+        """Return each vector, its moments, its spectrum where ranks are divided, and theta_0's moments if counted.
+
+        Raises:
+            UserError: for a participant that no vector belongs to.
+        """
         needs: list[Any] = []
+        for task in self._participants(scope):
+            if task not in scope.tasks:
+                hint = did_you_mean(task, list(scope.tasks))
+                raise UserError(
+                    f"transform.pave.participants: there is no vector of {task!r}{hint}"
+                )
         for task in scope.tasks:
             needs.append(scope.vector(task))
             needs.append(self._at_vector(InputMoments(), scope, task))
@@ -80,6 +90,9 @@ class Pave(Transform):
             if self.faithful and self.count_base:
                 needs.append(self._at_base(scope, task))
         return needs
+
+    def _participants(self, scope: Scope) -> tuple[str, ...]:
+        return scope.tasks if self.participants is None else self.participants
 
     def _spectrum(self) -> Spectrum:
         return Spectrum(whitening=self.whitening, damping=self.damping)
@@ -117,22 +130,12 @@ class Pave(Transform):
         return fit
 
     def _ranks(self, given: Given) -> dict[str, Ranks]:
-        """Return the kept rank of every layer by task.
-
-        Raises:
-            UserError: for a participant that no vector belongs to.
-        """
+        """Return the kept rank of every layer by task."""
         from taskvec.transform.subspace.purify import sizes
         from taskvec.transform.subspace.ranks import allocate, uniform
 
         scope = given.scope
-        participants = scope.tasks if self.participants is None else self.participants
-        for task in participants:
-            if task not in scope.tasks:
-                hint = did_you_mean(task, list(scope.tasks))
-                raise UserError(
-                    f"transform.pave.participants: there is no vector of {task!r}{hint}"
-                )
+        participants = self._participants(scope)
         ranks = {}
         for task in scope.tasks:
             moments = given[self._at_vector(InputMoments(), scope, task)]

@@ -30,6 +30,7 @@ VERBS = {
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
+    "report": "write all results as one page, or show it while a sweep runs",
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",

@@ -94,8 +94,14 @@ class TaskVector(Tensors):
         return len(self._deltas)
 
     def __repr__(self) -> str:
+        entries = sum(like(self, name).numel() for name in self)
         norm = float(self.norm())
-        return f"TaskVector({len(self)} tensors, norm {norm:.4g}, {self.metadata})"
+        mode = self.metadata.get("forward_mode", "standard")
+        made_on = str(self.metadata.get(BASE_HASH, "unknown"))[:12]
+        return (
+            f"TaskVector({len(self)} tensors, {entries:,} entries, norm {norm:.4g}, {mode}, "
+            f"base {made_on})"
+        )
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if isinstance(other, int) and other == 0:  # the start value of the built-in sum

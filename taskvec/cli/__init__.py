@@ -26,6 +26,7 @@ VERBS = {
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
+    "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",

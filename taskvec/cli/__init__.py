@@ -25,6 +25,7 @@ VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "merge": "merge checkpoints on disk: folders, weight files, task vectors, adapters",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from taskvec.cli.options import Parser, standing, write
+from taskvec.cli.options import Parser, write
 
 EXAMPLES = """\
   taskvec report                                  all runs below outputs/ as report.html
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.page.render import page
     from taskvec.report.runs import find_results
     from taskvec.runner.folder import write_atomically
+    from taskvec.runner.survey import standing
 
     parser = options_parser()
     options = parser.read(arguments)

@@ -31,13 +31,14 @@ LAYERS = [
     {"checkpoints"},
     {"training"},
     {"finetune", "transform", "merge"},
-    {"protocols"},
+    {"protocols", "on_disk"},
     {"graph"},
     {"report", "runner"},
     {"api", "cli", "__init__", "__main__"},
 ]
 REWRITTEN = (
     "checkpoints",
+    "on_disk",
     "graph",
     "finetune",
     "transform",

@@ -19,8 +19,10 @@ from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import Heads
 from taskvec.needs import Examples, Statistics, Tuned
+from taskvec.panel import panel
 from taskvec.runner import compose, validate
 from taskvec.statistics.collect import collect
+from taskvec.statistics.input_moments import InputMoments
 from taskvec.statistics.spectrum import Spectrum
 from taskvec.transform.alignment.permutations import group_of, permute
 from taskvec.transform.bico import OUTPUTS, Bico
@@ -162,6 +164,34 @@ def test_pave_projects_linear_layers_and_leaves_the_rest(allocation):
     assert len(purified) == 13
     for name in set(found) - purified:
         assert torch.equal(found[name], world.vectors["a"][name])
+
+
+def test_pave_shows_spectra_ranks_and_errors():
+    world = given(tower())
+    fit = Pave(ratio=0.75, damping=0.01).fit(world)
+    drawn = {name: panel(data) for name, data in fit.report["figures"].items()}
+    assert list(drawn) == ["spectrum a", "spectrum b", "rank", "activated_error"]
+    ranks, errors = drawn["rank"], drawn["activated_error"]
+    assert ranks.columns == TASKS
+    for layer, (first, second), lost in zip(ranks.rows, ranks.values, errors.values, strict=True):
+        reports = [fit.report[task]["layers"][layer] for task in TASKS]
+        assert [first, second] == [report["rank"] for report in reports]
+        assert list(lost) == [report["activated_error"] for report in reports]
+    tuned = world.vectors["a"].apply_to(world.model.parameters)
+    moments = world[Pave()._at_vector(InputMoments(), world.scope, "a")]
+    product = 1.0
+    for block in range(2):  # the layers of one role
+        weight = tuned[f"blocks.{block}.mlp.fc.weight"].double()
+        moment = moments[f"blocks.{block}.mlp.fc"].second() + 0.01 * torch.eye(16)
+        values = torch.linalg.svdvals(weight @ moment)
+        product = product * values[-1] / values[0]
+    (share, height) = drawn["spectrum a"].series["mlp.fc"][-1]
+    assert share == 1
+    assert height == pytest.approx(float(product.sqrt()), rel=1e-6)
+    kept = sum(fit.meta["ranks"]["a"].values())
+    assert drawn["spectrum a"].chosen == pytest.approx(kept / (13 * 16 - 4))
+    uniform = Pave(allocation="uniform").fit(world).report["figures"]
+    assert list(uniform) == ["rank", "activated_error"]
 
 
 def test_pave_at_ratio_one_and_on_zero_vectors():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from taskvec.errors import UserError
@@ -187,7 +186,7 @@ class Chain:
         if isinstance(vector, Tuned):
             return self.config.method_on(vector.side).mode
         if isinstance(vector, Imported):
-            header = header_of(Path(vector.place))
+            header = header_of(vector.place) or {}
             return header.get("forward_mode", "standard")
         if isinstance(vector, Merged):
             return self.mode(vector.parts[0][1])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from taskvec.checkpoints.adapter import Adapter
-from taskvec.checkpoints.names import canonical, names_of
+from taskvec.checkpoints.names import difference, names_of
 from taskvec.checkpoints.reading import Checkpoint, Opened, VectorFile, open_any
 from taskvec.errors import UserError
 from taskvec.graph.nodes.imported import vector_file
@@ -85,29 +85,8 @@ def _vector(opened: Opened, backbone: Any, weights: Tensors) -> tuple[TaskVector
         return opened.vector, []
     if isinstance(opened, Adapter):
         return _of_adapter(opened, checkpoint_of(backbone), weights), []
-    return _of_model(opened, backbone, weights)
-
-
-def _of_model(tuned: Checkpoint, backbone: Any, weights: Tensors) -> tuple[TaskVector, list[str]]:
-    """Return the difference of a model and its base, in float32, and remarks.
-
-    Raises:
-        UserError: for a parameter that is missing or of another shape.
-    """
-    _check_function(tuned, backbone)
-    theirs = canonical(tuned)
-    lacking = [name for name in weights if name not in theirs]
-    if lacking:
-        raise UserError(f"import: {tuned.name} lacks {lacking[0]}, which the base has")
-    deltas = {}
-    for name, weight in weights.items():
-        found = theirs[name]
-        if found.shape != weight.shape:
-            raise UserError(
-                f"import: {tuned.name}: {name} has shape {tuple(found.shape)}, the base has {tuple(weight.shape)}"
-            )
-        deltas[name] = found.float() - weight.float()
-    return TaskVector(deltas), _beside(tuned, backbone, weights)
+    _check_function(opened, backbone)
+    return difference(opened, weights), _beside(opened, backbone, weights)
 
 
 def _beside(tuned: Checkpoint, backbone: Any, weights: Tensors) -> list[str]:

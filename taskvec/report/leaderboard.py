@@ -11,6 +11,7 @@ from taskvec.protocols.rows import Row
 from taskvec.report.compare import Line as Member
 from taskvec.report.compare import lines_of
 from taskvec.report.keys import row_keys
+from taskvec.report.marks import NO_MARK, Mark, marks
 from taskvec.report.records import Where, check_keys
 from taskvec.report.runs import Run
 from taskvec.report.spread import Spread, over_items, over_seeds
@@ -35,6 +36,7 @@ class Line:
 
     about: dict[str, str]
     settings: dict[str, str]
+    mark: Mark = NO_MARK
     members: list[Member] = field(default_factory=list)
     metrics: Spreads = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
@@ -68,13 +70,13 @@ class Line:
 def leaderboard(runs: Sequence[Run], where: Where | None = None) -> list[Line]:
     """Return a line for each set of rows that differ in their seeds only, the most accurate ones first.
 
+    A line is called and marked the same whether conditions leave out others or not.
+
     Raises:
         UserError: for conditions on an unknown key.
     """
-    where = where or {}
-    every = lines_of(runs)
-    check_keys([member.record for member in every], where, "report")
-    members = [member for member in every if member.says(where)]
+    members = lines_of(runs)
+    check_keys([member.record for member in members], where or {}, "report")
     keys = row_keys([member.record for member in members], ABOUT, (METRIC,))
     further = [key for key in keys if key not in (*ABOUT, "state")]
     found: dict[Values, Line] = {}
@@ -87,9 +89,14 @@ def leaderboard(runs: Sequence[Run], where: Where | None = None) -> list[Line]:
         found[values].members.append(member)
     lines = list(found.values())
     keep_telling(lines)
+    known = marks(line.name for line in lines)
     for line in lines:
+        line.mark = known[line.name]
+        line.members = [member for member in line.members if member.says(where or {})]
+    chosen = [line for line in lines if line.members]
+    for line in chosen:
         summarise(line)
-    return sorted(lines, key=rank)
+    return sorted(chosen, key=rank)
 
 
 def keep_telling(lines: Sequence[Line]) -> None:

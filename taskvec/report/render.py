@@ -1,4 +1,4 @@
-"""Tables of text as Markdown, LaTeX (booktabs), CSV or HTML."""
+"""Tables of text as Markdown, LaTeX (booktabs), CSV or HTML, the best numbers in bold and the second underlined."""
 
 from __future__ import annotations
 
@@ -11,27 +11,52 @@ from tabulate import tabulate
 
 from taskvec.text import printable
 
+# Characters of no script, which every style leaves as they are and then makes its own markup of
+FENCES = (("\ue000", "\ue001"), ("\ue002", "\ue003"))
+UNFENCED = {ord(fence): None for pair in FENCES for fence in pair}
+MARKUP = {
+    "md": ("**", "**", "<u>", "</u>"),
+    "latex": ("\\textbf{", "}", "\\underline{", "}"),
+    "html": ("<b>", "</b>", "<u>", "</u>"),
+}
+
 
 @dataclass
 class Grid:
-    """A table of text: heads and lines."""
+    """A table of text: heads and lines.
+
+    ``notes`` say of a cell (line, column) that its number is the best (0) or the second best (1) of its column.
+    """
 
     heads: list[str]
     lines: list[list[str]] = field(default_factory=list)
+    notes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def mapped(self, change: Callable[[str], str]) -> Grid:
         """Return the table with every text changed by a function."""
         heads = [change(head) for head in self.heads]
-        grid = Grid(heads)
+        grid = Grid(heads, notes=self.notes)
         for line in self.lines:
             grid.lines.append([change(cell) for cell in line])
+        return grid
+
+    def fenced(self) -> Grid:
+        """Return the table with each noted text between the two characters of :data:`FENCES` that stand for it."""
+        grid = self.mapped(lambda text: text.translate(UNFENCED))
+        for (line, column), note in grid.notes.items():
+            opening, closing = FENCES[note]
+            grid.lines[line][column] = f"{opening}{grid.lines[line][column]}{closing}"
         return grid
 
 
 def render(grid: Grid, style: str, *, align: str = "left") -> str:
     """Return a table in one of the :data:`STYLES`; control characters are spelt out, markup of the style is escaped."""
-    safe = grid.mapped(printable)
-    return STYLES[style](safe, align)
+    safe = grid.mapped(printable).fenced()
+    text = STYLES[style](safe, align)
+    fences = [fence for pair in FENCES for fence in pair]
+    for fence, markup in zip(fences, MARKUP.get(style, ("",) * len(fences)), strict=True):
+        text = text.replace(fence, markup)
+    return text
 
 
 def _markdown(grid: Grid, align: str) -> str:

@@ -13,7 +13,6 @@ from taskvec.graph.result import Json
 from taskvec.graph.status import read_status
 from taskvec.report.keys import is_seed, telling
 from taskvec.report.leaderboard import ABOUT, Line, leaderboard
-from taskvec.report.marks import marks
 from taskvec.report.panels import panels
 from taskvec.report.records import METRICS, Record, Where, records_of
 from taskvec.report.runs import Run
@@ -52,8 +51,7 @@ class Content:
 
     def data(self) -> Json:
         """Return what the charts are drawn from."""
-        names = [line.name for line in self.lines]
-        known = {printable(name): mark._asdict() for name, mark in marks(names).items()}
+        known = {printable(line.name): line.mark._asdict() for line in self.lines}
         return {
             "lines": [chart_data(line) for line in self.lines],
             "marks": known,

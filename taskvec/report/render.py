@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tabulate import tabulate
 
@@ -13,12 +14,13 @@ from taskvec.text import printable
 
 # Characters of no script, which every style leaves as they are and then makes its own markup of
 FENCES = (("\ue000", "\ue001"), ("\ue002", "\ue003"))
-UNFENCED = {ord(fence): None for pair in FENCES for fence in pair}
+UNFENCED = {ord(fence): None for fence in chain(*FENCES)}
 MARKUP = {
-    "md": ("**", "**", "<u>", "</u>"),
-    "latex": ("\\textbf{", "}", "\\underline{", "}"),
-    "html": ("<b>", "</b>", "<u>", "</u>"),
+    "md": (("**", "**"), ("<u>", "</u>")),
+    "latex": (("\\textbf{", "}"), ("\\underline{", "}")),
+    "html": (("<b>", "</b>"), ("<u>", "</u>")),
 }
+NO_MARKUP = (("", ""), ("", ""))
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Grid:
         grid = self.mapped(lambda text: text.translate(UNFENCED))
         for (line, column), note in grid.notes.items():
             opening, closing = FENCES[note]
-            grid.lines[line][column] = f"{opening}{grid.lines[line][column]}{closing}"
+            cells = grid.lines[line]
+            cells[column] = f"{opening}{cells[column]}{closing}"
         return grid
 
 
@@ -53,9 +56,10 @@ def render(grid: Grid, style: str, *, align: str = "left") -> str:
     """Return a table in one of the :data:`STYLES`; control characters are spelt out, markup of the style is escaped."""
     safe = grid.mapped(printable).fenced()
     text = STYLES[style](safe, align)
-    fences = [fence for pair in FENCES for fence in pair]
-    for fence, markup in zip(fences, MARKUP.get(style, ("",) * len(fences)), strict=True):
-        text = text.replace(fence, markup)
+    markup = MARKUP.get(style, NO_MARKUP)
+    for pair, words in zip(FENCES, markup, strict=True):
+        for fence, word in zip(pair, words, strict=True):
+            text = text.replace(fence, word)
     return text
 
 

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     from taskvec.runner import compose
     from taskvec.runner.execute import execute
     from taskvec.runner.folder import run_folders
-    from taskvec.runner.survey import config_of, state_of
+    from taskvec.runner.survey import Survey, config_of
 
     parser = Parser("retry", "Run again what failed or was interrupted.", EXAMPLES)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="only these run ids")
@@ -31,8 +31,11 @@ def main(arguments: list[str]) -> int:
     for name in options.runs:
         if name not in folders:
             parser.error(f"no run {name!r} in {options.outputs}")
+    survey = Survey()
     again = [
-        folders[name] for name in options.runs or folders if state_of(folders[name])[0] in wanted
+        folders[name]
+        for name in options.runs or folders
+        if survey.state(folders[name])[0] in wanted
     ]
     failed = 0
     for folder in again:

@@ -16,14 +16,15 @@ def main(arguments: list[str]) -> int:
     """Print each run's state: done, running, failed, interrupted, stale (what it stands on has changed) or older."""
     from taskvec.runner import compose
     from taskvec.runner.folder import run_folders
-    from taskvec.runner.survey import state_of
+    from taskvec.runner.survey import Survey
 
     parser = Parser("status", "Say which runs are done, running, failed or stale.", EXAMPLES)
     parser.outputs()
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.read(arguments)
     compose.register_all()
-    states = {folder.name: state_of(folder) for folder in run_folders(options.outputs)}
+    survey = Survey()
+    states = {folder.name: survey.state(folder) for folder in run_folders(options.outputs)}
     if options.json:
         write(
             json.dumps(

@@ -58,6 +58,7 @@ class Node(ABC):
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    looks: ClassVar[bool] = False  # whether its spec depends on files
     copies: ClassVar[int] = 0  # of the weights, in bytes about, that the store keeps with it
 
     @property

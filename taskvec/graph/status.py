@@ -11,6 +11,7 @@ from pydantic import ConfigDict, ValidationError
 from taskvec.config import Config
 from taskvec.errors import UserError
 from taskvec.graph.encoding import read_json
+from taskvec.graph.ground import Ground
 from taskvec.graph.result import first_problem
 
 STATUS = "status.json"
@@ -38,6 +39,7 @@ class Status(Config):
     mirrored_to: str | None = None
     config_sha256: str | None = None
     result_sha256: str | None = None
+    ground: Ground | None = None
 
 
 def read_status(folder: Path) -> Status | None:

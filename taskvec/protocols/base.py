@@ -89,11 +89,13 @@ class Answer(Config):
 class Question(Component):
     """Something that can be asked of a composition or of vectors; one file, registered under "question".
 
-    ``models`` are the kinds of composition that it can be asked of; ``of_vectors`` ones look at the vectors too.
+    ``models`` are the kinds of composition that it can be asked of; ``of_vectors`` ones look at the vectors too, and
+    those with ``looks`` at files of their own.
     ``summary`` turns an answer into the rows of an analysis: row name -> its quantity, with unit and direction.
     """
 
     models: ClassVar[frozenset[str]] = frozenset({"one", "per_task"})
+    looks: ClassVar[bool] = False
     of_vectors: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
     capabilities: ClassVar[frozenset[str]] = frozenset()  # what a backbone must give

@@ -106,7 +106,7 @@ def _compute(
 ) -> Outcome:
     try:
         folder.set_aside()
-        folder.start(config, overrides, [node.fingerprint for node in plan.nodes])
+        folder.start(config, overrides, plan)
         with _logged(folder):
             return _recorded(folder, config, plan)
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from taskvec import registry
 from taskvec.data.files import sha256
 from taskvec.errors import UserError
 from taskvec.graph.artefact import fingerprint, read_json
+from taskvec.graph.ground import ground_of
 from taskvec.graph.locking import held, is_held
+from taskvec.graph.plan import Plan
 from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import STATUS, State, exists, folders, read_status
@@ -93,28 +94,33 @@ class RunFolder:
 
     def result(self, expected: str | None = None) -> Result | None:
         """Return the intact result, of the expected fingerprint where one is given; otherwise None."""
-        status = self.status_on_disk()
-        path = self.path / "result.json"
-        if status.get("state") != "done":
+        if not self.intact():
             return None
         try:
-            if sha256(self.path / "config.yaml") != status.get("config_sha256"):
-                return None
-            if sha256(path) != status.get("result_sha256"):
-                return None
-            result = read_result(path)
+            result = read_result(self.path / "result.json")
         except UserError:
             return None
         return result if expected in (None, result.fingerprint) else None
+
+    def intact(self) -> bool:
+        """Return whether the run is done, and config and result are as they were written."""
+        status = self.status_on_disk()
+        if status.get("state") != "done":
+            return False
+        files = {"config.yaml": "config_sha256", "result.json": "result_sha256"}
+        try:
+            return all(sha256(self.path / name) == status.get(key) for name, key in files.items())
+        except UserError:
+            return False
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run's lock; other processes that start the same run wait here."""
         return held(self.path / "run.lock", f"works on {self.name}")
 
     def start(
-        self, config: RunConfig, overrides: tuple[str, ...], artefacts: Iterable[str] = ()
+        self, config: RunConfig, overrides: tuple[str, ...], plan: Plan | None = None
     ) -> None:
-        """Record the run as running, with its resolved config, its command and the artefacts that it will stand on.
+        """Record the run as running, with its resolved config, its command and what it will stand on.
 
         Raises:
             UserError: if it cannot be written, or would overwrite the result of a newer program.
@@ -130,6 +136,8 @@ class RunFolder:
             )
         for leftover in self.path.glob(".*.tmp"):  # of a process that died: this one holds the lock
             leftover.unlink(missing_ok=True)
+        artefacts = [node.fingerprint for node in plan.nodes] if plan else []
+        ground = ground_of(config, plan) if plan else None
         text = config.to_yaml()
         write_atomically(self.path / "config.yaml", text)
         self._set(
@@ -139,6 +147,7 @@ class RunFolder:
             started=time.time(),
             experiments=self._experiments(config),
             artefacts=sorted({*artefacts, *self._left_behind()}),
+            ground=ground and ground.model_dump(mode="json"),
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from taskvec.errors import UserError, describe
+from taskvec.graph.ground import given_of, leaves_of, program
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import State
@@ -35,37 +37,65 @@ def config_of(folder: RunFolder) -> RunConfig:
         ) from error
 
 
-def state_of(folder: RunFolder) -> tuple[State, str | None]:
-    """Return a run's state and the reason for it; a done run is stale once code, data or weights below it differ."""
-    status = folder.status()
-    state = status.get("state", "missing")
-    if state != "done":
-        return state, status.get("reason")
-    result = folder.result()
-    if result is None:
-        return "stale", "result.json or config.yaml is not as it was written"
-    if result.migrated_from is not None:
-        return (
-            "older",
-            f"written in schema {result.migrated_from}; the same command computes it again",
-        )
-    try:
-        found = Plan(config_of(folder)).fingerprint
-    except UserError as error:
-        return "stale", str(error)
-    except Exception as error:  # one run that cannot be looked at hides no other
-        return "stale", f"cannot be checked: {describe(error)}"
-    if found != result.fingerprint:
-        return "stale", "code, data or weights below it changed; the same command computes it again"
-    return "done", None
+class Survey:
+    """How runs stand, with one plan for all runs that stand on the same files."""
+
+    def __init__(self):
+        self._standing: dict[
+            str, set[str]
+        ] = {}  # of what configs name, the nodes that look at files
+
+    def state(self, folder: RunFolder) -> tuple[State, str | None]:
+        """Return a run's state and the reason; a done run is stale once code, data or weights below it differ."""
+        status = folder.status()
+        state = status.get("state", "missing")
+        if state != "done":
+            return state, status.get("reason")
+        if self._still_stands(folder, status.get("ground")):
+            return "done", None
+        result = folder.result()
+        if result is None:
+            return "stale", "result.json or config.yaml is not as it was written"
+        if result.migrated_from is not None:
+            return (
+                "older",
+                f"written in schema {result.migrated_from}; the same command computes it again",
+            )
+        try:
+            found = self._planned(folder)
+        except UserError as error:
+            return "stale", str(error)
+        except Exception as error:  # one run that cannot be looked at hides no other
+            return "stale", f"cannot be checked: {describe(error)}"
+        if found != result.fingerprint:
+            return (
+                "stale",
+                "code, data or weights below it changed; the same command computes it again",
+            )
+        return "done", None
+
+    def _still_stands(self, folder: RunFolder, ground: Mapping[str, Any] | None) -> bool:
+        """Return whether all that a run stands on was seen as it was, so that planning would find the same."""
+        if not ground or ground["program"] != program():
+            return False
+        seen = self._standing.get(ground["given"], set())
+        return seen.issuperset(ground["leaves"]) and folder.intact()
+
+    def _planned(self, folder: RunFolder) -> str:
+        """Return the fingerprint that planning finds, and remember what the plan looked at."""
+        config = config_of(folder)
+        plan = Plan(config)
+        self._standing.setdefault(given_of(config), set()).update(leaves_of(plan))
+        return plan.fingerprint
 
 
 def standing() -> Callable[[Path], State]:
     """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
     compose.register_all()
+    survey = Survey()
 
     def state(folder: Path) -> State:
-        found, _ = state_of(RunFolder(folder))
+        found, _ = survey.state(RunFolder(folder))
         return found
 
     return state

@@ -17,6 +17,7 @@ class Base(Node):
     """A backbone with its pre-trained weights theta_0."""
 
     kind: ClassVar[str] = "base"
+    looks: ClassVar[bool] = True
 
     backbone: Backbone
 

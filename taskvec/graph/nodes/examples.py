@@ -22,6 +22,7 @@ class Decoded(Node):
     """A task's split: images decoded at the backbone's resolution, or texts as its tokens before a prompt's words."""
 
     kind: ClassVar[str] = "decoded"
+    looks: ClassVar[bool] = True
 
     split: str
     definition: Any

@@ -76,6 +76,7 @@ class StoredVector(VectorNode):
 
     kind: ClassVar[str] = "imported"
     copies: ClassVar[int] = 0
+    looks: ClassVar[bool] = True
 
     @property
     def stored(self) -> bool:
@@ -109,6 +110,7 @@ class ImportedVector(VectorNode):
 
     kind: ClassVar[str] = "imported"
     copies: ClassVar[int] = 0
+    looks: ClassVar[bool] = True
 
     opened: Checkpoint = aside()
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,7 @@ def trained_with_quick_gelu(architecture: str, pretrained: str) -> bool:
     return pretrained.lower().replace("-", "_") in tags
 
 
+@cache
 def open_clip_names() -> list[str]:
     """Names of the architectures that the installed open_clip package describes, read without importing it."""
     return sorted(path.stem for path in _config_folder().glob("*.json"))
@@ -340,6 +342,7 @@ def _config_folder() -> Path:
     return package_folder() / "model_configs"
 
 
+@cache
 def package_folder() -> Path:
     """Return the folder of the installed open_clip package, without importing it.
 

@@ -30,6 +30,7 @@ class HarnessTask(Question):
     allow_code: bool
 
     models: ClassVar[frozenset[str]] = frozenset({"one"})
+    looks: ClassVar[bool] = True
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
     capabilities: ClassVar[frozenset[str]] = frozenset({"generation"})
 

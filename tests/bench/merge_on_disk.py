@@ -1,4 +1,4 @@
-"""``taskvec merge`` of eight models of a 0.5 B model's shapes, in shards of at most 500 MB, and copying
+"""``taskvec merge`` of eight models of 0.5 B parameters in shards of at most 500 MB, beside copying their files.
 
     python tests/bench/merge_on_disk.py [--folder PLACE] [--repeats 3] [METHOD ...]
 

@@ -402,6 +402,11 @@ def test_added_blocks_are_carried(blocks, correction):
         "class_embedding",
         "positional_embedding",
     }
+    control = changed(transform.model_copy(update={"added": "zero"}), world)
+    kept = {name for name in found if not name.startswith(("blocks.1.", "blocks.3."))}
+    assert set(control) == kept
+    for name in kept:
+        assert torch.equal(control[name], found[name])
     assert source.module.blocks[1].mlp.proj.weight.equal(
         source.parameters["blocks.1.mlp.proj.weight"]
     )

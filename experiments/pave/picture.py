@@ -13,7 +13,6 @@ from taskvec.report.compare import Line, difference, lines_of
 from taskvec.report.intervals import Interval
 from taskvec.report.runs import find_results
 
-
 # Of the experiment that varies it: key, label of the axis, whether the axis is logarithmic
 VARIED = {
     "pave/ratio": ("transform.pave.ratio", "share of directions kept", False),

@@ -11,6 +11,7 @@ from pydantic import Field
 from taskvec.config import Config
 from taskvec.errors import UserError
 from taskvec.needs import Budget, Examples, Given, Needs, Scope, Vector
+from taskvec.transform.alignment.pictures import alignment_by_layer
 from taskvec.transform.base import Fit, Transform, shapes_of
 
 if TYPE_CHECKING:
@@ -129,11 +130,11 @@ class Carrying(Transform):
         lengths = {name: tuple(aligned.shape) for name, aligned in found.maps.items()}
         way = itinerary(shapes_of(source), shapes_of(target), found.axes, lengths)
         tensors = {MAP + name: aligned.float() for name, aligned in found.maps.items()}
-        return Fit(
-            tensors,
-            {"carried": way.carried},
-            {"maps": found.report, "left_at_zero": way.left | left},
-        )
+        report: dict[str, Any] = {"maps": found.report, "left_at_zero": way.left | left}
+        picture = alignment_by_layer(found.report)
+        if picture:
+            report["figures"] = {"alignment": picture.data()}
+        return Fit(tensors, {"carried": way.carried}, report)
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the vector's image; parameters that are left at zero are absent."""

@@ -17,7 +17,7 @@ import pytest
 from taskvec.errors import UserError
 from taskvec.runner import compose, expand, quoting
 from taskvec.runner.folder import word
-from taskvec.runner.launch import processes
+from taskvec.runner.launch import devices, processes
 from taskvec.runner.launch.devices import chosen
 from taskvec.runner.sweep import at_home
 from taskvec.runner.track.wandb import inherited_id
@@ -29,7 +29,8 @@ from taskvec.runner.launch import processes
 processes.COMMAND = (sys.executable, sys.argv[1], sys.argv[2])
 signals.install()
 try:
-    processes.run_processes([["a=1"], ["a=2"], ["a=3"]], processes.SweepConfig(jobs=2))
+    jobs = [["a=1"], ["a=2"], ["a=3"]]
+    processes.run_processes(jobs, ["1/3", "2/3", "3/3"], processes.SweepConfig(jobs=2))
 except KeyboardInterrupt as error:
     sys.exit(128 + getattr(error, "number", 2))
 """
@@ -101,6 +102,7 @@ def test_no_job_outlives_a_killed_sweep(sweep):
     ("granted", "asked", "expected"),
     [
         (None, (0, 3), ("0", "3")),
+        (None, ("GPU-77", 1), ("GPU-77", "1")),
         ("2,5", (5, 2), ("5", "2")),
         ("GPU-1a2b-33,GPU-9f00-44", (0, "GPU-9f00"), ("GPU-1a2b-33", "GPU-9f00-44")),
         ("MIG-aa,MIG-bb", ("MIG-bb", 0), ("MIG-bb", "MIG-aa")),
@@ -109,9 +111,11 @@ def test_no_job_outlives_a_killed_sweep(sweep):
 )
 def test_devices_are_among_those_that_were_given(granted, asked, expected, monkeypatch):
     grant(monkeypatch, granted)
+    monkeypatch.setattr(devices, "count", lambda: 4)
     assert chosen(asked) == expected
 
 
+NOT_THERE = ((None, 4), (None, -1), (None, "cuda"))
 NOT_GRANTED = (("2,5", 0), ("", 0), ("GPU-1a", 1), ("MIG-aa,MIG-ab", "MIG-a"), ("3", "GPU-1"))
 LABELS = (
     "paper/two",
@@ -139,9 +143,10 @@ ODD = (
 )
 
 
-@pytest.mark.parametrize(("granted", "asked"), NOT_GRANTED)
+@pytest.mark.parametrize(("granted", "asked"), (*NOT_THERE, *NOT_GRANTED))
 def test_other_devices_are_refused(granted, asked, monkeypatch):
     grant(monkeypatch, granted)
+    monkeypatch.setattr(devices, "count", lambda: 4)
     with pytest.raises(UserError, match=f"sweep.devices: {asked} is not among"):
         chosen((asked,))
 

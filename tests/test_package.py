@@ -107,9 +107,7 @@ def test_one_user_file_adds_a_method(tiny: Path, outputs: Path, user_folder: Pat
         environment=both,
     )
     assert sweep.returncode == 0, sweep.stderr
-    assert (
-        sweep.stderr.count("vector stripes:") == sweep.stderr.count("vector stripes: step") + 1
-    ), "one fine-tuning"
+    assert sweep.stderr.count("vector stripes:") == 1, "one fine-tuning"
     shown = command(
         user_folder, "table", "--outputs", str(outputs), "--rows", "merge", "row", environment=both
     )
@@ -160,7 +158,7 @@ def test_a_user_transform_runs_before_the_merge(tiny: Path, outputs: Path, tmp_p
 
 def test_parallel_jobs_see_one_device_each(tiny: Path, outputs: Path):
     words = ["-m", *FAST, "seed=0,1", "sweep.jobs=2", "sweep.devices=[4,7]", f"outputs={outputs}"]
-    done = command(tiny, *words)
+    done = command(tiny, *words, environment={"CUDA_VISIBLE_DEVICES": "4,7"})
     assert done.returncode == 0, done.stderr
     seen = [
         json.loads(path.read_text())["environment"]["visible_devices"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
+from taskvec import __version__
 from taskvec.cli import VERBS
+from taskvec.cli.options import write
 from taskvec.errors import UserError
 
-log = logging.getLogger(__name__)
-
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+FLAGS = ("-m", "--multirun")
 
 HELP = """\
 taskvec: task arithmetic and model merging, composable, exact, resumable.
@@ -21,11 +20,13 @@ taskvec: task arithmetic and model merging, composable, exact, resumable.
                                                          four jobs at once, one GPU each
   taskvec experiment=demo -m                             an experiment file
   taskvec --include my_folder merge=mine                 your own configs (*.yaml) and components (*.py)
+  taskvec help merge=ties                                what a component is, and its keys
 
 verbs:
 {verbs}
 
-`taskvec VERB --help` explains a verb. Exit status: 0 well, 1 a run failed, 2 input that cannot be worked with.
+`taskvec VERB --help` explains a verb, `taskvec docs` lists the pages of the documentation. Exit status: 0 well, 1 a run
+failed, 2 input that cannot be worked with.
 """
 
 
@@ -35,28 +36,48 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: for an unknown verb or option, and all that a run's input can be wrong in.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(
-            HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())),
-            end="",
-        )
+    if "--version" in arguments:
+        write(f"taskvec {__version__}")
         return 0
-    from taskvec.registry import did_you_mean
+    asked = [word for word in arguments if word not in ("-h", "--help")]
+    if len(asked) < len(arguments) or not arguments:
+        return _help(asked)
     from taskvec.runner import compose, sweep
 
     compose.register_all()
     if any(argument.split("=")[0] in HYDRA_FLAGS for argument in arguments):
+        compose.compose([word for word in arguments if "=" in word and not word.startswith("-")])
         return sweep.hydra(arguments)
-    flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
-    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    if unknown:
-        raise UserError(
-            f"unknown option {unknown[0]!r}{did_you_mean(unknown[0], ['--multirun', '--include', '--help'])}"
-        )
+    flags = [word for word in arguments if word.startswith("-")]
+    overrides = [word for word in arguments if not word.startswith("-")]
+    _check(flags, overrides)
+    return sweep.many(overrides) if flags else sweep.one(overrides)
+
+
+def _help(asked: list[str]) -> int:
+    """Print what the command takes, or explain the components that the line names."""
+    if asked:
+        from taskvec.cli import help as explaining
+
+        return explaining.main([word for word in asked if word not in FLAGS])
+    verbs = [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
+    write(HELP.format(verbs="\n".join(verbs)).rstrip("\n"))
+    return 0
+
+
+def _check(flags: list[str], overrides: list[str]) -> None:
+    """Check that all words of a line are options or overrides.
+
+    Raises:
+        UserError: naming the nearest option or verb.
+    """
+    from taskvec.registry import did_you_mean
+
+    for flag in flags:
+        if flag not in FLAGS:
+            hint = did_you_mean(flag, ["--multirun", "--include", "--help", "--version"])
+            raise UserError(f"unknown option {flag!r}{hint}")
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise UserError(
-                f"unknown verb {word!r}{did_you_mean(word, list(VERBS))}, or an override that lacks '='"
-            )
-    return sweep.many(overrides) if flags else sweep.one(overrides)
+            hint = did_you_mean(word, list(VERBS))
+            raise UserError(f"unknown verb {word!r}{hint}, or an override that lacks '='")

@@ -37,6 +37,19 @@ def included() -> list[Path]:
     return [Path(place).expanduser().resolve() for place in places if place]
 
 
+def include(paths: Sequence[Path]) -> None:
+    """Make folders and files of the user's known, as ``--include`` does, before those that are known already.
+
+    Raises:
+        UserError: if one is missing, or a file of it fails to import.
+    """
+    known = included()
+    new = [path for path in paths if path not in known]
+    if new:
+        os.environ[INCLUDE] = os.pathsep.join(map(str, [*new, *known]))
+        register_all()
+
+
 def search_dirs() -> list[Path]:
     """Return the config folders, the user's first."""
     return [path for path in included() if path.is_dir()] + [conf_dir()]

@@ -31,6 +31,7 @@ def _checked(config: RunConfig, plan: Plan) -> None:
     for name, backbone in backbones(config).items():
         readable(config, name, backbone)
     compatible(config)
+    present(config.compute.device)
     config.protocol.check(config.suite)
     for backbone in backbones(config).values():
         backbone.check()
@@ -102,6 +103,18 @@ def readable(config: RunConfig, group: str, backbone: Any) -> None:
             f"protocol={config.protocol.kind} must not see the target's labels, from which {named} would learn a head; "
             "take a causal or text-to-text model"
         )
+
+
+def present(device: str) -> None:
+    """Check that a device is here; ``auto`` and ``cpu`` always are, and need no torch to say so.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if device not in ("auto", "cpu"):
+        from taskvec.graph.workspace import resolve_device
+
+        resolve_device(device)
 
 
 def capable(config: RunConfig, plan: Plan) -> None:

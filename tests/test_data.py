@@ -19,11 +19,12 @@ import yaml
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
 from taskvec.data.images import decode_split, resize_and_crop
 from taskvec.data.pictures import upright_rgb
 from taskvec.data.splits import hold_out
-from taskvec.data.tasks import ASSETS, ImageSuite, ImageTask, load_tasks
+from taskvec.data.tasks import ASSETS, ImageSuite, ImageTask
 from taskvec.data.views import View
 from taskvec.errors import UserError
 from taskvec.models.clip.backbone import ClipModel

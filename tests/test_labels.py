@@ -14,9 +14,10 @@ import world
 import yaml
 
 from taskvec.data import describe as describing
+from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
 from taskvec.data.rows import TaskData
-from taskvec.data.tasks import ImageSuite, ImageTask, TextSuite, TextTask, load_tasks
+from taskvec.data.tasks import ImageSuite, ImageTask, TextSuite, TextTask
 from taskvec.errors import UserError
 from taskvec.runner.compose import conf_dir
 

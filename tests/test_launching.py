@@ -51,12 +51,17 @@ def sweep(tmp_path):
     job, signed = tmp_path / "job.py", tmp_path / "signed"
     job.write_text(JOB)
     signed.mkdir()
-    parent = subprocess.Popen(
-        [sys.executable, "-c", SWEEP, str(job), str(signed)], start_new_session=True
-    )
+    words = [sys.executable, "-c", SWEEP, str(job), str(signed)]
+    parent = subprocess.Popen(words, start_new_session=True, preexec_fn=heed_signals)
     until(lambda: len(list(signed.iterdir())) == 2)
     yield parent, [int(path.name) for path in signed.iterdir()]
     parent.kill()
+
+
+def heed_signals() -> None:
+    """Undo ``nohup`` and ``&`` around the tests, which a program has to respect."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def until(condition, seconds: float = 60) -> None:

@@ -17,8 +17,9 @@ from asked import Given
 from world_text import FAST, HUB, MODELS
 
 from taskvec.cli import main
+from taskvec.data.cards import load_tasks
 from taskvec.data.prompt import Prompt
-from taskvec.data.tasks import TextSuite, TextTask, load_tasks
+from taskvec.data.tasks import TextSuite, TextTask
 from taskvec.data.texts import tokenise_split
 from taskvec.errors import NoFeasibleCoefficientError
 from taskvec.needs import Examples

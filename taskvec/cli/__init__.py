@@ -21,6 +21,7 @@ VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
@@ -113,7 +114,8 @@ def _take_includes(arguments: list[str]) -> list[str]:
     Raises:
         UserError: if the path is missing.
     """
-    rest, paths = [], []
+    rest: list[str] = []
+    paths: dict[str, list[str]] = {variable: [] for variable in INCLUDES.values()}
     queue = iter(arguments)
     for argument in queue:
         option, equals, path = argument.partition("=")

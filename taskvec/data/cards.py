@@ -1,4 +1,4 @@
-"""Reading the YAML file of a task: words stay words, relative paths start at the file, size and depth are bounded.
+"""The cards of tasks, YAML files: words stay words, relative paths start at the file, size and depth are bounded.
 
 YAML 1.1 turns ``no``, ``on``, ``null``, ``1.0`` or ``2024-01-01`` into other things than words. In the lists of names
 (:data:`WORDS`) every entry is what stands in the file; everywhere else YAML's own types hold. Nothing is interpolated:
@@ -8,12 +8,20 @@ a template or a name may contain ``${``, and what is in the environment never re
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
+from taskvec.data.tasks import BY_HAND, Facts, Task
 from taskvec.errors import UserError
+from taskvec.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from taskvec.config import Config
+    from taskvec.data.tasks import Suite
 
 WORDS = ("classes", "keep", "words", "templates")
 PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -114,3 +122,110 @@ def resolved(path: str, card: Path) -> str:
         folder = beside / path
         return str(folder.resolve())
     return path
+
+
+def load_tasks(
+    suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]
+) -> dict[str, Config]:
+    """Return the definition of every task a suite names, from its card in the first folder that has one.
+
+    The card of a task NAME is ``task/CARDS/NAME.yaml`` for the folders that ``suite.cards`` lists, else
+    ``task/NAME.yaml``. A card may start from another with ``extends: FOLDER/NAME``.
+
+    Raises:
+        UserError: for a list of another type, a task without a card, a card that does not fit the schema, or a mirror
+            that lacks a task.
+    """
+    for key in ("tasks", "held_out", "cards"):
+        if not isinstance(suite.get(key), list | None):
+            raise UserError(
+                f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]"
+            )
+    names = [
+        *(suite.get("tasks") or []),
+        *filter(None, [suite.get("control")]),
+        *(suite.get("held_out") or []),
+    ]
+    places = [f"{folder}/" for folder in suite.get("cards") or []]
+    found = {}
+    for name in map(str, names):
+        called = _called(name, [*places, ""], folders)
+        task = _task(called, kind, folders)
+        found[name] = _of_suite(name, task, suite)
+    return found
+
+
+def _called(name: str, places: Sequence[str], folders: Sequence[Path]) -> str:
+    """Return the name of a task's card with the folder that it lies in.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for place in places:
+        # False for a name too long, where Path raises
+        if any(os.path.isfile(folder / "task" / f"{place}{name}.yaml") for folder in folders):
+            return f"{place}{name}"
+    known = {path.stem for folder in folders for place in places for path in _cards(folder, place)}
+    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, sorted(known))}")
+
+
+def _cards(folder: Path, place: str) -> list[Path]:
+    return list((folder / "task" / place).glob("*.yaml"))
+
+
+def _of_suite(name: str, task: Config, suite: Mapping[str, Any]) -> Config:
+    """Return a task with what its suite decides: where files are, how validation comes about, what is checked."""
+    if not isinstance(task, Task):
+        return task
+    changed: dict[str, Any] = {}
+    if suite.get("split_rule"):
+        changed["split_rule"] = suite["split_rule"]
+    if suite.get("check_counts") is False:
+        changed["facts"] = Facts()
+    return _mirrored(name, task, suite.get("data_dir")).model_copy(update=changed)
+
+
+def _mirrored(name: str, task: Task, mirror: str | None) -> Task:
+    if not mirror or task.folder is not None:
+        return task
+    path = task.path.removeprefix(BY_HAND)
+    folder = Path(os.path.expanduser(mirror), path, task.config or "").resolve()
+    if not folder.is_dir():
+        files = ", ".join(f"{file}.parquet" for file in task.splits.values() if file)
+        raise UserError(f"suite.data_dir: task {name} needs the folder {folder} with {files}")
+    return task.model_copy(update={"path": str(folder), "config": None, "revision": None})
+
+
+def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
+    node = _read(name, folders)
+    schema = kind.schema(node)
+    try:
+        return schema.model_validate(node)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        # a misspelt key tells more than the one that is missing for it
+        unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+        detail = (unknown or details)[0]
+        key = ".".join(map(str, detail["loc"]))[:200]
+        hint = (
+            did_you_mean(key, list(schema.model_fields))
+            if detail["type"] == "extra_forbidden"
+            else ""
+        )
+        message = detail["msg"].removeprefix("Value error, ")[:500]
+        if hint:
+            message = "unknown key"
+        raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
+
+
+def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in extending:
+        raise UserError(f"task/{name}.yaml: extends itself: {' -> '.join((*extending, name))}")
+    for folder in folders:
+        path = folder / "task" / f"{name}.yaml"
+        if os.path.isfile(path):  # False for a name too long, where Path raises
+            node = read_card(path)
+            parent = node.pop("extends", None)
+            return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
+    known = sorted({path.stem for folder in folders for path in _cards(folder, "")})
+    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, known)}")

@@ -59,7 +59,9 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
         "columns": [*task.columns, task.label],
     } | _reading(task)
     data = TaskData(name, task)
-    found["held_out_of_train"] = data.held_out and split != "test"
+    found["held_out_of_train"] = data.held_out_of == "train" and split != "test"
+    if task.split_rule != "authors" and split in ("val", data.held_out_of):
+        found["split_rule"] = task.split_rule
     return found | (_local(data, split) if task.folder is not None else _hub(data, split))
 
 
@@ -70,13 +72,20 @@ def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
 
 
 def _hub(data: TaskData, split: str) -> dict[str, Any]:
-    from taskvec.data.hub import hub_commit, hub_split
+    from taskvec.data.hub import hub_commit, hub_count, hub_split
 
     name, task = data.name, data.task
-    source, _ = hub_split(name, task, split)
+    source, _ = hub_split(name, task, data.stored_in(split))
+    count = hub_count(name, task, source)
+    if count is not None:
+        data.check_count(split, count)
     if split == "test" and source == task.splits["train"]:
         raise UserError(f"{data.owner}: splits train and test are both {source!r}")
-    found = {"hub": task.path, "commit": hub_commit(name, task), "source": source}
+    commit = hub_commit(name, task)
+    seen = task.facts.revision
+    if seen and not commit.startswith(seen):
+        _warn(f"{data.owner}: {task.path} is read at {commit}; its card was written at {seen}")
+    found = {"hub": task.path, "commit": commit, "source": source}
     if task.config:
         found["config"] = task.config
     return found
@@ -138,7 +147,7 @@ def _twins(data: TaskData, split: str) -> list[str]:
         UserError: if what is reported on is what is learned from.
     """
     found = []
-    if split == "val" and data.held_out:
+    if split == "val" and data.held_out_of:
         return found
     for other in BESIDE[split]:
         pair = _same_content(data, split, other)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from taskvec.data.labels import SCORE, Classes, LabelRule, numbered, read_labels
 from taskvec.data.locate import Located, locate
-from taskvec.data.splits import hold_out
+from taskvec.data.splits import OF_TEST, hold_out
 from taskvec.data.tables import open_table
 from taskvec.data.tasks import Task
 from taskvec.errors import UserError
@@ -60,7 +60,7 @@ class TaskData:
             UserError: if it cannot be found or read, or a column is missing or of another type.
         """
         if split not in self._tables:
-            table = self._open(split)
+            table = self._open(self.stored_in(split))
             check_columns(self.task, table)
             self._tables[split] = table
         return self._tables[split]
@@ -72,9 +72,18 @@ class TaskData:
 
         return open_hub(self.name, self.task, split)
 
+    def stored_in(self, split: str) -> str:
+        """Return the split whose files hold the examples of one: test where validation is a part of it."""
+        return "test" if split == "val" and self.held_out_of == "test" else split
+
     @cached_property
-    def held_out(self) -> bool:
-        """Whether validation is held out of train."""
+    def held_out_of(self) -> str | None:
+        """The split that validation is held out of, None where it has files of its own."""
+        if self.task.split_rule in OF_TEST:
+            return "test"
+        return "train" if self._without_val() else None
+
+    def _without_val(self) -> bool:
         if self.task.folder is not None:
             return self.located("val").held_out
         from taskvec.data.hub import hub_split
@@ -121,6 +130,7 @@ class TaskData:
         total = len(table)
         if not total:
             raise UserError(f"{self.owner}: {table.place} holds no examples")
+        self.check_count(split, total)
         rule = LabelRule(self.classes, self.task.no_label, table.typed)
         column = table.column(self.task.label)
         labels, used = read_labels(column, rule, self.owner, table.place)
@@ -139,13 +149,29 @@ class TaskData:
         """Return which of a table's rows [N] bool are the split's, after the hold-out."""
         import numpy as np
 
-        if split == "test" or not self.held_out:
+        if self.held_out_of is None or split not in ("val", self.held_out_of):
             return np.ones(total, bool)
-        train, val = hold_out(total)
+        rest, val = hold_out(total, self.task.split_rule)
         part = np.zeros(total, bool)
-        own = val if split == "val" else train
+        own = val if split == "val" else rest
         part[own.numpy()] = True
         return part
+
+    def check_count(self, split: str, total: int) -> None:
+        """Check that a split's files hold as many rows as the task's card says.
+
+        Raises:
+            UserError: with both numbers.
+        """
+        # validation that is held out lies in the files of another split
+        stored = self.held_out_of if split == "val" and self.held_out_of else split
+        called = self.task.splits.get(stored)
+        expected = self.task.facts.rows.get(called)
+        if expected not in (None, total):
+            raise UserError(
+                f"{self.owner}: {called} holds {total:,} rows, its card says {expected:,}; "
+                "suite.check_counts=false reads it all the same"
+            )
 
     def _empty(self, labels: np.ndarray) -> tuple[str, ...]:
         """Return the names of classes without a label [n]."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from taskvec.config import Component, Config
-from taskvec.data.cards import read_card
+from taskvec.config import Component, Config, immaterial
 from taskvec.data.prompt import Prompt
+from taskvec.data.splits import SplitRule
 from taskvec.errors import UserError
-from taskvec.registry import did_you_mean, register
+from taskvec.registry import register
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -36,6 +36,25 @@ Metric = Literal[
 ]  # :mod:`taskvec.protocols.metrics` computes them
 REGRESSION = ("pearson", "spearman", "pearson_spearman")
 ASSETS = Path(__file__).resolve().parent / "assets"
+# Of a task of which no copy on the hub is in published use: a folder of `suite.data_dir`
+BY_HAND = "mirror://"
+
+
+class Facts(Config):
+    """What was found in a task's data when its card was written, so that other data is noticed.
+
+    ``rows`` by the data's own name of a split; ``revision`` is the abbreviated commit that was looked at; ``repeated``
+    names classes that bear one name on purpose; ``trap`` says where published numbers on this task come to differ,
+    ``source`` where data without a copy on the hub is found.
+    """
+
+    rows: dict[Name, int] = {}
+    revision: Name | None = None
+    licence: str | None = None
+    gigabytes: float | None = Field(None, gt=0)
+    repeated: tuple[str, ...] = ()
+    source: str | None = None
+    trap: str | None = None
 
 
 class Task(Config):
@@ -48,7 +67,8 @@ class Task(Config):
     labelled ``no_label`` are left out. ``keep`` restricts the examples, not the head, to some of the classes (a
     sub-population). ``splits.val`` null holds validation out of ``train`` by the rule of
     :func:`taskvec.data.splits.hold_out`; without that key so does data that has no split of a usual name. A metric of
-    :data:`REGRESSION` makes the labels numbers.
+    :data:`REGRESSION` makes the labels numbers. The folder of ``mirror://NAME`` is in the suite's ``data_dir``.
+    ``split_rule`` is the suite's; ``facts`` are checked against the data.
     """
 
     path: Place
@@ -60,6 +80,8 @@ class Task(Config):
     no_label: int | str | None = None
     metric: Metric = "accuracy"
     splits: dict[Split, Name | None] = {"train": "train", "test": "test"}
+    split_rule: SplitRule = "authors"
+    facts: Facts = immaterial(Facts())
 
     @model_validator(mode="after")
     def _classes_or_scores(self) -> Task:
@@ -67,13 +89,14 @@ class Task(Config):
             raise ValueError(f"metric {self.metric} judges numbers; leave 'classes' and 'keep' out")
         return self
 
-    @field_validator("classes", "keep")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        repeated = sorted({name for name in names or () if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"{', '.join(repeated)} named more than once")
-        return names
+    @model_validator(mode="after")
+    def _distinct(self) -> Task:
+        for names in (self.classes, self.keep):
+            twice = {name for name in names or () if names.count(name) > 1}
+            repeated = sorted(twice.difference(self.facts.repeated))
+            if repeated:
+                raise ValueError(f"{', '.join(repeated)} named more than once")
+        return self
 
     @field_validator("splits")
     @classmethod
@@ -82,6 +105,13 @@ class Task(Config):
             if not splits.get(split):
                 raise ValueError(f"the {split} split needs a file name")
         return splits
+
+    def material(self) -> dict[str, Any]:
+        """Return the fields that can change results, the rule of splitting where it is not the usual one."""
+        found = super().material()
+        if self.split_rule == "authors":
+            del found["split_rule"]
+        return found
 
     @property
     def regression(self) -> bool:
@@ -249,10 +279,16 @@ class Suite(Component):
     """A list of tasks, and a control task on which an edit must do no harm.
 
     ``data_dir`` is a local mirror of the hub: a task's files are then ``DATA_DIR/PATH/SPLIT.parquet``, or
-    ``DATA_DIR/PATH/CONFIG/SPLIT.parquet`` where the task names a ``config``.
+    ``DATA_DIR/PATH/CONFIG/SPLIT.parquet`` where the task names a ``config``. ``cards`` are the folders below ``task/``
+    in which a task's file is looked for before ``task/`` itself, so that one task can be told in several ways.
+    ``split_rule`` says how validation comes about where a task has none (:func:`taskvec.data.splits.hold_out`).
+    ``check_counts`` refuses data that has another number of rows than the task's card.
     """
 
     data_dir: str | None = None
+    cards: tuple[str, ...] = immaterial(())  # the definitions are what counts, as with the next two
+    split_rule: SplitRule = immaterial("authors")
+    check_counts: bool = immaterial(True)
     tasks: tuple[str, ...] = Field(min_length=1)
     control: str | None = None
     held_out: tuple[str, ...] = ()
@@ -325,75 +361,3 @@ class TextSuite(Suite):
                     f"tasks: {name!r} is a corpus without labels; it can only be the control"
                 )
         return self
-
-
-def load_tasks(
-    suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]
-) -> dict[str, Config]:
-    """Return the definition of every task a suite names, from ``task/NAME.yaml`` of the first folder that has it.
-
-    A file may start from another with ``extends: NAME``.
-
-    Raises:
-        UserError: for a list of another type, a task without a file, a file that does not fit the schema, or a mirror
-            that lacks a task.
-    """
-    for key in ("tasks", "held_out"):
-        if not isinstance(suite.get(key), list | None):
-            raise UserError(
-                f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]"
-            )
-    names = [
-        *(suite.get("tasks") or []),
-        *filter(None, [suite.get("control")]),
-        *(suite.get("held_out") or []),
-    ]
-    mirror = suite.get("data_dir")
-    return {
-        str(name): _mirrored(str(name), _task(str(name), kind, folders), mirror) for name in names
-    }
-
-
-def _mirrored(name: str, task: Config, mirror: str | None) -> Config:
-    if not mirror or not isinstance(task, Task) or task.folder is not None:
-        return task
-    folder = Path(os.path.expanduser(mirror), task.path, task.config or "").resolve()
-    if not folder.is_dir():
-        files = ", ".join(f"{file}.parquet" for file in task.splits.values() if file)
-        raise UserError(f"suite.data_dir: task {name} needs the folder {folder} with {files}")
-    return task.model_copy(update={"path": str(folder), "config": None, "revision": None})
-
-
-def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
-    node = _read(name, folders)
-    schema = kind.schema(node)
-    try:
-        return schema.model_validate(node)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        # a misspelt key tells more than the one that is missing for it
-        unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-        detail = (unknown or details)[0]
-        key = ".".join(map(str, detail["loc"]))[:200]
-        hint = (
-            did_you_mean(key, list(schema.model_fields))
-            if detail["type"] == "extra_forbidden"
-            else ""
-        )
-        message = detail["msg"].removeprefix("Value error, ")[:500]
-        if hint:
-            message = "unknown key"
-        raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
-
-
-def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -> dict[str, Any]:
-    if name in extending:
-        raise UserError(f"task/{name}.yaml: extends itself: {' -> '.join((*extending, name))}")
-    for folder in folders:
-        path = folder / "task" / f"{name}.yaml"
-        if os.path.isfile(path):  # False for a name too long, where Path raises
-            node = read_card(path)
-            parent = node.pop("extends", None)
-            return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
-    known = sorted({p.stem for folder in folders for p in (folder / "task").glob("*.yaml")})
-    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, known)}")

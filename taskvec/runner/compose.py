@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec import registry
 from taskvec.config import Component
-from taskvec.data.tasks import load_tasks
+from taskvec.data.cards import load_tasks
 from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain

@@ -41,10 +41,7 @@ def one(overrides: Sequence[str]) -> int:
     """
     in_sweep = IN_SWEEP in os.environ
     refuse_hydra(overrides)
-    composed = compose.compose(overrides)
-    if composed.node.parts and not in_sweep:
-        raise UserError("the experiment is a union of sweeps; start it with -m")
-    config = compose.resolve(composed)
+    config = single(overrides, in_sweep=in_sweep)
     notice(config.root)
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
@@ -55,6 +52,18 @@ def one(overrides: Sequence[str]) -> int:
         text = f"{run_table(outcome.result)}\n\n{RunFolder.of(config).path}/result.json"
         print(printable_lines(text))
     return 0
+
+
+def single(overrides: Sequence[str], *, in_sweep: bool = False) -> RunConfig:
+    """Return the config of one run.
+
+    Raises:
+        UserError: for input that cannot be worked with, and an experiment that is several sweeps.
+    """
+    composed = compose.compose(overrides)
+    if composed.node.parts and not in_sweep:
+        raise UserError("the experiment is a union of sweeps; start it with -m")
+    return compose.resolve(composed)
 
 
 def many(overrides: Sequence[str]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,35 @@ def like(tensors: Tensors, name: str) -> Tensor:
     return tensors.like[name] if isinstance(tensors, Deferred) else tensors[name].to("meta")
 
 
+class Sliced(Deferred):
+    """Deferred tensors of which any run of entries [start, stop), in row-major order, can be made by itself.
+
+    ``cut(name, start, stop)`` makes it, on the ``device``. A tensor as a whole is the run of all its entries.
+    """
+
+    def __init__(
+        self,
+        like: Tensors,
+        cut: Callable[[str, int, int], Tensor],
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__(like, self._whole)
+        self.cut = cut
+        self.device = torch.device(device)
+
+    def _whole(self, name: str) -> Tensor:
+        shape = self.like[name]
+        return self.cut(name, 0, shape.numel()).view(shape.shape)
+
+
+def runs_of(tensors: Tensors, name: str) -> Callable[[int, int], Tensor]:
+    """Return what makes any run of a tensor's entries [n]; a tensor that cannot be sliced is made once, as a whole."""
+    if isinstance(tensors, Sliced):
+        return partial(tensors.cut, name)
+    flat = tensors[name].detach().reshape(-1)
+    return lambda start, stop: flat[start:stop]
+
+
 Convert = Callable[[Tensors], dict[str, Tensor]]
 
 
@@ -78,12 +108,36 @@ def save_tensors(
     Raises:
         ValueError: for a dtype that the format does not have, or a tensor that is not as announced.
     """
+    shapes = {name: like(tensors, name) for name in tensors}
+
+    def whole(name: str) -> Iterator[Tensor]:
+        tensor, announced = tensors[name], shapes[name]
+        if tensor.shape != announced.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not the announced one")
+        yield tensor.detach().cpu().contiguous().flatten()
+
+    save_pieces(path, shapes, whole, metadata)
+
+
+def save_pieces(
+    path: Path | str,
+    shapes: Tensors,
+    pieces: Callable[[str], Iterable[Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file of tensors that come in pieces: runs of entries [n] on the CPU, one after the other.
+
+    ``shapes`` announces them (meta tensors). Only one piece is in memory at a time.
+
+    Raises:
+        ValueError: for a dtype that the format does not have, or a tensor that is not as announced.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     # So that every tensor is aligned
-    order = sorted(tensors, key=lambda name: -like(tensors, name).element_size())
+    order = sorted(shapes, key=lambda name: -shapes[name].element_size())
     start = 0
     for name in order:
-        shape = like(tensors, name)
+        shape = shapes[name]
         if shape.dtype not in DTYPES:
             raise ValueError(f"{name}: safetensors files hold no {shape.dtype}")
         end = start + shape.numel() * shape.element_size()
@@ -98,13 +152,16 @@ def save_tensors(
     with Path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            _write(file, name, tensors[name], like(tensors, name))
+            _write(file, name, pieces(name), shapes[name])
 
 
-def _write(file: BinaryIO, name: str, tensor: Tensor, announced: Tensor) -> None:
-    if (tensor.shape, tensor.dtype) != (announced.shape, announced.dtype):
-        raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {announced.dtype}"
-        )
-    if tensor.numel():
-        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def _write(file: BinaryIO, name: str, pieces: Iterable[Tensor], announced: Tensor) -> None:
+    written = 0
+    for piece in pieces:
+        if piece.dtype != announced.dtype:
+            raise ValueError(f"{name} is {piece.dtype}, announced as {announced.dtype}")
+        if piece.numel():
+            file.write(piece.view(torch.uint8).numpy())
+        written += piece.numel()
+    if written != announced.numel():
+        raise ValueError(f"{name} has {written} entries, {announced.numel()} were announced")

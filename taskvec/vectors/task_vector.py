@@ -80,6 +80,10 @@ class TaskVector(Tensors):
     def __getitem__(self, name: str) -> Tensor:
         return self._deltas[name]
 
+    def like(self, name: str) -> Tensor:
+        """Return a meta tensor of a delta's shape and dtype; the delta is not made for it."""
+        return like(self._deltas, name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._deltas
 

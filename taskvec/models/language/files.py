@@ -42,7 +42,7 @@ class ModelSource(Source):
             UserError: if the folder has none, lacks a shard, or its index leads out of it.
         """
         single, index = self.file(WEIGHTS), self.file(INDEX)
-        names = [WEIGHTS] if single or not index else _shards(index)
+        names = [WEIGHTS] if single or not index else shard_names(index)
         found = {name: self.file(name) for name in names}
         missing = next((name for name, path in found.items() if path is None), None)
         if missing and self.folder:
@@ -61,7 +61,7 @@ class ModelSource(Source):
         return (CONFIG, *shards) if shards == (WEIGHTS,) else (CONFIG, INDEX, *shards)
 
 
-def _shards(index: Path) -> list[str]:
+def shard_names(index: Path) -> list[str]:
     """Return the names of the files that an index speaks of.
 
     Raises:

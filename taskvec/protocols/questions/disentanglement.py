@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from taskvec.vectors.composition import Composition
 
+Pair = tuple[str, str]
 EXPONENTS = 600.0  # sums of exponentials in float64 keep their terms below this range
 # Of the other task: sums of both distances [2, G, G], rows the own coefficient
 Distances = Callable[[str], "Tensor"]
@@ -36,7 +37,7 @@ class DisentanglementMaps(OfVectors):
 
     kind: Literal["disentanglement_maps"] = "disentanglement_maps"
     grid: tuple[float, ...] = Field(min_length=1)
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
 
     def answer(
         self, given: Given, composition: Composition, vectors: Sequence[Signed]
@@ -48,20 +49,29 @@ class DisentanglementMaps(OfVectors):
         size = len(self.grid)
         maps = {pair: torch.zeros(2, size, size, dtype=torch.float64) for pair in self.pairs}
         with torch.no_grad():
-            for task in subject.tasks:  # all pairs of a task share one pass over its images
-                mine = [pair for pair in self.pairs if task in pair]
-                for need, rows in subject.batches(task) if mine else ():
-                    measure = self._along_lines if subject.linearised else self._point_by_point
-                    distances = measure(subject, task, need, rows)
-                    for pair in mine:
-                        other = pair[1 - pair.index(task)]
-                        sums = distances(other).cpu() / subject.size(task)
-                        maps[pair] += sums if task == pair[0] else sums.mT
+            for task in subject.tasks:
+                self._add_task(maps, subject, task)
         values = {}
         for (first, second), (labels, features) in maps.items():
             forms = {"labels": labels.tolist(), "features": features.tolist()}
             values[f"{first}+{second}"] = {"grid": list(self.grid), **forms}
         return Answer(values=values), {}
+
+    def _add_task(self, maps: dict[Pair, Tensor], subject: Subject, task: str) -> None:
+        """Add what the images of a task contribute to the maps of its pairs, all in one pass over them."""
+        measure = self._along_lines if subject.linearised else self._point_by_point
+        pairs = [pair for pair in self.pairs if task in pair]
+        if not pairs:
+            return
+        for need, rows in subject.batches(task):
+            distances = measure(subject, task, need, rows)
+            for pair in pairs:
+                other = pair[1 - pair.index(task)]
+                means = distances(other).cpu() / subject.size(task)
+                if task == pair[0]:
+                    maps[pair] += means
+                else:
+                    maps[pair] += means.mT
 
     def _point_by_point(
         self, subject: Subject, task: str, need: Examples, rows: Tensor | slice
@@ -102,18 +112,23 @@ class DisentanglementMaps(OfVectors):
 
         def distances(other: str) -> Tensor:
             moved = scales * slopes[other]
-            pairs = zip(alone, own, strict=True)
-            differ = torch.stack([(subject.labels(x + moved, need) != y).sum(1) for x, y in pairs])
+            changed = []
+            for x, labels in zip(alone, own, strict=True):
+                differs = subject.labels(x + moved, need) != labels
+                changed.append(differs.sum(1))
+            differ = torch.stack(changed)
             v = slopes[other].double()
-            if spread(start) + spread(steps * v) > EXPONENTS:
-                return torch.stack([differ, torch.stack([divergence(x + moved, x) for x in alone])])
             shifted = steps * v
+            if spread(start) + spread(shifted) > EXPONENTS:
+                apart = [divergence(x + moved, x) for x in alone]
+                return torch.stack([differ, torch.stack(apart)])
             second = (shifted - shifted.amax(-1, keepdim=True)).exp().permute(1, 2, 0)  # [N, d, G]
             weights = first.transpose(0, 1)  # [N, G, d]
             # E_p(a, b)[v], [N, G, G]
             both = (weights @ (second * v.unsqueeze(2))) / (weights @ second)
             single = (weights @ v.unsqueeze(2)) / weights.sum(2, keepdim=True)
-            return torch.stack([differ, ((both - single) * steps.view(1, 1, -1)).sum(0) / 2])
+            divergences = (both - single) * steps.view(1, 1, -1) / 2
+            return torch.stack([differ, divergences.sum(0)])
 
         return distances
 
@@ -173,7 +188,9 @@ def divergence(x: Tensor, y: Tensor) -> Tensor:
     It is sum (p - q) (x - y) / 2, because p and q have the same sum.
     """
     x, y = x.double(), y.double()
-    return ((x.softmax(-1) - y.softmax(-1)) * (x - y)).sum((-2, -1)) / 2
+    apart = x.softmax(-1) - y.softmax(-1)
+    terms = apart * (x - y)
+    return terms.sum((-2, -1)) / 2
 
 
 def off_diagonal_mean(matrix: Sequence[Sequence[float]]) -> float:

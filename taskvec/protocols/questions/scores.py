@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.errors import NoFeasibleCoefficientError
@@ -70,23 +70,28 @@ class Scores(Question):
         Raises:
             NoFeasibleCoefficientError: if the rule has no admissible coefficient.
         """
-        alphas = {*self.grid, *(self.fixed if self.on_selection else ())}
-        searched, excluded = (
-            self._scores(given, composition, alphas, SELECTION) if alphas else ({}, {})
-        )
+        to_search = set(self.grid)
+        if self.on_selection:
+            to_search |= set(self.fixed)
+        searched, excluded = self._scores(given, composition, to_search, SELECTION)
         selection = {alpha: self._values(at) for alpha, at in searched.items()}
-        chosen = self._choose(given, selection, excluded) if self.rule else None
-        reported, failed = self._scores(
-            given, composition, {*self.fixed, *([chosen] if chosen is not None else ())}, REPORT
-        )
+        to_report = set(self.fixed)
+        chosen = None
+        if self.rule:
+            chosen = self._choose(given, selection, excluded)
+            to_report.add(chosen)
+        reported, failed = self._scores(given, composition, to_report, REPORT)
         report = {alpha: self._values(at) for alpha, at in reported.items()}
         kept = {}
         for alpha, at in reported.items():
             for (kind, task), outcome in at.items():
                 kept[f"{kind}/{alpha}/{task}"] = outcome
-        rule = self.rule.kind if self.rule else None
         answer = Answer(
-            alpha=chosen, rule=rule, selection=selection, report=report, excluded=excluded | failed
+            alpha=chosen,
+            rule=self.rule.kind if self.rule else None,
+            selection=selection,
+            report=report,
+            excluded=excluded | failed,
         )
         return answer, kept
 
@@ -100,25 +105,28 @@ class Scores(Question):
         return choose(self.rule, curve, self.targets, self.control, given.answers)
 
     def _scores(
-        self, given: Given, composition: Composition, alphas: Iterable[float], split: str
+        self, given: Given, composition: Composition, alphas: Collection[float], split: str
     ) -> tuple[Outcomes, dict[float, str]]:
         """Return the outcomes at each coefficient, and why some have none."""
+        if not alphas:
+            return {}, {}
         needs, chosen = self.examples(split), sorted(set(alphas))
         labelled = [need for task, need in needs.items() if task != self.corpus]
         predictions, excluded = given.evaluator.predictions(composition, labelled, chosen)
         found: Outcomes = {alpha: {} for alpha in chosen if alpha not in excluded}
         for alpha, at in predictions.items():
             for need, predicted in at.items():
-                kind, outcome = self._judged(need.task, given[need].labels().cpu(), predicted)
+                labels = given[need].labels().cpu()
+                kind, outcome = self._judged(need.task, labels, predicted)
                 found[alpha][kind, need.task] = outcome
         if self.corpus in needs:
-            documents, failed = given.evaluator.surprise(
-                composition, needs[self.corpus], sorted(found)
-            )
+            texts = needs[self.corpus]
+            documents, failed = given.evaluator.surprise(composition, texts, sorted(found))
             excluded = excluded | failed
             for alpha, rows in documents.items():
                 found[alpha]["surprise", self.corpus] = rows
-        return {alpha: at for alpha, at in found.items() if alpha not in excluded}, excluded
+        finite = {alpha: at for alpha, at in found.items() if alpha not in excluded}
+        return finite, excluded
 
     def _judged(self, task: str, labels: Tensor, predicted: Tensor) -> tuple[str, Tensor]:
         import torch
@@ -151,7 +159,9 @@ def scores(
     suite: Suite, targets: Sequence[str], control: str | None = None, **settings: Any
 ) -> Scores:
     """Return the question about some targets of a suite, with what its definitions say of their metrics."""
-    tasks = (*targets, *((control,) if control else ()))
+    tasks = list(targets)
+    if control:
+        tasks.append(control)
     metrics = []
     for task in tasks:
         named = getattr(suite.definitions.get(task), "metric", "accuracy")

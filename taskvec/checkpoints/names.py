@@ -1,0 +1,162 @@
+"""Vectors in taskvec's own layout under the names of a published checkpoint, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from taskvec.checkpoints.reading import Checkpoint
+from taskvec.errors import UserError
+from taskvec.models.lm_layouts import LAYOUTS
+from taskvec.vectors import Deferred, TaskVector, Tensors
+
+VISUAL = "visual."
+
+
+class Names(Protocol):
+    """How a family names tensors; both maps take partial states and meta tensors, and ignore what they do not know."""
+
+    def canonical(self, stored: Tensors) -> dict[str, Tensor]:
+        """Return stored tensors in taskvec's layout."""
+
+    def stored(self, canonical: Tensors) -> dict[str, Tensor]:
+        """Return tensors of taskvec's layout as they are stored."""
+
+
+class _OpenClip:
+    """open_clip's image tower, of a whole model or bare."""
+
+    def __init__(self, bare: bool):
+        self.bare = bare
+
+    def canonical(self, stored: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.vit import from_open_clip
+
+        if not self.bare:
+            stored = {name: t for name, t in stored.items() if name.startswith(VISUAL)}
+        return from_open_clip(stored)
+
+    def stored(self, canonical: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.vit import to_open_clip
+
+        found = to_open_clip(canonical)
+        if not self.bare:
+            return found
+        return {name.removeprefix(VISUAL): tensor for name, tensor in found.items()}
+
+
+class _Transformers:
+    """A language model's own names, with the attribute that holds the body where it was saved without its head."""
+
+    def __init__(self, prefix: str, packed: bool):
+        self.prefix, self.packed = prefix, packed
+
+    def canonical(self, stored: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.language import gpt2
+
+        named = {self.prefix + name: tensor for name, tensor in stored.items()}
+        return gpt2.from_transformers(named) if self.packed else named
+
+    def stored(self, canonical: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.language import gpt2
+
+        named = gpt2.to_transformers(canonical) if self.packed else canonical
+        return {name.removeprefix(self.prefix): tensor for name, tensor in named.items()}
+
+
+def names_of(checkpoint: Checkpoint) -> Names:
+    """Return how a checkpoint's family names tensors."""
+    stored = checkpoint.tensors
+    if checkpoint.kind == "open_clip" or _is_clip(stored):
+        bare = not any(name.startswith(VISUAL) for name in stored)
+        return _OpenClip(bare)
+    kind = (checkpoint.config or {}).get("model_type")
+    layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
+    if layout is None:
+        return _Transformers("", packed=False)
+    prefix = f"{layout.prefix}." if layout.prefix else ""
+    whole = any(name.startswith(prefix) for name in stored)
+    return _Transformers("" if whole else prefix, packed=layout.package == "gpt2")
+
+
+def canonical(checkpoint: Checkpoint) -> Deferred:
+    """Return a checkpoint's weights in taskvec's layout, converted at every look, in the dtype that they are stored in.
+
+    What is no weight of the layout (an open_clip text tower) is left out; heads and poolers are not.
+    """
+    names = names_of(checkpoint)
+    shapes: dict[str, Tensor] = {}
+    place: dict[str, str] = {}
+    for stored, tensor in checkpoint.tensors.items():
+        for name, shape in names.canonical({stored: tensor.to("meta")}).items():
+            shapes[name], place[name] = shape, stored
+
+    def make(name: str) -> Tensor:
+        stored = place[name]
+        return names.canonical({stored: checkpoint.tensors[stored]})[name]
+
+    return Deferred(shapes, make)
+
+
+def stored_vector(vector: TaskVector, checkpoint: Checkpoint, label: str) -> Tensors:
+    """Return a task vector's deltas under a checkpoint's names, converted at every look; itself if it has them.
+
+    Where a stored tensor packs several of ours (q, k and v), those that the vector lacks are zeros.
+
+    Raises:
+        UserError: if the vector changes what the checkpoint does not have, or in another shape.
+    """
+    names = names_of(checkpoint)
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    left = set(vector)
+    for stored, tensor in checkpoint.tensors.items():
+        shapes = names.canonical({stored: tensor.to("meta")})
+        if not left.isdisjoint(shapes):
+            parts[stored] = shapes
+            left -= shapes.keys()
+    if left:
+        raise UserError(f"{label}: {sorted(left)[0]} is no weight of {checkpoint.name}")
+    for shapes in parts.values():
+        _check_shapes(vector, shapes, label)
+    if all(list(shapes) == [stored] for stored, shapes in parts.items()):
+        return vector
+    announced = {
+        stored: torch.empty(checkpoint.tensors[stored].shape, dtype=torch.float32, device="meta")
+        for stored in parts
+    }
+
+    def make(stored: str) -> Tensor:
+        whole = {}
+        for name, shape in parts[stored].items():
+            delta = vector[name] if name in vector else torch.zeros(shape.shape)
+            whole[name] = delta.float()
+        return names.stored(whole)[stored]
+
+    return Deferred(announced, make)
+
+
+def _check_shapes(vector: TaskVector, shapes: Mapping[str, Tensor], label: str) -> None:
+    """Compare a vector's shapes with those of the base.
+
+    Raises:
+        UserError: for one that differs.
+    """
+    for name, shape in shapes.items():
+        if name not in vector:
+            continue
+        found = vector.like(name).shape
+        if found != shape.shape:
+            raise UserError(
+                f"{label}: {name} has shape {tuple(found)}, the base has {tuple(shape.shape)}"
+            )
+
+
+def _is_clip(stored: Tensors) -> bool:
+    return f"{VISUAL}class_embedding" in stored or "visual.conv1.weight" in stored

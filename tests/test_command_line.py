@@ -262,7 +262,6 @@ COMPLETED = {
     "list back": ["backbone"],
     "docs ext": ["extending"],
     "help merge=tie": ["merge=ties", "merge=ties_mergekit", "merge=ties_mergelm", "merge=ties_peft"],
-    "nonsense=1 finetune.": [],
 }  # fmt: skip
 
 

@@ -114,8 +114,7 @@ def _take_includes(arguments: list[str]) -> list[str]:
     Raises:
         UserError: if the path is missing.
     """
-    rest: list[str] = []
-    paths: dict[str, list[str]] = {variable: [] for variable in INCLUDES.values()}
+    rest, paths = [], []
     queue = iter(arguments)
     for argument in queue:
         option, equals, path = argument.partition("=")

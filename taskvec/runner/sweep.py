@@ -22,6 +22,7 @@ from taskvec.runner.execute import execute
 from taskvec.runner.expand import expand, unions
 from taskvec.runner.folder import RunFolder, run_id
 from taskvec.runner.launch import plugins
+from taskvec.runner.launch.devices import chosen
 from taskvec.runner.launch.processes import OF_ONE_RUN, SweepConfig, run_processes
 from taskvec.runner.launch.ray import run_on_ray
 from taskvec.runner.neighbours import notice
@@ -82,6 +83,7 @@ def many(overrides: Sequence[str]) -> int:
         plugins.check(overrides)
     else:
         refuse_hydra(overrides)
+    settings = sweep_settings(overrides)
     sweeps = unions(overrides)
     jobs = list(distinct([job for words in sweeps for job in expand(words)]).values())
     named = progress.titles([words for _, words in jobs])
@@ -94,14 +96,20 @@ def many(overrides: Sequence[str]) -> int:
                 log.error("the launcher failed; `taskvec status` says how the runs stand")
                 return 1
     else:
-        _run(jobs, named, sweep_settings(overrides))
+        _run(jobs, named, settings)
     return told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
 
 
 def sweep_settings(overrides: Sequence[str]) -> SweepConfig:
-    """Return how a sweep's jobs are to be run."""
+    """Return how a sweep's jobs are to be run, on devices that are there.
+
+    Raises:
+        UserError: for a wrong value, or a device that is not there.
+    """
     own = [word for word in overrides if word.startswith("sweep.")]
-    return compose.sweep_config(compose.compose(own))
+    found = compose.sweep_config(compose.compose(own))
+    chosen(found.devices)
+    return found
 
 
 def _run(jobs: Sequence[Typed], named: Sequence[str], settings: SweepConfig) -> None:

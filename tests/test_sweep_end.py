@@ -111,6 +111,7 @@ PROTOCOLS = {
                             "merge=atlas", "merge.schedule.steps=2"],
     "test_time": [PAIR, "merge=atlas", "merge.schedule.steps=2"],
     "analysis": [PAIR],
+    "transfer": [PAIR, "protocol.grid=[0,1]"],
     "disentanglement": [PAIR, "protocol.grid=[0,1]"],
 }  # fmt: skip
 ELSEWHERE = {"harness"}  # it has a test split alone, so it ranks nothing (tests/test_harness.py)

@@ -18,6 +18,7 @@ from taskvec.protocols.rows import Criterion, Metric, Row, metric
 from taskvec.report.figures import PAINTERS, draw, number
 from taskvec.report.panels import panels
 from taskvec.report.runs import find_results
+from taskvec.report.trend import trends
 
 GRID = [-1.0, 0.0, 0.5, 1.0, 2.0]
 OLD = Path(__file__).resolve().parent / "fixtures" / "results_1"
@@ -292,3 +293,58 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture):
         assert cli.main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("taskvec: error: ") and error.count("\n") == 1
+
+
+# --- many runs ------------------------------------------------------------------------------------------------------
+
+
+def along(ratio: float, seed: int, *rows: Row) -> Result:
+    config = {"transform": {"pave": {"ratio": ratio}}, "seed": seed, "method": "pave"}
+    name = f"pave-{ratio}-{seed}"
+    about = {"run_id": name, "fingerprint": name, "config": config}
+    return result(*rows).model_copy(update=about)
+
+
+def accuracies(merged: float, zero: float = 0.2) -> tuple[Row, Row]:
+    metrics = {"accuracy": metric({"a": merged}), "gain": metric({"a": merged - zero})}
+    start = Row(row="zero_shot", metrics={"accuracy": metric({"a": zero})})
+    return start, Row(row="merged", metrics=metrics)
+
+
+def test_a_trend_is_the_mean_over_seeds_and_its_interval_along_a_setting():
+    runs = [along(0.9, 0, *accuracies(0.5)), along(0.5, 0, *accuracies(0.4))]
+    runs += [along(0.5, 1, *accuracies(0.6)), along(0.9, 1, *accuracies(0.5))]
+    named = ["accuracy", "gain"]
+    accuracy, gain = trends(runs, "transform.pave.ratio", ["row"], named, {})
+    assert set(accuracy.series) == {"zero_shot", "merged"}
+    assert accuracy.series["merged"] == ((0.5, pytest.approx(50)), (0.9, pytest.approx(50)))
+    half = 12.706 * 100 * (0.02 / 2) ** 0.5  # Student's t of one degree of freedom
+    assert accuracy.low["merged"][0] == (0.5, pytest.approx(50 - half, rel=1e-3))
+    assert accuracy.high["merged"] == (
+        (0.5, pytest.approx(50 + half, rel=1e-3)),
+        (0.9, pytest.approx(50)),
+    )
+    assert gain.y == "gain, %"
+    assert list(gain.series) == ["merged"]
+    assert len(painted(accuracy).get_lines()) == 2 + 4  # two curves, and intervals at two places
+    (only,) = trends(runs, "transform.pave.ratio", ["row"], None, {"row": "zero_shot"})
+    assert list(only.series) == ["zero_shot"]
+    with pytest.raises(UserError, match="is no number"):
+        trends(runs, "method", ["row"], None, {})
+    with pytest.raises(UserError, match="unknown key"):
+        trends(runs, "transform.pave.ratios", ["row"], None, {})
+
+
+def test_the_verb_over_runs(tmp_path: Path, capsys: pytest.CaptureFixture):
+    pytest.importorskip("matplotlib")
+    for ratio in (0.5, 0.9):
+        run = tmp_path / "outputs" / "runs" / f"run-{ratio}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(along(ratio, 0, *accuracies(ratio)).to_json())
+    words = ["figure", "--over", "transform.pave.ratio", "--outputs", str(tmp_path / "outputs")]
+    target = tmp_path / "trend.svg"
+    assert cli.main([*words, "--stale", "-o", str(target)]) == 0
+    assert target.is_file()
+    for wrong, reason in ((words, "--over wants -o FILE"), (["figure"], "give one RUN")):
+        assert cli.main(wrong) == 2
+        assert reason in capsys.readouterr().err

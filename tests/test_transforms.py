@@ -12,13 +12,17 @@ from torch.func import functional_call
 
 from taskvec.errors import UserError
 from taskvec.graph.asking import PlanScope
+from taskvec.graph.plan import Plan
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import VisionConfig, linear_layers
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import Heads
 from taskvec.needs import Examples, Statistics, Tuned
+from taskvec.panel import panel
+from taskvec.runner import compose, validate
 from taskvec.statistics.collect import collect
+from taskvec.statistics.input_moments import InputMoments
 from taskvec.statistics.spectrum import Spectrum
 from taskvec.transform.alignment.permutations import group_of, permute
 from taskvec.transform.bico import OUTPUTS, Bico
@@ -162,6 +166,34 @@ def test_pave_projects_linear_layers_and_leaves_the_rest(allocation):
         assert torch.equal(found[name], world.vectors["a"][name])
 
 
+def test_pave_shows_spectra_ranks_and_errors():
+    world = given(tower())
+    fit = Pave(ratio=0.75, damping=0.01).fit(world)
+    drawn = {name: panel(data) for name, data in fit.report["figures"].items()}
+    assert list(drawn) == ["spectrum a", "spectrum b", "rank", "activated_error"]
+    ranks, errors = drawn["rank"], drawn["activated_error"]
+    assert ranks.columns == TASKS
+    for layer, (first, second), lost in zip(ranks.rows, ranks.values, errors.values, strict=True):
+        reports = [fit.report[task]["layers"][layer] for task in TASKS]
+        assert [first, second] == [report["rank"] for report in reports]
+        assert list(lost) == [report["activated_error"] for report in reports]
+    tuned = world.vectors["a"].apply_to(world.model.parameters)
+    moments = world[Pave()._at_vector(InputMoments(), world.scope, "a")]
+    product = 1.0
+    for block in range(2):  # the layers of one role
+        weight = tuned[f"blocks.{block}.mlp.fc.weight"].double()
+        moment = moments[f"blocks.{block}.mlp.fc"].second() + 0.01 * torch.eye(16)
+        values = torch.linalg.svdvals(weight @ moment)
+        product = product * values[-1] / values[0]
+    (share, height) = drawn["spectrum a"].series["mlp.fc"][-1]
+    assert share == 1
+    assert height == pytest.approx(float(product.sqrt()), rel=1e-6)
+    kept = sum(fit.meta["ranks"]["a"].values())
+    assert drawn["spectrum a"].chosen == pytest.approx(kept / (13 * 16 - 4))
+    uniform = Pave(allocation="uniform").fit(world).report["figures"]
+    assert list(uniform) == ["rank", "activated_error"]
+
+
 def test_pave_at_ratio_one_and_on_zero_vectors():
     world = given(tower())
     same(changed(Pave(ratio=1.0), world), world.vectors["a"], rtol=0, atol=0)
@@ -173,7 +205,7 @@ def test_pave_at_ratio_one_and_on_zero_vectors():
     found = changed(outsider, world)
     assert found.norm() == 0
     with pytest.raises(UserError, match="no vector of 'c'"):
-        Pave(participants=("c",)).fit(world)
+        Pave(participants=("c",)).needs(world.scope)
 
 
 def test_pave_targets_and_roles():
@@ -441,3 +473,33 @@ def test_controls():
     )
     with pytest.raises(UserError, match="the task itself"):
         OtherTask(shift=2).needs(alike.scope)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["source=mini_clip_s", "backbone=mini_clip_m", "transform=gradfix"], "equal shapes"),
+        (["source=mini_clip_m", "backbone=mini_clip_s", "transform=transfusion"], "equal shapes"),
+        (
+            ["source=mini_lm_s", "backbone=mini_lm_m", "transform=orthogonal_shift"],
+            "equal shapes: model.embed_tokens.weight",
+        ),
+        (["source=mini_clip_s", "backbone=mini_clip_deep", "transform=theseus"], "as deep"),
+        (["source=mini_clip_deep", "backbone=mini_clip_s", "transform=bico"], "as deep"),
+        (
+            [
+                "source=mini_clip_deep",
+                "backbone=mini_clip_s",
+                "transform=theseus",
+                "transform.theseus.depth.blocks=average",
+            ],
+            "are as deep or deeper: swap source and backbone",
+        ),
+    ],
+)
+def test_backbones_that_no_vector_passes_between_are_refused_by_their_headers(words, said):
+    compose.register_all()
+    suite = "minitext6" if "mini_lm_s" in words[0] else "mini8"
+    config = compose.resolve(compose.compose([*words, f"suite={suite}"]))
+    with pytest.raises(UserError, match=said):
+        validate.preflight(config, Plan(config))

@@ -44,10 +44,10 @@ def config_files(base: Checkpoint, changes: Mapping[str, Any]) -> dict[str, Cont
     if generation is not None:
         found["generation_config.json"] = generation
     path = base.source.file(name)
-    described = dict(base.config or {})
-    if path is not None and all(described.get(key) == value for key, value in changes.items()):
+    described = dict(base.config or {}) | dict(changes)
+    if path is not None and base.source.json(name) == described:
         return found | {name: path}
-    text = json.dumps(described | dict(changes), indent=2, ensure_ascii=False)
+    text = json.dumps(described, indent=2, ensure_ascii=False)
     return found | {name: text.encode() + b"\n"}
 
 

@@ -151,7 +151,7 @@ def _check_shapes(vector: TaskVector, shapes: Mapping[str, Tensor], label: str) 
     for name, shape in shapes.items():
         if name not in vector:
             continue
-        found = vector.like(name).shape
+        found = vector.announced(name).shape
         if found != shape.shape:
             raise UserError(
                 f"{label}: {name} has shape {tuple(found)}, the base has {tuple(shape.shape)}"

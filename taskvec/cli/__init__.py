@@ -21,10 +21,12 @@ VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "merge": "merge checkpoints on disk: folders, weight files, task vectors, adapters",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
+    "report": "write all results as one page, or show it while a sweep runs",
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",
@@ -43,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     # Once imported, ``list`` here is the verb's module
     arguments = [*(sys.argv[1:] if argv is None else argv)]
-    to_standard_error()
     try:
         signals.install()
+        to_standard_error()
         signals.die_with_sweep()
         arguments = _take_includes(arguments)
         verb = _take_verb(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +71,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--stale", action="store_true", help="show runs too whose inputs have changed since"
         )
-
-
-def standing() -> Callable[[Path], str]:
-    """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
-    from taskvec.runner import compose
-    from taskvec.runner.folder import RunFolder
-    from taskvec.runner.survey import state_of
-
-    compose.register_all()
-
-    def state(folder: Path) -> str:
-        found, _ = state_of(RunFolder(folder))
-        return found
-
-    return state
 
 
 def write(text: str) -> None:

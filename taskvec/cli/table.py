@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskvec.cli.options import Parser, standing, write
+from taskvec.cli.options import Parser, write
 
 EXAMPLES = """\
   taskvec table                                       all runs: method x row, mean over seeds
@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.render import STYLES
     from taskvec.report.runs import find_results
     from taskvec.report.table import table
+    from taskvec.runner.survey import standing
 
     parser = Parser("table", "Print results as a table.", EXAMPLES)
     parser.add_argument(

@@ -82,8 +82,8 @@ class Backbone(Component):
     def attention_heads(self) -> Heads:
         """Return how attention is cut into heads."""
 
-    def parameter_names(self) -> list[str] | None:
-        """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the editable parameters' shapes by name; None where only the loaded model knows them."""
         return None
 
     def spaces(self) -> dict[str, Axes]:
@@ -104,12 +104,12 @@ class Backbone(Component):
 
     @cached_property
     def _known_spaces(self) -> Spaces:
-        names = self.parameter_names()
-        if names is None:
+        shapes = self.parameter_shapes()
+        if shapes is None:
             raise UserError(
                 f"backbone={self.kind}: the weights are not there yet, so their spaces are not known"
             )
-        return self._spaces().of(names)
+        return self._spaces().of(shapes)
 
     @abstractmethod
     def _spaces(self) -> Spaces:

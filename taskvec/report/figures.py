@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 COLUMNS, SIDE = 4, 3.6
 FORMATS = (".svg", ".pdf", ".png")
 NUMBERED = 400  # entries of a matrix that are written into it
+SLENDER = 3  # how many times as long as wide a matrix may be to have square entries
 LABELLED = 60  # lines or columns of a matrix that are named
+MARKED = 12  # points of a curve that are marked
 SMALL, SMALLER = 7, 6  # sizes of letters
 BAR = {"fraction": 0.046, "pad": 0.03}  # a colour bar as high as its square panel
 # Names are not formulas, whatever dollar signs they hold; the same picture is the same file.
@@ -35,16 +37,24 @@ def draw(result: Result, target: Path, only: Sequence[str] | None = None) -> Non
         UserError: if matplotlib is missing, the run has nothing to draw or not what ``only`` names, or the format is
             not known or the file cannot be written.
     """
+    paint(chosen_of(result, only), result.run_id, target)
+
+
+def paint(chosen: Sequence[Picture], title: str, target: Path) -> None:
+    """Write pictures beside each other to ``target``, in the format that its name says.
+
+    Raises:
+        UserError: if matplotlib is missing, the format is not known or the file cannot be written.
+    """
     if target.suffix not in FORMATS:
         raise UserError(f"figure: {target} must end in {', '.join(FORMATS)}")
-    chosen = chosen_of(result, only)
     try:
         import matplotlib
     except ImportError as error:
         raise UserError("figure: matplotlib is missing; pip install 'taskvec[figures]'") from error
     metadata = {"Date": None} if target.suffix == ".svg" else None
     with matplotlib.rc_context(SETTINGS):
-        figure = laid_out(chosen, result.run_id)
+        figure = laid_out(chosen, title)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target, dpi=150, metadata=metadata)
@@ -83,8 +93,8 @@ def laid_out(chosen: Sequence[Picture], title: str) -> Any:
     figure.suptitle(printable(title), fontsize=9, color="0.35")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, picture in zip(panels, chosen, strict=False):
-        paint = PAINTERS[type(picture)]
-        paint(axes, picture)
+        painter = PAINTERS[type(picture)]
+        painter(axes, picture)
         axes.set_title(printable(picture.title), fontsize=8)
         axes.set_xlabel(printable(picture.x), fontsize=8)
         axes.set_ylabel(printable(picture.y), fontsize=8)
@@ -99,6 +109,7 @@ def laid_out(chosen: Sequence[Picture], title: str) -> Any:
 def lines(axes: Axes, picture: Lines) -> None:
     """Draw curves, those in another unit on an axis of their own at the right."""
     curves(axes, picture, picture.series)
+    intervals(axes, picture)
     if picture.scale == "log":
         logarithmic(axes)
     elif picture.unit == "fraction":
@@ -127,11 +138,27 @@ def curves(axes: Axes, picture: Lines, series: dict[str, Any]) -> None:
         xs = [x for x, _ in points]
         ys = [y for _, y in points]
         style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.7}
+        if len(points) <= MARKED:
+            style |= {"marker": "o", "markersize": 2.5}
         if name in picture.strong:
-            style = {"linewidth": 2, "color": "black"}
+            style |= {"linewidth": 2, "color": "black", "alpha": 1}
         if name in picture.dotted:
             style |= {"linestyle": ":", "color": "black"}
         axes.plot(xs, finite(ys), label=shown_name(name), **style)
+
+
+def intervals(axes: Axes, picture: Lines) -> None:
+    """Draw the interval of each point that has one, in its curve's colour."""
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    for name, ends in picture.low.items():
+        line = drawn.get(shown_name(name))
+        if line is None:
+            continue
+        highest_at = dict(picture.high.get(name, ()))
+        for x, low in ends:
+            if x in highest_at:
+                heights = [low, highest_at[x]]
+                axes.plot([x, x], heights, color=line.get_color(), linewidth=0.8, label="_interval")
 
 
 def beside(axes: Axes, picture: Lines) -> Sequence[Any]:
@@ -192,9 +219,10 @@ def heat(axes: Axes, picture: Heat) -> None:
     table = finite(picture.values)
     low, high = colours(table, picture)
     small = table.size <= NUMBERED
-    image = axes.imshow(
-        table, cmap="Blues", vmin=low, vmax=high, aspect="equal" if small else "auto"
-    )
+    longer, shorter = max(table.shape), min(table.shape)
+    square = small and longer <= SLENDER * shorter
+    aspect = "equal" if square else "auto"
+    image = axes.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect=aspect)
     letters = min(SMALLER, 52 / len(picture.columns))
     if small:
         threshold = low + 0.6 * (high - low)

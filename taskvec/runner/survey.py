@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from taskvec.errors import UserError, describe
@@ -85,3 +86,14 @@ def state_of(folder: RunFolder) -> tuple[State, str | None]:
     if found != result.fingerprint:
         return "stale", "code, data or weights below it changed; the same command computes it again"
     return "done", None
+
+
+def standing() -> Callable[[Path], State]:
+    """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
+    compose.register_all()
+
+    def state(folder: Path) -> State:
+        found, _ = state_of(RunFolder(folder))
+        return found
+
+    return state

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, progress, quoting
+from taskvec.runner import compose, progress, quoting, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -84,14 +84,15 @@ def many(overrides: Sequence[str]) -> int:
     else:
         refuse_hydra(overrides)
     settings = sweep_settings(overrides)
-    sweeps = unions(overrides)
-    jobs = list(distinct([job for words in sweeps for job in expand(words)]).values())
+    parts = unions(overrides)
+    jobs = list(distinct([job for words in parts for job in expand(words)]).values())
     named = progress.titles([words for _, words in jobs])
     log.info("%d jobs", len(jobs))
+    sweeps.record([RunFolder.of(config) for config, _ in jobs], settings.jobs)
     for config, _ in jobs[:1]:
         notice(config.root)
     if plugins.plugged(overrides):
-        for words in sweeps:
+        for words in parts:
             if hydra(["--multirun", *map(grouped, words)]):
                 log.error("the launcher failed; `taskvec status` says how the runs stand")
                 return 1

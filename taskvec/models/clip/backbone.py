@@ -20,7 +20,6 @@ from taskvec.models.clip.config import (
     VisionConfig,
     check_shapes,
     expected_shapes,
-    key_map,
     linear_layers,
     local_folder,
     open_clip_config,
@@ -28,7 +27,7 @@ from taskvec.models.clip.config import (
     vision_config,
 )
 from taskvec.models.clip.preprocessing import folder_preprocessing
-from taskvec.models.clip.spaces import clip_spaces
+from taskvec.models.clip.spaces import clip_shapes, clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
 from taskvec.models.layers import Heads, LinearLayer
@@ -192,14 +191,9 @@ class Clip(Backbone):
         """Return how attention is cut into heads."""
         return Heads(self.vision.heads, self.vision.heads, self.vision.width // self.vision.heads)
 
-    def parameter_names(self) -> list[str]:
-        """Return the names of the image tower's trainable parameters."""
-        shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
-        names = [
-            name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours
-        ]
-        fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
-        return [name for name in names if name not in fixed]
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the image tower's trainable parameters by name."""
+        return clip_shapes(self.vision)
 
     def _spaces(self) -> Spaces:
         return clip_spaces(self.vision)

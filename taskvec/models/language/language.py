@@ -180,10 +180,10 @@ class LanguageModel(Backbone):
         config = self.source.config
         return 4 * self._header(config).parameters() if config and self.source.weights else 0
 
-    def parameter_names(self) -> list[str] | None:
-        """Return the editable parameters' names; None for a model not cached yet."""
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the editable parameters' shapes by name; None for a model not cached yet."""
         config = self.source.config
-        return self._header(config).names() if config and self.source.weights else None
+        return self._header(config).shapes() if config and self.source.weights else None
 
     def _spaces(self) -> Spaces:
         try:

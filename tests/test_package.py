@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -166,3 +167,34 @@ def test_parallel_jobs_see_one_device_each(tiny: Path, outputs: Path):
     ]
     assert sorted(seen) == ["4", "7"]
     assert "2 jobs" in done.stdout and done.stdout.count("done") == 2
+
+
+def test_all_extras_are_installed_together():
+    """What `make install` has resolved in one go: every requirement of every extra holds, none against another."""
+    from importlib.metadata import distribution, requires, version
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    checked: set[str] = set()
+    names = {"slurm", "ray", "llm", "figures", "report", "wandb-report"}
+    assert names <= set(extras)
+    (together,) = [line for line in extras["dev"] if line.startswith("taskvec[")]
+    assert names <= Requirement(together).extras
+
+    def check(line: str, by: str) -> None:
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            return
+        assert needed.specifier.contains(version(needed.name), prereleases=True), f"{by}: {line}"
+        if needed.name not in checked:
+            checked.add(needed.name)
+            for further in requires(needed.name) or ():
+                check(further, needed.name)
+
+    for name in names:
+        for line in extras[name]:
+            check(line, name)
+    assert {"ray", "submitit", "hydra-submitit-launcher"} <= checked
+    assert distribution("cloudpickle").version.startswith("3"), "nothing pins the one of 2022"

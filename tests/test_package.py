@@ -169,6 +169,14 @@ def test_parallel_jobs_see_one_device_each(tiny: Path, outputs: Path):
     assert "2 jobs" in done.stdout and done.stdout.count("done") == 2
 
 
+def test_constraints_are_requirements():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    named = [Requirement(line).name for line in lines if line and not line.startswith("#")]
+    assert len(set(named)) == len(named) > 5
+
+
 def test_all_extras_are_installed_together():
     """What `make install` has resolved in one go: every requirement of every extra holds, none against another."""
     from importlib.metadata import distribution, requires, version

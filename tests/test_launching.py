@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +17,12 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import UserError
+from taskvec.graph.locking import held
 from taskvec.runner import compose, expand, quoting
 from taskvec.runner.folder import word
 from taskvec.runner.launch import devices, processes
 from taskvec.runner.launch.devices import chosen
+from taskvec.runner.neighbours import notice
 from taskvec.runner.sweep import at_home
 from taskvec.runner.track.wandb import inherited_id
 
@@ -273,3 +277,51 @@ def test_a_tilde_in_outputs_is_the_home_folder_for_every_launcher(monkeypatch):
     monkeypatch.setenv("HOME", "/home/o'neil")
     assert quoting.literal(at_home("outputs='~/out'")) == "/home/o'neil/out"
     assert at_home("outputs=here") == "outputs=here"
+
+
+# Cores and neighbours.
+
+
+def test_jobs_side_by_side_share_the_cores(monkeypatch):
+    for name in processes.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert set(processes.share(3)) == set(processes.THREADS)
+    for jobs, threads in ((1, "8"), (2, "4"), (3, "2"), (8, "1"), (20, "1")):
+        assert set(processes.share(jobs).values()) == {threads}
+    monkeypatch.setenv("MKL_NUM_THREADS", "5")
+    assert "MKL_NUM_THREADS" not in processes.share(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes.share(2) == {}, "the user's own wins for all"
+    assert processes.environment(None, {"A": "b"})["A"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("pid", "host", "state", "told"),
+    [
+        (-1, "here", "running", True),
+        (0, "here", "running", False),
+        (-1, "elsewhere", "running", False),
+        (-1, "here", "done", False),
+    ],
+)
+def test_two_commands_on_one_outputs_folder_are_told_of_each_other(
+    pid, host, state, told, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("TASKVEC_SWEEP", raising=False)
+    folder = tmp_path / "runs" / "kfac-s0-1a2b"
+    name = socket.gethostname() if host == "here" else "another"
+    status = {"state": state, "pid": os.getpid() + pid, "host": name}
+    with held(folder / "run.lock", "works"):
+        (folder / "status.json").write_text(json.dumps(status))
+        notice(tmp_path)
+        assert (
+            "another command works on kfac-s0-1a2b in this outputs folder" in caplog.text
+        ) == told
+        caplog.clear()
+        monkeypatch.setenv("TASKVEC_SWEEP", "1")
+        notice(tmp_path)
+        assert caplog.text == "", "a job of a sweep shares already"
+    monkeypatch.delenv("TASKVEC_SWEEP")
+    notice(tmp_path)
+    assert caplog.text == "", "one that died is no neighbour"

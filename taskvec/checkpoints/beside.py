@@ -66,6 +66,7 @@ def beside_of(base: Checkpoint, changes: Mapping[str, Any] | None = None) -> dic
     return found if base.source is None else found | tokenizer_files(base.source)
 
 
-def title_of(out: Path) -> str:
-    """Return the heading of a card."""
-    return out.name
+def shown(name: str) -> str:
+    """Return a model's name as others may see it: of a place on this machine the last part."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name

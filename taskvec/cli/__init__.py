@@ -23,6 +23,7 @@ VERBS = {
     "show": "print the resolved config of a command, without running it",
     "merge": "merge checkpoints on disk: folders, weight files, task vectors, adapters",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
+    "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",

@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def conditions(self, words: list[str]) -> dict[str, str]:
-        """Return the conditions of ``--where``, each of the form key=value."""
+        """Return the pairs that an option took, each of the form key=value."""
         for word in words:
             if "=" not in word:
-                self.error(f"--where {word!r} is not of the form key=value")
+                self.error(f"{word!r} is not of the form key=value")
         return dict(word.split("=", 1) for word in words)
 
     def outputs(self) -> None:

@@ -28,6 +28,7 @@ from taskvec.graph.nodes.composition import Apart, CompositionNode, MergedVector
 from taskvec.graph.nodes.course import Course, SelectedVector, SnapshotVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.imported import ImportedVector
 from taskvec.graph.nodes.prepared import Prepared
 from taskvec.graph.nodes.statistic import StatisticNode
 from taskvec.graph.nodes.transformed import FitNode, TransformedVector
@@ -39,6 +40,7 @@ from taskvec.needs import (
     Changed,
     Drawn,
     Examples,
+    Imported,
     Merged,
     Need,
     Needs,
@@ -162,6 +164,7 @@ class Plan:
         """The node of a vector's expression."""
         builders: dict[type, Callable[[Any], VectorNode]] = {
             Tuned: self._tuned,
+            Imported: lambda one: ImportedVector.of(one, self.base(one.side)),
             Drawn: self._drawn,
             Changed: self._changed,
             Merged: self._merged,

@@ -15,7 +15,7 @@ from taskvec.checkpoints.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT, A
 from taskvec.checkpoints.writing import UNLIMITED, Weights, write_folder
 from taskvec.errors import UserError
 from taskvec.on_disk import heads
-from taskvec.on_disk.plan import Plan, shown
+from taskvec.on_disk.plan import Plan
 from taskvec.on_disk.stream import Stream
 
 TRANSPOSED = ("gpt2",)  # families whose layers store [in, out]
@@ -93,7 +93,7 @@ def _config(plan: Plan, found: LowRankAdapter, rank: int, turned: bool) -> dict[
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": shown(plan.inputs.reference.name),
+        "base_model_name_or_path": beside.shown(plan.inputs.reference.name),
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": smaller,

@@ -41,8 +41,13 @@ class Paired:
         return self._filled(self.base, self.of[0], first, last)
 
     def model_rows(self, position: int, first: int, last: int) -> Tensor:
-        """Return rows of theta_t; those that the model lacks are the mean over the models that have them."""
-        return self._filled(self.models[position], self.of[position + 1], first, last)
+        """Return rows of theta_t; those that the model or the base lacks are theta_0's."""
+        table, rows = self.models[position], self.of[position + 1]
+        if self.base is None:
+            return self._filled(table, rows, first, last)
+        known = (rows[first:last] >= 0) & (self.of[0][first:last] >= 0)
+        own = self._taken(table, rows[first:last])
+        return torch.where(known.unsqueeze(1), own, self.base_rows(first, last))
 
     def delta_rows(self, position: int, first: int, last: int) -> Tensor:
         """Return rows of theta_t - theta_0, zero where the model or the base lacks them."""
@@ -51,11 +56,7 @@ class Paired:
             wanted = self.of[0][first:last]
             return self._taken(table, wanted) * (wanted >= 0).unsqueeze(1)
         rows = self.model_rows(position, first, last)
-        if self.base is None:
-            return rows
-        known = (self.of[position + 1][first:last] >= 0) & (self.of[0][first:last] >= 0)
-        deltas = rows - self.base_rows(first, last)
-        return torch.where(known.unsqueeze(1), deltas, torch.zeros_like(deltas))
+        return rows if self.base is None else rows - self.base_rows(first, last)
 
     def _filled(self, table: Tensor, rows: Tensor, first: int, last: int) -> Tensor:
         wanted = rows[first:last]

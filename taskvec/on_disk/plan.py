@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,8 +119,8 @@ class Plan:
 
     def card(self) -> bytes:
         """Return the model card: which models, how they were merged, what was special about them."""
-        named = [shown(part.label) for part in self.inputs.parts]
-        base = [shown(self.inputs.reference.name)] if self.inputs.base is not None else []
+        named = [beside.shown(part.label) for part in self.inputs.parts]
+        base = [beside.shown(self.inputs.reference.name)] if self.inputs.base is not None else []
         front: dict[str, Any] = {"tags": ["merge", "taskvec"]}
         if self.inputs.reference.kind == "transformers":
             front["library_name"] = "transformers"
@@ -290,21 +289,5 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def shown(name: str) -> str:
-    """Return a model's name as others may see it: of a place on this machine the last part."""
-    path = Path(name).expanduser()
-    return path.name if path.exists() else name
-
-
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-def recipe_of(
-    described: Mapping[str, Any], models: Sequence[str], base: str | None
-) -> dict[str, Any]:
-    """Return what was asked for, as a card may tell it."""
-    found = dict(described)
-    found["models"] = [shown(name) for name in models]
-    found["base"] = shown(base) if base else None
-    return found

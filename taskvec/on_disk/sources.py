@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -136,11 +137,7 @@ class _Made:
 
         def cut(name: str, start: int, stop: int) -> Tensor:
             if name in self.paired:
-                paired = self.paired[name]
-
-                def rows(first: int, last: int) -> Tensor:
-                    return paired.base_rows(first, last) + paired.delta_rows(position, first, last)
-
+                rows = partial(self.paired[name].model_rows, position)
                 return self._of_rows(name, rows, start, stop)
             return self._moved(name, weights[name].reshape(-1)[start:stop])
 
@@ -154,10 +151,8 @@ class _Made:
 
         def cut(name: str, start: int, stop: int) -> Tensor:
             if name in self.paired:
-                paired = self.paired[name]
-                return self._of_rows(
-                    name, lambda a, b: paired.delta_rows(position, a, b), start, stop
-                )
+                rows = partial(self.paired[name].delta_rows, position)
+                return self._of_rows(name, rows, start, stop)
             if weights is None:
                 return self._moved(name, latest.flat(name)[start:stop])
             own = self._moved(name, weights[name].reshape(-1)[start:stop])

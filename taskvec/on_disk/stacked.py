@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskvec.checkpoints.beside import shown
 from taskvec.checkpoints.reading import Checkpoint, Opened, open_any, open_checkpoint
 from taskvec.errors import UserError
 from taskvec.on_disk.mergekit.parameters import LAYER, layer_of, stands_before
@@ -24,7 +25,7 @@ class Part:
     last: int
 
     def __str__(self) -> str:
-        return f"{self.model} [{self.first}, {self.last})"
+        return f"{shown(self.model)} [{self.first}, {self.last})"
 
 
 @dataclass(frozen=True)

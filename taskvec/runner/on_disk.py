@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from taskvec.checkpoints.beside import shown
 from taskvec.config import plain
 from taskvec.errors import UserError
-from taskvec.on_disk.plan import shown
 from taskvec.on_disk.request import Everywhere, Keys, Request, tensor_wise
 from taskvec.runner import compose, explain
 

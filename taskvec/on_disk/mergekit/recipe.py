@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from taskvec.checkpoints.beside import shown
 from taskvec.checkpoints.reading import open_checkpoint
 from taskvec.errors import UserError
 from taskvec.merge.base import TensorWise
@@ -133,10 +134,23 @@ def request_of_recipe(path: Path, out: Path, seed: int, settings: Mapping[str, A
         zero=not rules.on_base,
         alpha=float(alpha),
         dtype=recipe.out_dtype or recipe.dtype,
-        recipe=path.read_text(encoding="utf-8"),
+        recipe=told(recipe),
         notes=_notes(recipe),
         **settings,
     )
+
+
+def told(recipe: Recipe) -> str:
+    """Return a recipe as a card may tell it: of places on this machine the last part."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    sources = list(data.get("models") or [])
+    for found in data.get("slices") or []:
+        sources += found["sources"]
+    for source in sources:
+        source["model"] = shown(source["model"])
+    if recipe.base_model is not None:
+        data["base_model"] = shown(recipe.base_model)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: Path) -> Recipe:

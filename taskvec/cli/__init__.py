@@ -16,6 +16,7 @@ from taskvec.text import printable
 
 SIGNALLED = 128
 INCLUDES = ("--include", "--config-dir", "-cd")
+VALUED = ("--package", "-p", "--cfg", "-c", "--info", "-i")
 
 VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
@@ -100,10 +101,13 @@ def _drop_output() -> None:
 def _take_verb(arguments: list[str]) -> str:
     """Take the verb out of a command line, wherever it stands; without one the command runs an experiment.
 
-    A word that follows an option may be its value: it is the verb only where no other word is one.
+    A word that follows an option may be its value: it is the verb only where no other word is one, and never after an
+    option of a run that takes a value.
     """
+    before = ["", *arguments]
     places = [place for place, word in enumerate(arguments) if word in VERBS]
-    free = [place for place in places if place == 0 or not arguments[place - 1].startswith("-")]
+    places = [place for place in places if before[place] not in VALUED]
+    free = [place for place in places if not before[place].startswith("-")]
     if not places:
         return "run"
     return arguments.pop((free or places)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from taskvec.graph.result import Result
@@ -33,8 +33,15 @@ class Job:
         status = folder.status()
         state = status.get("state", "missing")
         result = folder.result() if state == "done" else None
-        reason = status.get("reason") or ""
-        return cls(folder.name, tuple(words), title, state, reason, result, contest(config))
+        return cls(
+            name=folder.name,
+            words=tuple(words),
+            title=title,
+            state=state,
+            reason=status.get("reason") or "",
+            result=result,
+            contest=contest(config),
+        )
 
     @property
     def ranked(self) -> bool:
@@ -42,16 +49,11 @@ class Job:
         return self.result is not None and self.result.criterion.ranks
 
     @property
-    def place(self) -> float:
-        """The key by which jobs of a contest are sorted, the best one first."""
-        criterion = self.result.criterion
-        return -criterion.value if criterion.better == "higher" else criterion.value
-
-    @property
     def measure(self) -> str:
         """What is measured, on what, and which way is better."""
         criterion = self.result.criterion
-        return f"{criterion.name}, {self.contest.partition(' ')[0]}, {criterion.better} is better"
+        data = self.contest.partition(" ")[0]
+        return f"{criterion.name}, {data}, {criterion.better} is better"
 
     def line(self, rank: str, said: str) -> str:
         """Return the job's line of the summary."""
@@ -61,7 +63,8 @@ class Job:
 def contest(config: RunConfig) -> str:
     """Return what jobs must share so that their validation numbers can be compared: the data and the question."""
     shared = {"suite": config.suite.settings(), "question": config.protocol.kind}
-    return f"suite={choice(config, 'suite')} {json.dumps(shared, sort_keys=True)}"
+    named = choice(config, "suite")
+    return f"suite={named} {json.dumps(shared, sort_keys=True)}"
 
 
 def ranked(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -69,22 +72,38 @@ def ranked(jobs: Sequence[Job]) -> list[list[Job]]:
     contests: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         if job.ranked:
-            contests.setdefault((job.result.criterion.name, job.contest), []).append(job)
-    return [sorted(found, key=lambda job: job.place) for found in contests.values()]
+            key = (job.result.criterion.name, job.contest)
+            contests.setdefault(key, []).append(job)
+    return [sorted(found, key=place) for found in contests.values()]
+
+
+def place(job: Job) -> float:
+    """Return the key by which the jobs of a contest are sorted, the best one first."""
+    criterion = job.result.criterion
+    return -criterion.value if criterion.better == "higher" else criterion.value
 
 
 def summary(jobs: Sequence[Job]) -> list[str]:
     """Return the closing lines of a sweep."""
     lines = [f"{len(jobs)} jobs"]
     for found in ranked(jobs):
-        lines.append(f"by {found[0].measure}:")
-        for number, job in enumerate(found, start=1):
-            lines.append(job.line(f"{number}", f"{job.result.criterion.value:.4f}"))
-        if len(found) > 1:
-            lines.append(printable(f"best: {found[0].name}"))
-            lines.append(printable(f"  {command(found[0].words)}"))
+        lines += told(found)
     for job in jobs:
         if not job.ranked:
             reason = UNRANKED if job.state == "done" else job.reason
-            lines.append(job.line("-", "") + printable(f"  {reason}".rstrip()))
+            said = printable(reason)
+            lines.append(f"{job.line('-', '')}  {said}".rstrip())
     return lines
+
+
+def told(found: Sequence[Job]) -> Iterator[str]:
+    """Yield the lines of a contest: its jobs, and where there are several, the best one's command."""
+    best = found[0]
+    yield f"by {best.measure}:"
+    for number, job in enumerate(found, start=1):
+        value = job.result.criterion.value
+        yield job.line(str(number), f"{value:.4f}")
+    if len(found) > 1:
+        alone = command(best.words)
+        yield printable(f"best: {best.name}")
+        yield printable(f"  {alone}")

@@ -90,6 +90,8 @@ def slurm(folder: Path) -> Iterator[tuple[Mapping[str, str], Callable[[], object
         until(lambda: "idle" in said(["sinfo", "-h", "-o", "%T"], own), 60, "an idle node")
         yield own, lambda: said(["scancel", "--user=root"], own)
     finally:
+        said(["scancel", "--user=root"], own)
+        until(lambda: not said(["squeue", "-h"], own).strip(), 120, "an empty queue")
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)

@@ -33,12 +33,15 @@ def run_on_ray(jobs: Sequence[Sequence[str]], titles: Sequence[str], config: Swe
         UserError: if Ray is not installed, or there is no cluster at the address.
     """
     ray = connected(config.address)
-    remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=RETRIES)(on_a_node)
+    resources = {"num_cpus": config.cpus, "num_gpus": config.gpus}
+    task = ray.remote(max_retries=RETRIES, **resources)(on_a_node)
+    here, environment = os.getcwd(), passed_on()
     start = time.perf_counter()
     waiting: dict[Any, str] = {}
     try:
         for words, title in zip(jobs, titles, strict=True):
-            waiting[remote.remote(list(words), os.getcwd(), passed_on())] = title
+            job = task.remote(list(words), here, environment)
+            waiting[job] = title
         while waiting:
             (ended,), _ = ray.wait(list(waiting), num_returns=1)
             title = waiting.pop(ended)
@@ -70,8 +73,11 @@ def connected(address: str | None) -> Any:
 
 def passed_on() -> dict[str, str]:
     """Return the variables of this process that its jobs need on other nodes."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-    return {name: value for name, value in kept.items() if name not in (*OF_ONE_RUN, IN_SWEEP)}
+    kept = {}
+    for name, value in os.environ.items():
+        if name.startswith(PASSED_ON) and name not in (*OF_ONE_RUN, IN_SWEEP):
+            kept[name] = value
+    return kept
 
 
 def on_a_node(words: list[str], folder: str, environment: Mapping[str, str]) -> tuple[int, str]:
@@ -81,11 +87,11 @@ def on_a_node(words: list[str], folder: str, environment: Mapping[str, str]) -> 
     """
     own = {**os.environ, **environment, IN_SWEEP: str(os.getpid())}
     place = folder if Path(folder).is_dir() else None
-    done = subprocess.run(
-        [*COMMAND, *words], env=own, cwd=place, capture_output=True, text=True, check=False
-    )
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return done.returncode, lines[-1] if lines else ""
+    command = [*COMMAND, *words]
+    done = subprocess.run(command, env=own, cwd=place, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines()
+    last = lines[-1] if lines else ""
+    return done.returncode, last
 
 
 def told(ray: Any, ended: Any) -> str:
@@ -93,5 +99,6 @@ def told(ray: Any, ended: Any) -> str:
     try:
         status, last = ray.get(ended)
     except ray.exceptions.RayError as error:
-        return f"lost: {str(error).splitlines()[0]}"
+        first = str(error).partition("\n")[0]
+        return f"lost: {first}"
     return "done" if status == 0 else f"failed with exit status {status}: {last}"

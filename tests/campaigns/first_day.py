@@ -37,11 +37,9 @@ def installed(folder: Path, *, here: bool) -> Path:
     pip([sys.executable if here else str(python), *("-m", "pip")], [*wheel, *alone])
     (file,) = folder.glob("taskvec-*.whl")
     if here:
+        into = [sys.executable, "-m", "pip", "--python", str(python)]
+        pip(into, ["install", "--quiet", "--no-deps", str(file)])
         site = next((folder / "lib").glob("python*/site-packages"))
-        pip(
-            [sys.executable, "-m", "pip"],
-            ["install", "--quiet", "--no-deps", f"--prefix={folder}", str(file)],
-        )
         (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     else:
         limits = ["-c", str(ROOT / "constraints.txt")]

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import forked
 import world
 
+from taskvec.errors import UserError
 from taskvec.graph.result import Result, read_result
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
@@ -81,9 +82,13 @@ class Campaign:
             self.problems.append(f"{what}: {' '.join(problem.split())}")
 
     def results(self, outputs: Path) -> dict[int, Result]:
-        """Return the results of an outputs folder by seed."""
-        found = [read_result(path) for path in outputs.glob("runs/*/result.json")]
-        return {result.config["seed"]: result for result in found}
+        """Return the results of an outputs folder that can be read, by seed."""
+        found = {}
+        for path in outputs.glob("runs/*/result.json"):
+            with contextlib.suppress(UserError):
+                result = read_result(path)
+                found[result.config["seed"]] = result
+        return found
 
     def said(self, ended: forked.Finished, what: str) -> None:
         """Check that a command told its end in words for people."""

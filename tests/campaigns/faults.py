@@ -37,7 +37,11 @@ WORDS = [
     "protocol.grid=[0,1]",
     "finetune.checkpoint_every=0",
 ]
-SHAPES = {"run": 0.7, "sweep": 0.08, "race": 0.22}  # the share of signals; a sweep starts whole processes
+SHAPES = {
+    "run": 0.7,
+    "sweep": 0.08,
+    "race": 0.22,
+}  # the share of signals; a sweep starts whole processes
 REPORTED = 20
 
 

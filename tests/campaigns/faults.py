@@ -43,13 +43,14 @@ SHAPES = {
     "race": 0.22,
 }  # the share of signals; a sweep starts whole processes
 REPORTED = 20
+COUNTED = ("small", "full", "damage", "seed")
 
 
 class Campaign:
     """A folder for everything, the undisturbed results, and what went wrong."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.drawn = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, tell: Callable[[Campaign], None]):
+        self.folder, self.drawn, self.tell = folder, random.Random(seed), tell
         self.tiny = world.build(folder / "world")
         self.counts: collections.Counter[str] = collections.Counter()
         self.problems: list[str] = []
@@ -106,6 +107,7 @@ class Campaign:
         left = [path for path in outputs.rglob("*") if ".tmp" in path.name]
         self.check(not left, what, f"left behind: {left[:1]}")
         self.check(not list(processes(outputs)), what, "a process is left")
+        self.tell(self)  # now, so that an interrupted campaign has its report
         shutil.rmtree(outputs.parent, ignore_errors=True)
 
 
@@ -290,12 +292,20 @@ def main() -> int:
     started = time.perf_counter()
     parts: tuple[tuple[Callable[[Campaign, int], None], int], ...] = (
         (signals, options.signals),
-        (damage, options.damage),
-        (full, options.full),
         (small, options.small),
+        (full, options.full),
+        (damage, options.damage),
     )
+    named = [f"--{name} {getattr(options, name)}" for name in ("signals", *COUNTED)]
+    command = f"python tests/campaigns/faults.py {' '.join(named)}"
+
+    def tell(campaign: Campaign) -> None:
+        if options.report:
+            text = report(campaign, command, time.perf_counter() - started)
+            options.report.write_text(text)
+
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        campaign = Campaign(Path(folder), options.seed)
+        campaign = Campaign(Path(folder), options.seed, tell)
         for part, count in parts:
             if count:
                 part(campaign, count)
@@ -304,16 +314,8 @@ def main() -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-    arguments = " ".join(
-        f"--{name} {getattr(options, name)}"
-        for name in ("signals", "damage", "full", "small", "seed")
-    )
-    text = report(
-        campaign, f"python tests/campaigns/faults.py {arguments}", time.perf_counter() - started
-    )
-    if options.report:
-        options.report.write_text(text)
-    print(text)
+    tell(campaign)
+    print(report(campaign, command, time.perf_counter() - started))
     return 1 if campaign.problems else 0
 
 

@@ -108,6 +108,7 @@ class Pave(Transform):
 
     def fit(self, given: Given) -> Fit:
         """Return the ranks of all tasks, and in the exact mode the pruned directions P [out, pruned] float32."""
+        from taskvec.transform.subspace.pictures import pictures
         from taskvec.transform.subspace.purify import prune_layers
 
         fit = Fit()
@@ -123,6 +124,9 @@ class Pave(Transform):
             for layer, directions, report in pruned:
                 fit.tensors[f"{task}/{layer}"] = directions
                 layers[layer] = report
+        said = {task: report["layers"] for task, report in fit.report.items()}
+        spectra = self._spectra(given, fit.meta["ranks"])
+        fit.report["figures"] = pictures(said, spectra, given.model.layers)
         return fit
 
     def _ranks(self, given: Given) -> dict[str, Ranks]:
@@ -138,11 +142,18 @@ class Pave(Transform):
             ranks[task] = sizes(given.model, moments, self.roles)
         if self.allocation == "uniform":
             return ranks | {task: uniform(ranks[task], self.ratio) for task in participants}
+        among = {task: ranks[task] for task in participants}
+        return ranks | allocate(self._spectra(given, among), self.ratio, self.allocation)
+
+    def _spectra(self, given: Given, ranks: dict[str, Ranks]) -> dict[str, dict[str, Tensor]]:
+        """Return the singular values of the layers of some tasks; nothing where ranks are not divided by them."""
+        if self.allocation == "uniform":
+            return {}
         spectra = {}
-        for task in participants:
-            spectrum = given[self._at_vector(self._spectrum(), scope, task)]
-            spectra[task] = {layer: spectrum[layer] for layer in ranks[task]}
-        return ranks | allocate(spectra, self.ratio, self.allocation)
+        for task, layers in ranks.items():
+            spectrum = given[self._at_vector(self._spectrum(), given.scope, task)]
+            spectra[task] = {layer: spectrum[layer] for layer in layers}
+        return spectra
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the purified vector.

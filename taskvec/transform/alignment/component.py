@@ -11,6 +11,7 @@ from pydantic import Field
 from taskvec.config import Config
 from taskvec.errors import UserError
 from taskvec.needs import Budget, Examples, Given, Needs, Scope, Vector
+from taskvec.transform.alignment.pictures import alignment_by_layer
 from taskvec.transform.base import Fit, Transform, shapes_of
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class Carrying(Transform):
     """Carries vectors to the target by a map for each space that an axis of a parameter lies in.
 
     ``stem`` says whether the input layers (patches, class token, positions, words) are carried too; by the paper's rule
-    their update is zero. A source with fewer blocks than the target is extended as ``depth`` says.
+    their update is zero. A source with fewer blocks than the target is extended as ``depth`` says; with ``added`` zero
+    the update of added blocks is zero, a control.
     """
 
     stem: Literal["zero", "carry"] = "zero"
     depth: Depth = Depth()
+    added: Literal["carry", "zero"] = "carry"
 
     moves: ClassVar[bool] = True
     grid: ClassVar[tuple[float, ...]] = GRID
@@ -129,11 +132,11 @@ class Carrying(Transform):
         lengths = {name: tuple(aligned.shape) for name, aligned in found.maps.items()}
         way = itinerary(shapes_of(source), shapes_of(target), found.axes, lengths)
         tensors = {MAP + name: aligned.float() for name, aligned in found.maps.items()}
-        return Fit(
-            tensors,
-            {"carried": way.carried},
-            {"maps": found.report, "left_at_zero": way.left | left},
-        )
+        report: dict[str, Any] = {"maps": found.report, "left_at_zero": way.left | left}
+        picture = alignment_by_layer(found.report)
+        if picture:
+            report["figures"] = {"alignment": picture.data()}
+        return Fit(tensors, {"carried": way.carried}, report)
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the vector's image; parameters that are left at zero are absent."""
@@ -145,7 +148,8 @@ class Carrying(Transform):
         maps = {name.removeprefix(MAP): found for name, found in fit.tensors.items()}
         carried = {}
         for name, axes in fit.meta["carried"].items():
-            if name in deltas:
+            left_out = self.added == "zero" and deepening is not None and deepening.rule.added(name)
+            if name in deltas and not left_out:
                 carried[name] = carry(deltas[name], tuple(axes), maps)
         return TaskVector(carried)
 

@@ -22,6 +22,8 @@ VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "import": "store a fine-tuned model or adapter as a task vector, for finetune=stored",
+    "export": "write a run's merged model as a folder that open_clip or transformers loads",
     "merge": "merge checkpoints on disk: folders, weight files, task vectors, adapters",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "transform": "purify vectors on disk, or carry them to another model",

@@ -11,8 +11,6 @@ from taskvec.report.collection import runs
 
 if TYPE_CHECKING:
     from taskvec.graph.plan import Plan
-    from taskvec.graph.run import RunConfig
-    from taskvec.graph.workspace import Workspace
     from taskvec.vectors import TaskVector
 
 __all__ = ["evaluate", "load_vector", "runs"]
@@ -60,7 +58,7 @@ def _of_store(folder: Path) -> TaskVector:
 def _of_run(folder: Path, task: str | None) -> TaskVector:
     from taskvec.graph.asking import Asking
     from taskvec.graph.plan import Plan
-    from taskvec.graph.workspace import to_compute
+    from taskvec.graph.workspace import silent_workspace, to_compute
     from taskvec.registry import did_you_mean
     from taskvec.runner import compose
     from taskvec.runner.folder import RunFolder
@@ -74,7 +72,7 @@ def _of_run(folder: Path, task: str | None) -> TaskVector:
         raise UserError(f"{folder.name}: task {task!r} is none of the run's{hint}")
     plan = Plan(config)
     node = plan.vector(Asking(config, plan.chain).vector(task))
-    work = _workspace(config)
+    work = silent_workspace(config.root, config.compute)
     if to_compute(work.store, [node]):
         raise UserError(
             f"{folder.name}: the vector of {task} is not in {work.store.root}; run it again"
@@ -103,6 +101,7 @@ def evaluate(
     """
     from taskvec.graph.given import Given
     from taskvec.graph.plan import Plan
+    from taskvec.graph.workspace import silent_workspace
     from taskvec.protocols.questions.scores import scores
     from taskvec.runner import compose
     from taskvec.runner.validate import preflight
@@ -121,7 +120,7 @@ def evaluate(
     question = scores(config.suite, tuple(tasks or config.suite.tasks), fixed=(alpha,))
     needs = question.examples(split).values()
     rows = {need: _rows(plan, need.task, split) for need in needs}
-    work, base = _workspace(config), plan.base("target")
+    work, base = silent_workspace(config.root, config.compute), plan.base("target")
     model = base.value(work)
     given = Given(work, plan.scope((), "target"), rows, base, base, "evaluate")
     composition = Scaled(model.parameters, _fitting(vector or TaskVector({}), base.hash(work)))
@@ -153,13 +152,3 @@ def _fitting(vector: TaskVector, base_hash: str) -> TaskVector:
             f"the task vector was made on other base weights ({made_on[:12]}) than the backbone's ({base_hash[:12]})"
         )
     return vector
-
-
-def _workspace(config: RunConfig) -> Workspace:
-    from taskvec.graph.store import Store
-    from taskvec.graph.workspace import Workspace
-
-    def silent(*_: Any) -> None:
-        """Show nothing."""
-
-    return Workspace(Store(config.root / "store"), config.compute, silent, silent)

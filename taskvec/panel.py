@@ -23,15 +23,20 @@ Numbers = tuple[float, ...]
 Matrix = tuple[Numbers, ...]
 Curves = Annotated[dict[str, tuple[Point, ...]], Field(max_length=FEW)]
 Groups = Annotated[dict[str, Numbers], Field(max_length=FEW)]
+Marks = Annotated[dict[str, tuple[str, str, str]], Field(max_length=FEW)]
 
 
 class Picture(Config):
-    """What all pictures have: a title, the names of the axes, and the unit of the numbers (as metrics name it)."""
+    """What all pictures have: a title, the names of the axes, and the unit of the numbers (as metrics name it).
+
+    ``marks`` hold colour, marker and dash of names that are to look the same in every picture, in Plotly's words.
+    """
 
     title: str = ""
     x: str = ""
     y: str = ""
     unit: str = "number"
+    marks: Marks = {}
 
     def data(self) -> dict[str, Any]:
         """Return the picture as JSON values, for a report."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch.func import functional_call
 from taskvec.errors import UserError
 from taskvec.graph.asking import PlanScope
 from taskvec.graph.plan import Plan
+from taskvec.merge.masks.emr import Emr
+from taskvec.merge.task_arithmetic import TaskArithmetic
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import VisionConfig, linear_layers
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import Heads
-from taskvec.needs import Examples, Statistics, Tuned
+from taskvec.needs import Examples, Signed, Statistics, Tuned
 from taskvec.panel import panel
 from taskvec.runner import compose, validate
 from taskvec.statistics.collect import collect
@@ -60,6 +63,15 @@ def like(model: ClipModel, weights: dict[str, Tensor]) -> ClipModel:
     other = tower()
     other.module.load_state_dict(weights)
     other.parameters = dict(weights)
+    return other
+
+
+def copied(model: ClipModel, dtype: torch.dtype) -> ClipModel:
+    """Return a copy of a model in a precision."""
+    other = deepcopy(model)
+    other.module.to(dtype)
+    other.prepare = lambda inputs: tuple(part.to(dtype) for part in model.prepare(inputs))
+    other.parameters = {name: weight.to(dtype) for name, weight in model.parameters.items()}
     return other
 
 
@@ -198,14 +210,74 @@ def test_pave_at_ratio_one_and_on_zero_vectors():
     world = given(tower())
     same(changed(Pave(ratio=1.0), world), world.vectors["a"], rtol=0, atol=0)
     world.vectors["a"] = TaskVector({})
-    found = changed(Pave(ratio=0.75, allocation="uniform"), world)
-    assert found["blocks.0.mlp.fc.weight"].norm() > 0  # minus the pruned part of the base weight
+    transform = Pave(ratio=0.75, allocation="uniform")
+    fit = transform.fit(world)
+    found = transform.apply(world.vectors["a"], expression("a"), fit, world)
+    for layer in fit.meta["ranks"]["a"]:  # minus the pruned part of the base weight
+        pruned, weight = fit.tensors[f"a/{layer}"], world.model.parameters[f"{layer}.weight"]
+        torch.testing.assert_close(found[f"{layer}.weight"], -pruned @ pruned.mT @ weight)
+    assert found.norm() > 0
     assert changed(Pave(ratio=0.75, target="delta", allocation="uniform"), world).norm() == 0
     outsider = Pave(ratio=0.75, participants=("b",))
     found = changed(outsider, world)
     assert found.norm() == 0
     with pytest.raises(UserError, match="no vector of 'c'"):
         Pave(participants=("c",)).needs(world.scope)
+
+
+def explicitly_purified(world: Given, task: str, ratio: float) -> dict[str, Tensor]:
+    """Return SVD_r(W_t C_t) C_t^-1 - W_B of every linear layer and plain differences elsewhere, float64."""
+    base, vector = world.model.parameters, world.vectors[task]
+    moments = world[Pave()._at_vector(InputMoments(), world.scope, task)]
+    found = {name: delta.double() for name, delta in vector.items()}
+    for layer in moments:
+        weight = (base[f"{layer}.weight"] + vector[f"{layer}.weight"]).double()
+        moment = moments[layer].second() + 0.1 * torch.eye(weight.shape[1])
+        rank = max(1, round(min(weight.shape) * ratio))
+        left, values, right = torch.linalg.svd(weight @ moment, full_matrices=False)
+        kept = (left[:, :rank] * values[:rank]) @ right[:rank] @ torch.linalg.inv(moment)
+        found[f"{layer}.weight"] = kept - base[f"{layer}.weight"]
+    return found
+
+
+def signed(vectors: dict[str, TaskVector]) -> list[Signed]:
+    return [Signed(expression(task), 1.0, vector) for task, vector in vectors.items()]
+
+
+def test_pave_and_emr_are_the_closed_form():
+    world = given(tower())
+    transform = Pave(ratio=0.75, allocation="uniform", damping=0.1)
+    purified = {task: changed(transform, world, task) for task in TASKS}
+    merged = Emr().compose(world.model.parameters, signed(purified), world)
+    expected = {task: explicitly_purified(world, task, 0.75) for task in TASKS}
+    unified, masks, clear = {}, {task: {} for task in TASKS}, {}
+    for name in expected["a"]:
+        deltas = torch.stack([expected[task][name] for task in TASKS])
+        elected = torch.where(deltas.sum(0) > 0, 1.0, -1.0)
+        agreeing = deltas * elected > 0
+        # Rounding decides the signs of what is nearly zero
+        clear[name] = (deltas.abs() > 1e-4).all(0) & (deltas.sum(0).abs() > 1e-4)
+        unified[name] = elected * (deltas.abs() * agreeing).amax(0)
+        for number, task in enumerate(TASKS):
+            masks[task][name] = agreeing[number]
+    for task in TASKS:
+        whole = sum(delta.abs().mean() for delta in expected[task].values())
+        kept = sum((unified[name] * mask).abs().mean() for name, mask in masks[task].items())
+        weights = merged.parameters(1.0, task)
+        for name, mask in masks[task].items():
+            moved = whole / kept * mask * unified[name]
+            found = (weights[name] - world.model.parameters[name]).double()
+            known = clear[name]
+            torch.testing.assert_close(found[known], moved[known], rtol=1e-3, atol=2e-5)
+
+
+def test_pave_and_task_arithmetic_are_linear_in_the_coefficient():
+    world = given(tower())
+    purified = {task: changed(Pave(ratio=0.75), world, task) for task in TASKS}
+    merged = TaskArithmetic().compose(world.model.parameters, signed(purified), world)
+    half, whole = merged.parameters(0.4), merged.parameters(0.8)
+    for name, weight in world.model.parameters.items():
+        torch.testing.assert_close(whole[name] - weight, 2 * (half[name] - weight), **CLOSE)
 
 
 def test_pave_targets_and_roles():
@@ -245,6 +317,40 @@ def test_identical_models_keep_the_vector():
         if fit.report["maps"][name.removeprefix("map/")]["determined"]:
             torch.testing.assert_close(found, torch.eye(len(found)), rtol=0, atol=1e-2)
     assert fit.report["left_at_zero"] == {}
+
+
+@pytest.mark.parametrize("hidden", ["shared", "own"])
+def test_determined_maps_do_not_depend_on_precision(hidden):
+    """End to end from images: maps whose gap exceeds the tolerance agree to 1e-2, and the others are flagged."""
+    source, target = tower(), tower(width=24, heads=3, mlp_width=60, embed_dim=20)
+    worlds = []
+    for cast in (torch.float32, torch.float64):
+        world = given(copied(target, cast), copied(source, cast), tasks=("a",), rows=60)
+        world.head = torch.randn(3, 20, dtype=cast)
+        worlds.append(world)
+    worlds[1].images = worlds[0].images
+    transform = Theseus(held_out=0, hidden=hidden, tolerance=0)
+    single, double = [transform.fit(world) for world in worlds]
+    agreeing = 0
+    for name, report in double.report["maps"].items():
+        difference = single.tensors[f"map/{name}"] - double.tensors[f"map/{name}"]
+        if report["determined"]:
+            assert difference.norm() < 1e-2 * double.tensors[f"map/{name}"].norm()
+            agreeing += 1
+        elif report["gap"] < 1e-12:  # rounding decides: flagged in both
+            assert not single.report["maps"][name]["determined"]
+    assert agreeing > 10
+    if hidden == "own":
+        assert not double.report["maps"]["blocks.0.mlp.fc"]["determined"]
+
+
+def test_nothing_of_a_vector_leaves_the_target_as_it_is():
+    source, target = tower(), tower(width=24, heads=3, mlp_width=60, embed_dim=20)
+    world = given(target, source, tasks=("a",), rows=40)
+    world.head = torch.randn(3, 20)
+    weights = changed(Theseus(held_out=0), world).apply_to(target.parameters, 0.0)
+    for name, weight in target.parameters.items():
+        assert torch.equal(weights[name], weight)
 
 
 @pytest.mark.parametrize("hidden", ["shared", "own"])
@@ -296,6 +402,11 @@ def test_added_blocks_are_carried(blocks, correction):
         "class_embedding",
         "positional_embedding",
     }
+    control = changed(transform.model_copy(update={"added": "zero"}), world)
+    kept = {name for name in found if not name.startswith(("blocks.1.", "blocks.3."))}
+    assert set(control) == kept
+    for name in kept:
+        assert torch.equal(control[name], found[name])
     assert source.module.blocks[1].mlp.proj.weight.equal(
         source.parameters["blocks.1.mlp.proj.weight"]
     )

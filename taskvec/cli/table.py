@@ -10,6 +10,7 @@ EXAMPLES = """\
   taskvec table                                       all runs: method x row, mean over seeds
   taskvec table --rows row --columns backbone         backbones side by side
   taskvec table --rows row --metrics accuracy/mnist accuracy/emoji --format latex
+  taskvec table --where row=merged --columns backbone --metrics accuracy --format latex --best --interval
   taskvec table --where protocol=negation --metrics accuracy control
   taskvec table outputs/runs/RUN other/outputs        some runs only"""
 
@@ -41,13 +42,30 @@ def main(arguments: list[str]) -> int:
         "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records"
     )
     parser.add_argument("--format", choices=list(STYLES), default="md")
+    parser.add_argument(
+        "--best", action="store_true", help="each column's best number bold, the second underlined"
+    )
+    parser.add_argument(
+        "--interval",
+        action="store_true",
+        help="± half of the 95 %% interval over seeds (Student's t), not the deviation",
+    )
     parser.add_argument("--output", type=Path, help="write to a file instead")
     parser.stale()
     parser.outputs()
     options = parser.read(arguments)
     where = parser.conditions(options.where)
     runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
-    text = table(runs, options.rows, options.columns, options.metrics, options.format, where)
+    text = table(
+        runs,
+        options.rows,
+        options.columns,
+        options.metrics,
+        options.format,
+        where,
+        best=options.best,
+        interval=options.interval,
+    )
     if options.output:
         from taskvec.runner.folder import write_atomically
 

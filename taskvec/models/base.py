@@ -14,6 +14,7 @@ from taskvec.data.prompt import Prompt
 from taskvec.data.remote import Remote
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads, LinearLayer
+from taskvec.models.sources import Source
 from taskvec.models.spaces import Axes, Seen, Spaces
 
 if TYPE_CHECKING:
@@ -65,6 +66,28 @@ class Backbone(Component):
     def remotes(self) -> Sequence[Remote]:
         """Return what the hub has to give; nothing for a model in a local folder."""
         return ()
+
+    @property
+    @abstractmethod
+    def tokenizer_source(self) -> Source | None:
+        """Where the tokenizer's files are; None where a library brings its own."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the weights are: a file, a folder, or a name of the hub."""
+
+    @abstractmethod
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return the description that libraries want beside weights in float32, by the name of its file."""
+
+    @abstractmethod
+    def function(self, description: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return the settings that say what weights compute, by a model's description (None: the backbone's own).
+
+        Raises:
+            UserError: for a description of another family.
+        """
 
     @abstractmethod
     def weight_bytes(self) -> int:

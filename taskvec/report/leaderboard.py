@@ -11,8 +11,9 @@ from taskvec.protocols.rows import Row
 from taskvec.report.compare import Line as Member
 from taskvec.report.compare import lines_of
 from taskvec.report.keys import row_keys
+from taskvec.report.marks import NO_MARK, Mark, marks
 from taskvec.report.records import Where, check_keys
-from taskvec.report.runs import Run
+from taskvec.report.runs import DONE, Run
 from taskvec.report.spread import Spread, over_items, over_seeds
 from taskvec.report.table import METRIC
 
@@ -35,6 +36,7 @@ class Line:
 
     about: dict[str, str]
     settings: dict[str, str]
+    mark: Mark = NO_MARK
     members: list[Member] = field(default_factory=list)
     metrics: Spreads = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
@@ -49,14 +51,17 @@ class Line:
         parts = [method]
         if merge not in ("", method):
             parts.append(merge)
-        parts += [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.settings.items()]
+        for key, value in self.settings.items():
+            _, _, word = key.rpartition(".")
+            parts.append(f"{word}={value}")
         return " ".join(parts)
 
     @property
     def state(self) -> str:
         """How its runs stand, "done" only if all are."""
-        states = sorted({member.run.state for member in self.members} - {"done"})
-        return ", ".join(states) or "done"
+        states = {member.run.state for member in self.members}
+        others = sorted(states - {DONE})
+        return ", ".join(others) or DONE
 
     def tasks(self, metric: str) -> Spreads:
         """Return a metric by task."""
@@ -68,28 +73,42 @@ class Line:
 def leaderboard(runs: Sequence[Run], where: Where | None = None) -> list[Line]:
     """Return a line for each set of rows that differ in their seeds only, the most accurate ones first.
 
+    A line is called and marked the same whether conditions leave out others or not.
+
     Raises:
         UserError: for conditions on an unknown key.
     """
     where = where or {}
-    every = lines_of(runs)
-    check_keys([member.record for member in every], where, "report")
-    members = [member for member in every if member.says(where)]
-    keys = row_keys([member.record for member in members], ABOUT, (METRIC,))
-    further = [key for key in keys if key not in (*ABOUT, "state")]
+    members = lines_of(runs)
+    records = [member.record for member in members]
+    check_keys(records, where, "report")
+    keys = row_keys(records, ABOUT, (METRIC,))
+    left_out = (*ABOUT, "state")
+    further = [key for key in keys if key not in left_out]
     found: dict[Values, Line] = {}
     for member in members:
         values = member.record.texts(keys)
         if values not in found:
-            about = {key: member.record.text(key) for key in ABOUT}
-            settings = {key: member.record.text(key) for key in further}
+            about = texts_of(member, ABOUT)
+            settings = texts_of(member, further)
             found[values] = Line(about, settings)
-        found[values].members.append(member)
+        line = found[values]
+        line.members.append(member)
     lines = list(found.values())
     keep_telling(lines)
+    known = marks(line.name for line in lines)
     for line in lines:
+        line.mark = known[line.name]
+        line.members = [member for member in line.members if member.says(where)]
+    chosen = [line for line in lines if line.members]
+    for line in chosen:
         summarise(line)
-    return sorted(lines, key=rank)
+    return sorted(chosen, key=rank)
+
+
+def texts_of(member: Member, keys: Iterable[str]) -> dict[str, str]:
+    """Return what a row of a run is, as text."""
+    return {key: member.record.text(key) for key in keys}
 
 
 def keep_telling(lines: Sequence[Line]) -> None:
@@ -120,7 +139,8 @@ def summarise(line: Line) -> None:
     units: dict[str, str] = {}
     for member in line.members:
         for name, measured in member.record.metrics.items():
-            samples.setdefault(name, []).append(measured.value)
+            values = samples.setdefault(name, [])
+            values.append(measured.value)
             units.setdefault(name, measured.unit)
             line.better.setdefault(name, measured.better)
     for name, values in samples.items():
@@ -128,10 +148,9 @@ def summarise(line: Line) -> None:
     if len(line.members) == 1:
         add_items(line)
     line.curve = curve_of(line.members)
-    line.seconds = mean_of(seconds(member.run) for member in line.members)
-    line.bytes = mean_of(
-        member.run.result.timing.get("peak_memory_bytes") for member in line.members
-    )
+    runs = [member.run for member in line.members]
+    line.seconds = mean_of(seconds(run) for run in runs)
+    line.bytes = mean_of(peak_bytes(run) for run in runs)
 
 
 def add_items(line: Line) -> None:
@@ -149,9 +168,13 @@ def curve_of(members: Iterable[Member]) -> dict[float, Spread]:
     samples: dict[float, list[float]] = {}
     for member in members:
         for point in points_of(member.run, member.row):
-            values = samples.setdefault(float(point["alpha"]), [])
-            values.append(float(point["mean"]))
-    return {alpha: over_seeds(samples[alpha], "fraction") for alpha in sorted(samples)}
+            alpha, mean = float(point["alpha"]), float(point["mean"])
+            values = samples.setdefault(alpha, [])
+            values.append(mean)
+    curve = {}
+    for alpha in sorted(samples):
+        curve[alpha] = over_seeds(samples[alpha], "fraction")
+    return curve
 
 
 def points_of(run: Run, row: Row) -> list[dict]:
@@ -166,6 +189,11 @@ def seconds(run: Run) -> float | None:
     if not artefacts:
         return run.result.timing.get("wall_s")
     return sum(usage.get("wall_s", 0.0) for usage in artefacts.values())
+
+
+def peak_bytes(run: Run) -> float | None:
+    """Return the peak memory of a run."""
+    return run.result.timing.get("peak_memory_bytes")
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:

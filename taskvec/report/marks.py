@@ -22,6 +22,9 @@ class Mark(NamedTuple):
     dash: str
 
 
+NO_MARK = Mark(COLOURS[0], MARKERS[0], DASHES[0])
+
+
 def marks(names: Iterable[str]) -> dict[str, Mark]:
     """Return the mark of each name; no two of the first 56 names share theirs.
 

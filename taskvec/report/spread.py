@@ -13,7 +13,7 @@ from taskvec.errors import UserError
 from taskvec.protocols.rows import Row
 from taskvec.report.outcomes import Means, outcomes
 from taskvec.report.runs import Run
-from taskvec.report.units import scaled, shown
+from taskvec.report.units import scaled, shown, summed_up
 
 CONFIDENCE = 0.95
 Over = Literal["seeds", "items", "nothing"]
@@ -63,6 +63,17 @@ def over_seeds(values: Sequence[float], unit: str) -> Spread:
     deviation = math.sqrt(squares / (count - 1))
     half = quantile(count - 1) * deviation / math.sqrt(count)
     return Spread(centre, centre - half, centre + half, count, unit, "seeds")
+
+
+def half_interval(values: Sequence[float], unit: str) -> str:
+    """Return "mean ± half of its interval" over runs (n > 1), the value alone, or nothing."""
+    if not values:
+        return ""
+    found = over_seeds(values, unit)
+    if not found.known:
+        return shown(found.mean, unit)
+    # Both in the digits of the mean
+    return summed_up(scaled(found.mean, unit), scaled(found.high - found.mean, unit), unit)
 
 
 @cache

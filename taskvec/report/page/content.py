@@ -13,7 +13,6 @@ from taskvec.graph.result import Json
 from taskvec.graph.status import read_status
 from taskvec.report.keys import is_seed, telling
 from taskvec.report.leaderboard import ABOUT, Line, leaderboard
-from taskvec.report.marks import marks
 from taskvec.report.panels import panels
 from taskvec.report.records import METRICS, Record, Where, records_of
 from taskvec.report.runs import Run
@@ -23,6 +22,8 @@ from taskvec.text import printable
 DIGITS = 5  # significant ones of the numbers that charts are drawn from
 FILTERS = ("method", "merge", "backbone", "suite", "protocol", "row")
 HIDDEN = ("validation", "alpha")  # means that are no column of the leaderboard
+MACHINE = ("platform", "devices", "threads")
+COST = ("wall_s", "peak_memory_bytes")
 GIB = 2**30
 
 
@@ -52,8 +53,9 @@ class Content:
 
     def data(self) -> Json:
         """Return what the charts are drawn from."""
-        names = [line.name for line in self.lines]
-        known = {printable(name): mark._asdict() for name, mark in marks(names).items()}
+        known = {}
+        for line in self.lines:
+            known[printable(line.name)] = line.mark._asdict()
         return {
             "lines": [chart_data(line) for line in self.lines],
             "marks": known,
@@ -116,23 +118,32 @@ def columns_of(lines: Sequence[Line]) -> list[Column]:
 
 def chart_data(line: Line) -> Json:
     """Return what the charts show of a line, numbers in their shown units."""
-    means = {name: drawn(spread) for name, spread in line.metrics.items() if "/" not in name}
-    tasks = {}
-    for metric in means:
-        by_task = line.tasks(metric)
+    means, units, tasks = {}, {}, {}
+    for name, spread in line.metrics.items():
+        if "/" in name:
+            continue
+        title = printable(name)
+        means[title], units[title] = drawn(spread), spread.unit
+        by_task = line.tasks(name)
         if by_task:
-            tasks[printable(metric)] = {printable(t): drawn(s) for t, s in by_task.items()}
+            tasks[title] = all_drawn(by_task)
+    seconds = None if line.seconds is None else rounded(line.seconds)
     memory = None if line.bytes is None else rounded(line.bytes / GIB)
     return {
         "name": printable(line.name),
         "about": {key: printable(line.about[key]) for key in ABOUT},
-        "means": {printable(name): values for name, values in means.items()},
-        "units": {printable(name): line.metrics[name].unit for name in means},
+        "means": means,
+        "units": units,
         "tasks": tasks,
         "curve": [[alpha, *drawn(spread)] for alpha, spread in line.curve.items()],
-        "seconds": None if line.seconds is None else rounded(line.seconds),
+        "seconds": seconds,
         "memory": memory,
     }
+
+
+def all_drawn(spreads: Mapping[str, Spread]) -> dict[str, list[float | None]]:
+    """Return means and their ends by name."""
+    return {printable(name): drawn(spread) for name, spread in spreads.items()}
 
 
 def drawn(spread: Spread) -> list[float | None]:
@@ -161,19 +172,24 @@ def detail(name: str, run: Run, record: Record, keys: Iterable[str]) -> Json:
     command, overrides = asked(run)
     seeds = {key: value for key, value in record.keys.items() if is_seed(key)}
     packages = result.environment.get("packages", {})
-    machine = {key: result.environment.get(key) for key in ("platform", "devices", "threads")}
+    machine = {key: result.environment.get(key) for key in MACHINE}
+    cost = {key: result.timing.get(key) for key in COST}
+    differing = {key: record.text(key) for key in keys}
     said = {
         "command": command,
         "changed keys": overrides,
-        "differs from others in": pairs({key: record.text(key) for key in keys}),
+        "differs from others in": pairs(differing),
         "seeds": pairs(seeds),
         "data seen": data_seen(result.data_seen),
         "versions": pairs(packages),
         "machine": pairs(machine),
-        "cost": pairs({key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}),
+        "cost": pairs(cost),
         "fingerprint": [result.fingerprint],
     }
-    shown = {title: [printable(text) for text in texts] for title, texts in said.items() if texts}
+    shown = {}
+    for title, texts in said.items():
+        if texts:
+            shown[title] = [printable(text) for text in texts]
     return {
         "run": name,
         "state": run.state,
@@ -198,12 +214,16 @@ def asked(run: Run) -> tuple[list[str], list[str]]:
 
 def pairs(values: Json) -> list[str]:
     """Return keys with their values as text, those without a value left out."""
-    return [f"{key}: {value}" for key, value in values.items() if value not in (None, "", [])]
+    found = []
+    for key, value in values.items():
+        if value not in (None, "", []):
+            found.append(f"{key}: {value}")
+    return found
 
 
 def data_seen(uses: dict[str, list[str]]) -> list[str]:
     """Return which splits were seen for what."""
-    return [f"{use}: {', '.join(splits)}" for use, splits in uses.items() if splits]
+    return pairs({use: ", ".join(splits) for use, splits in uses.items()})
 
 
 def pictures_of(run: Run) -> Json:

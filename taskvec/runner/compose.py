@@ -25,7 +25,7 @@ from taskvec.runner.launch.processes import SweepConfig
 from taskvec.runner.yaml_files import read_yaml
 
 GROUPS = (*registry.GROUPS, "source")
-NOT_OF_A_RUN = ("sweep", "parts")
+NOT_OF_A_RUN = ("sweep", "parts", "published")
 
 __all__ = ["Composed", "compose", "from_data", "register_all", "resolve", "sweep_config"]
 

@@ -38,9 +38,9 @@ class Attention(nn.Module):
 class Module(nn.Module):
     """A norm, attention, and the mean over places; ``unused`` takes no part."""
 
-    def __init__(self):
+    def __init__(self, norm: nn.Module | None = None):
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
+        self.norm = norm or nn.LayerNorm(WIDTH)
         self.attn = Attention()
         self.unused = nn.Parameter(torch.ones(2))
 
@@ -52,9 +52,11 @@ class Module(nn.Module):
 class Tower(Model):
     """Features of unit length under a linear head, random weights by a seed."""
 
-    def __init__(self, seed: int, dtype: torch.dtype = torch.float64):
+    def __init__(
+        self, seed: int, dtype: torch.dtype = torch.float64, norm: nn.Module | None = None
+    ):
         torch.manual_seed(seed)
-        super().__init__(Module().to(dtype))
+        super().__init__(Module(norm).to(dtype))
         self.asked = 0  # forward passes
 
     @property

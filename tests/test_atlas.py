@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from atlas_world import WIDTH, Interrupted, Store, Tower, given, vectors, view
+from atlas_world import WIDTH, Interrupted, Module, Store, Tower, given, vectors, view
 from pydantic import ValidationError
+from torch import nn
 
 from taskvec.errors import UserError
 from taskvec.merge.learned import choosing
@@ -185,6 +186,40 @@ def test_rows_and_columns_are_not_cut_into_parts():
         Atlas(by="rows", parts=2)
 
 
+def test_coefficients_alike_in_all_blocks_are_one_coefficient_a_vector():
+    model = Tower(1)
+    signed = vectors(model, 6)
+    own = torch.tensor([[0.4], [-0.2], [1.1]], dtype=torch.float64)
+    isotropic = coefficients(Atlas(by="vector"), model, signed, own).parameters()
+    count = coefficients(Atlas(), model, signed).coefficients.shape[1]
+    blockwise = coefficients(Atlas(), model, signed, own.expand(3, count)).parameters()
+    for name, weights in isotropic.items():
+        torch.testing.assert_close(blockwise[name], weights)
+
+
+def test_batch_norms_keep_the_statistics_of_the_base_and_blocks_go_by_name():
+    """Running statistics are no blocks; a vector's entries meet parameters by name, in whatever order they stand."""
+    norm = nn.BatchNorm1d(4)  # over the four places
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    model, examples = Tower(2, norm=norm), view(2)
+    statistics = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+    signed = vectors(model, 2)
+    turned = []
+    for one in signed:
+        backwards = dict(reversed(list(one.vector.items())))
+        turned.append(one._replace(vector=TaskVector(backwards)))
+    values = torch.randn_like(coefficients(Atlas(), model, signed).coefficients)
+    trained = coefficients(Atlas(), model, turned, values)
+    assert set(trained.names) == set(dict(model.module.named_parameters()))
+    expected = model.features(explicit(trained, values), examples.inputs)
+    for _ in range(2):
+        found = model.features(trained.parameters(), examples.inputs)
+        torch.testing.assert_close(found, expected)
+    for name, buffer in model.module.named_buffers():
+        assert buffer.equal(statistics[name])
+
+
 # --- float16 parity -------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +321,16 @@ def test_learning_lowers_the_loss_and_the_saved_coefficients_compose_again(mode,
             recomposed(own.model.parameters, signed[::-1], cut, again.coefficients, again.meta)
     outcomes, _ = own.evaluator.predictions(again, own.learning.examples, [1.0])
     assert len(outcomes[1.0]) == 1
+
+
+def test_exported_weights_are_the_composed_model():
+    found, own = learned(Atlas(schedule=QUICK))
+    inputs = view(3).inputs
+    trained = coefficients(Atlas(), own.model, vectors(own.model, 3), found.coefficients)
+    composed = own.model.features(trained.parameters(), inputs)
+    exported = Module().double()
+    exported.load_state_dict(found.parameters(1.0))
+    torch.testing.assert_close(exported(inputs), composed)
 
 
 def test_the_linearised_model_is_linear_in_the_coefficients():

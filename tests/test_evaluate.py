@@ -410,6 +410,18 @@ def test_joint_training_is_a_row(run):
     assert any(stage.label == "vector stripes+corners" for stage in result.stages)
 
 
+def test_tuning_on_what_a_learned_merge_sees_is_a_row(run):
+    result, _ = run("protocol.tuned=true", "suite.tasks=[stripes,corners]")
+    row = next(row for row in result.rows if row.row == "tuned")
+    assert set(row.values("accuracy")) == {"stripes", "corners"}
+    assert result.data_seen["learning"] == [
+        "corners/train",
+        "corners/val",
+        "stripes/train",
+        "stripes/val",
+    ]
+
+
 def test_subsets_of_a_suite(run):
     result, _ = run("protocol.subset_size=2")
     merged = [row for row in result.rows if row.row.startswith("merged/")]

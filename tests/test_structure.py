@@ -141,6 +141,36 @@ def test_the_plan_names_no_method_family_or_modality():
     assert words.isdisjoint(names - {"none"})
 
 
+FAMILIES = {
+    "clip", "vit", "causal", "encoder", "text_to_text", "bert", "roberta", "deberta", "t5", "gpt2",
+    "llama", "qwen", "gemma", "mistral", "image", "images",
+}  # fmt: skip
+
+
+def words_of(node: ast.AST) -> Iterator[str]:
+    """The words of names and strings below a node; not of docstrings, papers and what others call things."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "paper":
+        return
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Convention":
+        return
+    for _, value in ast.iter_fields(node):
+        # The norm that gradients are clipped to is no family
+        if isinstance(value, str) and value != "clip_norm":
+            yield value.lower()
+            yield from re.split(r"[^a-z0-9]+", value.lower())
+    for child in ast.iter_child_nodes(node):
+        yield from words_of(child)
+
+
+@pytest.mark.parametrize("stage", ["finetune", "transform", "merge"])
+def test_no_method_mentions_a_model_family(stage):
+    for path in sorted((PACKAGE / stage).rglob("*.py")):
+        found = FAMILIES.intersection(words_of(ast.parse(path.read_text(encoding="utf-8"))))
+        assert not found, f"{path.name}: {found}"
+
+
 def test_code_is_told_one_thought_per_line():
     print("\n" + table(PACKAGE))
     assert density([PACKAGE / name for name in REWRITTEN]) <= 9.5

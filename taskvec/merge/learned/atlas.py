@@ -88,7 +88,9 @@ class Atlas(Merge):
     draws: ClassVar[bool] = True
     conventions: ClassVar[tuple[Convention, ...]] = (
         Convention(
-            "the authors' code", "merge.faithful=true", "vectors, products and sums in float16"
+            "the authors' code",
+            f"merge.faithful=true merge.schedule.clip_norm={2**-16}",
+            "vectors, products and sums in float16; gradients are clipped before their scale of 65536 is taken away",
         ),
         Convention("the authors' research branch, --attn", "merge.qkv=split"),
         Convention(

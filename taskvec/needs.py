@@ -100,7 +100,24 @@ class Merged:
     parts: tuple[tuple[float, Vector], ...]
 
 
-Vector: TypeAlias = Tuned | Imported | Drawn | Changed | Merged
+@dataclass(frozen=True)
+class Selected:
+    """What the model of a cell, at the coefficient that its answer chose, adds to theta_0 for a task."""
+
+    cell: Any
+    task: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A vector after a share ``at`` of its training; ``kept`` are all shares at which that training is kept."""
+
+    of: Tuned
+    at: float
+    kept: tuple[float, ...]
+
+
+Vector: TypeAlias = Tuned | Imported | Drawn | Changed | Merged | Selected | Snapshot
 
 
 def tasks_of(vector: Vector) -> tuple[str, ...]:
@@ -108,6 +125,8 @@ def tasks_of(vector: Vector) -> tuple[str, ...]:
     if isinstance(vector, Tuned):
         return tuple(examples.task for examples in vector.on)
     if isinstance(vector, Imported):
+        return (vector.task,)
+    if isinstance(vector, Selected):
         return (vector.task,)
     if isinstance(vector, Merged):
         found = [task for _, part in vector.parts for task in tasks_of(part)]
@@ -128,11 +147,16 @@ def label_of(vector: Vector) -> str:
     tasks = tasks_of(vector)
     name = "+".join(tasks) if len(tasks) < 3 else f"{len(tasks)} tasks"
     if isinstance(vector, Tuned):
-        return f"ascent {name}" if vector.ascend else name
+        name = f"ascent {name}" if vector.ascend else name
+        return name if vector.start is None else f"{name} from {label_of(vector.start)}"
     if isinstance(vector, Drawn):
         return f"random {name}"
     if isinstance(vector, Changed):
         return f"{label_of(vector.of)}, {vector.by}"
+    if isinstance(vector, Selected):
+        return f"{vector.cell.name} at its coefficient"
+    if isinstance(vector, Snapshot):
+        return f"{label_of(vector.of)} at {vector.at:g}"
     return f"merged {name}" if isinstance(vector, Merged) else name
 
 
@@ -157,7 +181,7 @@ class AnswerOf:
     cell: Any
 
 
-Need: TypeAlias = Examples | Statistics | Tuned | Imported | Drawn | Changed | Merged | AnswerOf
+Need: TypeAlias = Examples | Statistics | Vector | AnswerOf
 
 # Permissions
 
@@ -269,9 +293,10 @@ class Given(Protocol):
     A need gives: Examples a :class:`View`, Statistics what the statistic's ``unpack`` returns (memory-mapped), a
     vector a ``TaskVector``, AnswerOf an ``Answer``. ``model`` is the model of the result, ``source`` the model that the
     vector belongs to (the same unless a transform moves it); both have ``parameters`` (theta_0 by name), ``layers``
-    (LinearLayer), ``spaces`` (per parameter, the space of each axis) and ``module``. ``views`` (by task), ``start`` and
-    ``ascend`` are for fine-tuning; ``answers`` are those of the cells that a question, or the selection of a learned
-    merge, compares with, by name. ``learning`` and ``objective`` are what a learned merge learns on and by.
+    (LinearLayer), ``spaces`` (per parameter, the space of each axis) and ``module``. ``views`` (by task), ``start``,
+    ``ascend`` and ``kept`` (shares of the training to keep) are for fine-tuning; ``answers`` are those of the cells
+    that a question, or the selection of a learned merge, compares with, by name. ``learning`` and ``objective`` are
+    what a learned merge learns on and by.
     """
 
     scope: Scope
@@ -285,6 +310,7 @@ class Given(Protocol):
     views: Mapping[str, View]
     start: Any
     ascend: bool
+    kept: tuple[float, ...]
     answers: Mapping[str, Any]
     learning: Any
     objective: Any

@@ -69,6 +69,7 @@ class Given:
     seed: int = 0
     start: Any = None
     ascend: bool = False
+    kept: tuple[float, ...] = ()
     checkpoint: Any = None
     observe: Any = None
     others: Mapping[str, Any] = field(default_factory=dict)  # what a need of another task gives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 import world
 from world_text import HUB
 
-from taskvec.data import hub
+from taskvec.data import hub, remote
 from taskvec.data.cards import load_tasks
 from taskvec.data.describe import class_names, describe
+from taskvec.data.hub_card import read_hub_card
 from taskvec.data.images import decode_split
+from taskvec.data.remote_data import RemoteData
 from taskvec.data.splits import hold_out
 from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.data.texts import tokenise_split
@@ -37,6 +40,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    remote.reachable.cache_clear()
     monkeypatch.chdir(tmp_path)
     hub._opened.cache_clear()
 
@@ -71,6 +78,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         times = time.time() + len(list(folder.parent.iterdir()))
         os.utime(folder, (times, times))  # the library takes the latest
         hub._opened.cache_clear()
+        shutil.rmtree(tmp_path / "assets", ignore_errors=True)  # as with `taskvec prefetch`
 
     return put
 
@@ -110,6 +118,38 @@ def test_the_commit_counts_and_is_the_one_that_is_read(cache):
     after = describe("t", task, "test")
     assert after["commit"] == B and read(task, "test")[0][0][1] == "second test 0"
     assert {key for key in after if after[key] != before[key]} == {"commit"}
+
+
+def test_once_fetched_planning_opens_no_builder(cache, tmp_path, monkeypatch):
+    task = TextTask(path="me/tiny")
+    words = TextTask(path="me/words", label="verdict")
+    cache("me/tiny", A, splits("w", train=30, validation=5, test=8))
+    cache("me/words", B, {split: verdicts() for split in ("train", "test")})
+    tasks = {"tiny": task, "words": words}
+    asked = {name: planned(name, task) for name, task in tasks.items()}
+    assert asked["words"][0] == ("bad", "good")
+    for name, task in tasks.items():
+        RemoteData(name, task).fetch()
+    card = read_hub_card(tasks["tiny"])
+    assert card.commit == A and card.rows == {"train": 30, "validation": 5, "test": 8}
+    # from here on the library's cache is gone, and nothing may ask the library
+    shutil.rmtree(tmp_path / "datasets")
+    monkeypatch.setattr(hub, "_opened", None)
+    for name, task in tasks.items():
+        assert planned(name, task) == asked[name]
+        found = RemoteData(name, task)
+        assert found.known() and not found.here()
+
+
+def planned(name: str, task: TextTask) -> tuple:
+    described = [describe(name, task, split) for split in ("train", "val", "test")]
+    return class_names(name, task), described
+
+
+def verdicts() -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"text": ["a", "b", "c", "d"], "verdict": ["good", "bad"] * 2}
+    )
 
 
 def test_another_commit_than_the_one_asked_for_is_refused(cache, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from taskvec.models.base import Model
 from taskvec.models.layers import LinearLayer
 from taskvec.training import loop
 from taskvec.training.batches import CROP_DRAWS, Batch, Batches, random_resized_crop
+from taskvec.training.callbacks import Kept
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.evaluator import Evaluator
 from taskvec.training.loop import Group, train
@@ -552,6 +554,31 @@ def test_a_resumed_training_is_bit_identical_at_every_step(seed, saved, lost, tm
     for name in expected:
         assert torch.equal(resumed[name], expected[name]), name
     assert resumed_curve == curve
+
+
+@pytest.mark.parametrize("saved", range(1, TOTAL))
+def test_what_is_kept_of_a_resumed_training_is_that_of_an_undisturbed_one(saved, tmp_path):
+    """Each share is what a training of the same length holds after that many steps, at least one."""
+    problem, settings, shares = Regression(4), schedule(batch_size=6), (0.01, 0.3, 0.6, 1.0)
+    expected = {}
+    for share, step in zip(shares, (1, 2, 4, 7), strict=True):
+        trainable = problem.parameters()
+        stopping = Stopping(problem.batches(4, settings), at=step)
+        with pytest.raises(Stop) if step < TOTAL else nullcontext():
+            problem.run(trainable, stopping, settings, TOTAL)
+        expected[share] = {name: leaf.detach() for name, leaf in trainable.items()}
+    trainable = problem.parameters()
+    stopping = Stopping(problem.batches(4, settings), at=saved)
+    before, checkpoint = Kept(trainable, shares), Checkpoint(tmp_path, every=0)
+    with pytest.raises(Stop):
+        problem.run(trainable, stopping, settings, TOTAL, after=[before], checkpoint=checkpoint)
+    trainable = problem.parameters()
+    kept = Kept(trainable, shares)
+    steps = problem.batches(4, settings)
+    problem.run(trainable, steps, settings, TOTAL, after=[kept], checkpoint=Checkpoint(tmp_path, 1))
+    for share in shares:
+        for name, leaf in kept.at(share).items():
+            assert torch.equal(leaf, expected[share][name])
 
 
 def test_only_work_after_the_checkpoint_is_done_again(tmp_path):

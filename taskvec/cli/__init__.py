@@ -15,11 +15,17 @@ from taskvec.runner import signals
 from taskvec.text import printable, printable_lines
 
 SIGNALLED = 128
+INCLUDES = {
+    "--include": "TASKVEC_INCLUDE",
+    "--config-dir": "TASKVEC_CONFIG_DIR",
+    "-cd": "TASKVEC_CONFIG_DIR",
+}
 
 VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
@@ -112,22 +118,26 @@ def _set_up_logging() -> None:
 def _take_includes(arguments: list[str]) -> list[str]:
     """Move ``--include PATH`` (a user's folder or Python file) into the environment, for child processes too.
 
+    ``--config-dir PATH`` is Hydra's: a folder of configs, whose Python files are not run.
+
     Raises:
         UserError: if the path is missing.
     """
-    rest, paths = [], []
+    rest: list[str] = []
+    paths: dict[str, list[str]] = {variable: [] for variable in INCLUDES.values()}
     queue = iter(arguments)
     for argument in queue:
-        if argument == "--include":
-            path = next(queue, None)
-            if path is None:
-                raise UserError("--include needs a folder or a Python file")
-            paths.append(os.path.abspath(path))
-        elif argument.startswith("--include="):
-            paths.append(os.path.abspath(argument.partition("=")[2]))
-        else:
+        option, given, path = argument.partition("=")
+        if option not in INCLUDES:
             rest.append(argument)
-    if paths:
-        known = os.environ.get("TASKVEC_INCLUDE")
-        os.environ["TASKVEC_INCLUDE"] = os.pathsep.join([*paths, *([known] if known else [])])
+            continue
+        if not given:
+            path = next(queue, "")
+        if not path:
+            raise UserError(f"{option} needs a path")
+        paths[INCLUDES[option]].append(os.path.abspath(path))
+    for variable, added in paths.items():
+        known = os.environ.get(variable)
+        if added:
+            os.environ[variable] = os.pathsep.join([*added, *([known] if known else [])])
     return rest

@@ -20,6 +20,7 @@ _taskvec() {{
         *" table "*|*" status "*|*" retry "*|*" store "*|*" doctor "*|*" list "*|*" completion "*) return ;;
     esac
     line="${{line/taskvec run/taskvec}}"; line="${{line/taskvec show/taskvec}}"
+    line="${{line/taskvec prefetch/taskvec}}"
     local words
     words=$(COMP_LINE="$line" COMP_POINT=${{#line}} taskvec -sc query=bash 2>/dev/null)
     COMPREPLY+=($(compgen -o nospace -o default -W "$words" -- "$word"))

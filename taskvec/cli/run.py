@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+from typing import TYPE_CHECKING
 
 from taskvec.cli import VERBS
 from taskvec.errors import UserError
 
-log = logging.getLogger(__name__)
-
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+if TYPE_CHECKING:
+    from taskvec.cli.flags import Flags
 
 HELP = """\
 taskvec: task arithmetic and model merging, composable, exact, resumable.
@@ -20,6 +19,8 @@ taskvec: task arithmetic and model merging, composable, exact, resumable.
   taskvec -m seed=0,1,2,3 sweep.jobs=4 'sweep.devices=[0,1,2,3]'
                                                          four jobs at once, one GPU each
   taskvec experiment=demo -m                             an experiment file
+  taskvec -m seed=0,1 merge=ties,dare --dry-run          what it would compute and fetch; nothing is written
+  taskvec merge=ties --cfg job                           Hydra's --cfg, --resolve, --package, --info, --config-dir
   taskvec --include my_folder merge=mine                 your own configs (*.yaml) and components (*.py)
 
 verbs:
@@ -41,22 +42,60 @@ def main(arguments: list[str]) -> int:
             end="",
         )
         return 0
-    from taskvec.registry import did_you_mean
+    from taskvec.cli import flags
     from taskvec.runner import compose, sweep
 
+    given = flags.read(arguments)
+    if given.show == "version":
+        from taskvec import __version__
+
+        print(f"taskvec {__version__}")
+        return 0
     compose.register_all()
-    if any(argument.split("=")[0] in HYDRA_FLAGS for argument in arguments):
-        return sweep.hydra(arguments)
-    flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
-    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    if unknown:
-        raise UserError(
-            f"unknown option {unknown[0]!r}{did_you_mean(unknown[0], ['--multirun', '--include', '--help'])}"
-        )
+    words = list(given.overrides)
+    if given.show == "completion":
+        return sweep.hydra([*given.hydra, *words])  # half a line, which no check fits
+    _check_words(words)
+    if given.show:
+        return _shown(given)
+    if given.dry_run:
+        from taskvec.runner import dry
+
+        return dry.run(words, multirun=given.multirun)
+    return sweep.many(words) if given.multirun else sweep.one(words)
+
+
+def _check_words(overrides: list[str]) -> None:
+    """Check that every word is an override.
+
+    Raises:
+        UserError: for one that is none, taken for a misspelt verb.
+    """
+    from taskvec.registry import did_you_mean
+
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(
                 f"unknown verb {word!r}{did_you_mean(word, list(VERBS))}, or an override that lacks '='"
             )
-    return sweep.many(overrides) if flags else sweep.one(overrides)
+
+
+def _shown(given: Flags) -> int:
+    """Let Hydra print what was asked for: its help, or the config of a run or of each job of a sweep."""
+    from taskvec.runner import compose, expand, sweep
+
+    if given.show == "hydra help":
+        return sweep.hydra(given.hydra)
+    jobs = [list(given.overrides)]
+    if given.multirun:
+        jobs = [job for words in expand.unions(jobs[0]) for job in expand.expand(words)]
+    for number, words in enumerate(jobs):
+        # an unknown key is told as everywhere, not as Hydra tells it
+        compose.compose(words)
+        if given.multirun:
+            title = " ".join(words)
+            print(f"# job {number}: {title}", flush=True)
+        status = sweep.hydra([*given.hydra, *map(compose.grouped, words)])
+        if status:
+            return 2  # Hydra has said that there is no such package
+    return 0

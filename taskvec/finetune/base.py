@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learned:
-    """A task vector, the heads that were learned with it (by task), the training curve, and a report."""
+    """A task vector, the heads that were learned with it (by task), the training curve, and a report.
+
+    ``course`` holds the vector and heads of each share of the training that was to be kept.
+    """
 
     vector: TaskVector
     heads: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    course: dict[float, Learned] = field(default_factory=dict)
 
 
 class Finetune(Seeded):
-    """Learns one vector from ``given.views``; see :class:`taskvec.finetune.recipe.Recipe` for the papers' recipe."""
+    """Learns one vector from ``given.views``; see :class:`taskvec.finetune.recipe.Recipe` for the papers' recipe.
+
+    ``keeps`` says whether the method can keep shares of its training (``given.kept``).
+    """
 
     draws: ClassVar[bool] = True
+    keeps: ClassVar[bool] = False
 
     @property
     def mode(self) -> ForwardMode:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -12,6 +13,7 @@ from taskvec.config import immaterial
 from taskvec.errors import NotFinite, UserError
 from taskvec.finetune.base import Finetune, Learned
 from taskvec.needs import ForwardMode, Given
+from taskvec.training.callbacks import Kept
 from taskvec.training.objectives.base import ChosenObjective
 from taskvec.training.objectives.cross_entropy import CrossEntropy
 from taskvec.training.schedule import PenaltySettings, Schedule
@@ -51,6 +53,8 @@ class Recipe(Schedule, Finetune):
     steps: int | None = Field(None, ge=1)
     warmup: int | None = Field(None, ge=0)
     batch_size: int | None = Field(None, ge=1)
+
+    keeps: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _recomputable(self) -> Self:
@@ -125,6 +129,8 @@ class Recipe(Schedule, Finetune):
 
         leaves = trained.leaves | {f"{HEAD}{task}": head for task, head in learned.items()}
         schedule = self.model_copy(update={"steps": self.steps * len(views)})
+        kept = Kept(leaves, given.kept)
+        watching = [kept] if given.kept else []
         with recomputed(given.model.module) if self.gradient_checkpointing else nullcontext():
             try:
                 curve = train(
@@ -135,16 +141,15 @@ class Recipe(Schedule, Finetune):
                     epoch=lambda epoch, epochs, state: self.objective.epoch(
                         logits_of, views, epoch, epochs, state
                     ),
-                    after=self.objective.callbacks(leaves),
+                    after=[*self.objective.callbacks(leaves), *watching],
                     penalties=[_on_deltas(penalty, trained) for penalty in self.penalties(given)],
                     checkpoint=given.checkpoint,
                     observe=given.observe,
                 )
             except NotFinite as error:
                 raise NotFinite(f"fine-tuning on {', '.join(views)}: {error}") from error
-        return Learned(
-            trained.vector(), {task: head.detach() for task, head in learned.items()}, curve
-        )
+        course = {share: _learned(trained, kept.at(share)) for share in given.kept}
+        return replace(_learned(trained, leaves), curve=curve, course=course)
 
     def parameterise(self, given: Given) -> Weights:
         """Return the leaves that are trained, all selected ones but the frozen, and how they make weights and deltas.
@@ -182,6 +187,15 @@ class Penalised(Recipe):
             return found
         penalty = self.penalty.model_copy(update={"weight": backbone.recipe.drift_weight})
         return found.model_copy(update={"penalty": penalty})
+
+
+def _learned(trained: Weights, leaves: Mapping[str, Tensor]) -> Learned:
+    """Return the vector and the heads that leaves stand for."""
+    heads = {}
+    for name, leaf in leaves.items():
+        if name.startswith(HEAD):
+            heads[name.removeprefix(HEAD)] = leaf.detach()
+    return Learned(trained.at(leaves).vector(), heads)
 
 
 def _on_deltas(penalty: Penalty, trained: Weights) -> Callable[[int], Tensor]:

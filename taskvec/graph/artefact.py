@@ -58,6 +58,7 @@ class Node(ABC):
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    copies: ClassVar[int] = 0  # of the weights, in bytes about, that the store keeps with it
 
     @property
     def stored(self) -> bool:
@@ -135,6 +136,17 @@ def walk(roots: Iterable[Node]) -> Iterator[Node]:
 
     for root in roots:
         yield from visit(root)
+
+
+def data_seen(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    """Return the "task/split" that some artefacts look at, by use."""
+    seen: dict[str, set[str]] = {
+        use: set() for use in ("learning", "calibration", "selection", "report")
+    }
+    for node in nodes:
+        for examples in node.sees():
+            seen[examples.use].add(f"{examples.task}/{examples.split}")
+    return {use: sorted(splits) for use, splits in seen.items()}
 
 
 def _fields(node: Node) -> list[str]:

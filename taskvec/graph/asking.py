@@ -16,6 +16,7 @@ from taskvec.needs import (
     ForwardMode,
     Imported,
     Merged,
+    Selected,
     Side,
     Tuned,
     Vector,
@@ -163,6 +164,9 @@ class Chain:
             return "standard"
         if isinstance(vector, Merged):
             return self.mode(vector.parts[0][1])
+        if isinstance(vector, Selected):
+            composed = vector.cell.composed
+            return composed.forward or self.mode(composed.vectors[0][1])
         return self.mode(vector.like if isinstance(vector, Drawn) else vector.of)
 
 
@@ -197,6 +201,11 @@ class Asking:
     def learns(self) -> bool:
         """Whether the run's merge is learned."""
         return self.config.merge.learned
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """The transforms that stand after the merge."""
+        return self.chain.late
 
     def vector(
         self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()

@@ -40,6 +40,7 @@ class Given:
     views: Mapping[str, View] = field(default_factory=dict)
     start: Any = None
     ascend: bool = False
+    kept: tuple[float, ...] = ()
     answers: Mapping[str, Any] = field(default_factory=dict)
     learning: Any = None
     objective: Any = None

@@ -9,7 +9,7 @@ from typing import Any
 from taskvec.config import Component
 from taskvec.errors import UserError
 from taskvec.needs import Examples, ForwardMode, Grant, Needs, Statistics
-from taskvec.protocols.base import Composed, Learning
+from taskvec.protocols.base import Cell, Composed, Learning, Question
 from taskvec.registry import lookup
 
 
@@ -45,6 +45,42 @@ def kept_back(needs: Needs, tasks: Sequence[str], owner: str) -> None:
             raise UserError(
                 f"{owner} asks for {on.task}/{on.split}, the target, which vectors are made without"
             )
+
+
+def labels_for(need: Statistics, owner: str) -> None:
+    """Check that a statistic that takes the loss of labels is given some.
+
+    Raises:
+        UserError: naming it and who asks.
+    """
+    if need.what.labels and not need.on.labels:
+        raise UserError(
+            f"{owner}: the statistic {need.what.kind} takes the loss of labels, which it does not ask for"
+        )
+
+
+def some_merged(cells: Sequence[Cell], late: Sequence[str], protocol: str) -> None:
+    """Check that something is merged where transforms stand after the merge.
+
+    Raises:
+        UserError: if no cell merges.
+    """
+    if late and not any(cell.composed.merge for cell in cells):
+        raise UserError(
+            f"transform.{late[0]}.on=merged: protocol={protocol} asks about the vectors themselves and merges none; "
+            f"use transform.{late[0]}.on=vectors"
+        )
+
+
+def enough_models(composition: Any, question: Question, owner: str) -> None:
+    """Check that a question can be asked of a composition's one model, or of its models per task.
+
+    Raises:
+        UserError: naming the merge that makes several.
+    """
+    if composition.models not in question.models:
+        several = f"merge={composition.merge.kind} makes one for each"
+        raise UserError(f"{owner} needs one model for all tasks, and {several}")
 
 
 def same_mode(mode: ForwardMode, component: Component, owner: str) -> None:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from taskvec.errors import UserError
-from taskvec.graph.artefact import Node, fingerprint, walk
+from taskvec.graph.artefact import Node, data_seen, fingerprint, walk
 from taskvec.graph.asking import Asking, Chain, PlanScope
-from taskvec.graph.granting import granted, kept_back, learning_of, same_mode
+from taskvec.graph.granting import (
+    enough_models,
+    granted,
+    kept_back,
+    labels_for,
+    learning_of,
+    same_mode,
+    some_merged,
+)
 from taskvec.graph.nodes.answer import AnswerNode
 from taskvec.graph.nodes.base import Base
-from taskvec.graph.nodes.composition import CompositionNode, MergedVector
+from taskvec.graph.nodes.composition import Apart, CompositionNode, MergedVector
+from taskvec.graph.nodes.course import Course, SelectedVector, SnapshotVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
 from taskvec.graph.nodes.prepared import Prepared
@@ -34,7 +42,9 @@ from taskvec.needs import (
     Merged,
     Need,
     Needs,
+    Selected,
     Side,
+    Snapshot,
     Statistics,
     Tuned,
     Vector,
@@ -57,18 +67,9 @@ class Plan:
 
     @cached_property
     def asked(self) -> list[Cell]:
-        """The cells the protocol asks for.
-
-        Raises:
-            UserError: if a transform stands after a merge, and no cell merges.
-        """
-        protocol, late = self.config.protocol, self.chain.late
-        cells = protocol.cells(Asking(self.config, self.chain))
-        if late and not any(cell.composed.merge for cell in cells):
-            raise UserError(
-                f"transform.{late[0]}.on=merged: protocol={protocol.kind} asks about the vectors themselves and merges "
-                f"none; use transform.{late[0]}.on=vectors"
-            )
+        """The cells the protocol asks for."""
+        cells = self.config.protocol.cells(Asking(self.config, self.chain))
+        some_merged(cells, self.chain.late, self.config.protocol.kind)
         return cells
 
     @cached_property
@@ -89,13 +90,7 @@ class Plan:
 
     def data_seen(self) -> dict[str, list[str]]:
         """Return which splits are learned from, calibrated on, selected on and reported on."""
-        seen: dict[str, set[str]] = {
-            use: set() for use in ("learning", "calibration", "selection", "report")
-        }
-        for node in self.nodes:
-            for examples in node.sees():
-                seen[examples.use].add(f"{examples.task}/{examples.split}")
-        return {use: sorted(splits) for use, splits in seen.items()}
+        return data_seen(self.nodes)
 
     # Models and examples
 
@@ -170,6 +165,8 @@ class Plan:
             Drawn: self._drawn,
             Changed: self._changed,
             Merged: self._merged,
+            Selected: self._selected,
+            Snapshot: self._snapshot,
         }
         return self._once(expression, lambda: builders[type(expression)](expression))
 
@@ -227,6 +224,16 @@ class Plan:
         composition = self._composition(Composed(expression.parts, merge=True))
         return MergedVector(composition.base, expression, composition.mode, composition)
 
+    def _selected(self, expression: Selected) -> SelectedVector:
+        answer = self.answer(expression.cell)
+        base, mode = answer.composition.base, answer.composition.mode
+        return SelectedVector(base, expression, mode, answer, expression.task)
+
+    def _snapshot(self, expression: Snapshot) -> SnapshotVector:
+        course = Course.of(self.vector(expression.of), expression.kept)
+        course = self._once(("course", course.fingerprint), lambda: course)
+        return SnapshotVector(course.base, expression, course.mode, course, expression.at)
+
     # Compositions and answers
 
     def composition(self, composed: Composed) -> CompositionNode:
@@ -246,7 +253,8 @@ class Plan:
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
         own_mode = nodes[0].mode if nodes else "standard"
-        plain = CompositionNode(
+        make = partial(Apart, tasks=composed.apart) if composed.apart else CompositionNode
+        plain = make(
             base=nodes[0].base if nodes else self.base("target"),
             vectors=nodes,
             signs=tuple(sign for sign, _ in composed.vectors),
@@ -293,11 +301,7 @@ class Plan:
         def build() -> AnswerNode:
             question, composition = cell.question, self.composition(cell.composed)
             owner = f"question {question.kind}"
-            models = "one" if composition.merge is None else composition.merge.models
-            if models not in question.models:
-                name = composition.merge.kind
-                several = f"merge={name} makes one for each"
-                raise UserError(f"{owner} needs one model for all tasks, and {several}")
+            enough_models(composition, question, owner)
             same_mode(composition.mode, question, owner)
             tasks = all_tasks_of(vector for _, vector in cell.composed.vectors)
             scope = self.scope(tasks, "target")
@@ -354,17 +358,10 @@ class Plan:
         return self.vector(need)
 
     def statistic(self, need: Statistics, owner: str, *, tuning: bool = False) -> StatisticNode:
-        """A statistic, of a model or of a pair of models.
-
-        Raises:
-            UserError: if it takes the loss of labels, and its owner asks for examples without.
-        """
+        """A statistic, of a model or of a pair of models."""
         on, what = need.on, need.what
         granted(on, self.grants, owner)
-        if what.labels and not on.labels:
-            raise UserError(
-                f"{owner}: the statistic {what.kind} takes the loss of labels, which it does not ask for"
-            )
+        labels_for(need, owner)
         at = None if need.at is None else self.vector(need.at)
         scope = self.scope((on.task,), need.side)
         asked = what.needs(need, scope)

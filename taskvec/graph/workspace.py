@@ -48,7 +48,7 @@ class Workspace:
         What is free comes first: where another process is at an artefact, the next one is taken, and only when nothing
         else is left is the other process waited for. So jobs that share vectors tune different ones side by side.
         """
-        pending = self._missing(roots)
+        pending = to_compute(self.store, roots)
         while pending:
             ready = [node for node in pending.values() if not self._stands_on(node, pending)]
             taken = next((node for node in ready if self._take(node)), None)
@@ -56,22 +56,6 @@ class Workspace:
                 taken = ready[0]
                 self.get(taken)
             del pending[taken.fingerprint]
-
-    def _missing(self, roots: Iterable[Node]) -> dict[str, Node]:
-        """Return what has to be computed, by fingerprint, inputs first; below what is stored nothing is needed."""
-        found: dict[str, Node] = {}
-
-        def visit(node: Node) -> None:
-            if node.fingerprint in found or node.stored and self.store.has(node):
-                return
-            for child in node.inputs.values():
-                visit(child)
-            if node.stored:
-                found[node.fingerprint] = node
-
-        for root in roots:
-            visit(root)
-        return found
 
     def _stands_on(self, node: Node, pending: Mapping[str, Node]) -> bool:
         """Return whether an input of a node, or what an input that is not stored is made from, is still to come."""
@@ -151,6 +135,23 @@ class Workspace:
         schedule = getattr(component, "schedule", component)
         every = getattr(schedule, "checkpoint_every", CHECKPOINT_SECONDS)
         return Checkpoint(self.store.partial(node), every)
+
+
+def to_compute(store: Store, roots: Iterable[Node]) -> dict[str, Node]:
+    """Return what has to be computed, by fingerprint, inputs first; below what is stored nothing is needed."""
+    found: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        if node.fingerprint in found or node.stored and store.has(node):
+            return
+        for child in node.inputs.values():
+            visit(child)
+        if node.stored:
+            found[node.fingerprint] = node
+
+    for root in roots:
+        visit(root)
+    return found
 
 
 def resolve_device(device: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from taskvec.config import Component, Config, immaterial
 from taskvec.data.prompt import Prompt
+from taskvec.data.remote import Remote
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.spaces import Axes, Seen, Spaces
@@ -42,11 +43,13 @@ Ability = Literal["zero_shot_heads", "label_words", "learned_heads", "perplexity
 class Backbone(Component):
     """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`.
 
-    ``gives`` says what the family can do. ``trust_remote_code`` is the consent to run Python that comes with the files.
+    ``gives`` says what the family can do. ``trust_remote_code`` is the consent to run Python that comes with the files,
+    ``download_mb`` about how large they are where the hub gives them.
     """
 
     trust_remote_code: bool = False
     recipe: Recipe = immaterial(Recipe())
+    download_mb: float | None = immaterial(None, ge=0)
 
     modality: ClassVar[str] = "images"
     gives: ClassVar[frozenset[Ability]]
@@ -58,6 +61,10 @@ class Backbone(Component):
 
     def check_inputs(self) -> None:
         """Check that what reads the inputs fits the weights, before anything is loaded; raises UserError."""
+
+    def remotes(self) -> Sequence[Remote]:
+        """Return what the hub has to give; nothing for a model in a local folder."""
+        return ()
 
     @abstractmethod
     def weight_bytes(self) -> int:

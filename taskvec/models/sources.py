@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from taskvec.data.files import sha256
+from taskvec.data.remote import reachable
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
 
@@ -68,9 +69,8 @@ class Source:
         Raises:
             UserError: for a name that the hub cannot have.
         """
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import validate_repo_id
 
         try:
@@ -79,19 +79,35 @@ class Source:
             raise UserError(
                 f"{self.key}: {self.name!r} is neither a folder nor a name of the hub"
             ) from error
-        repository = Path(
-            constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.name, repo_type="model")
-        )
-        revision = self.revision or "main"
-        if (repository / "snapshots" / revision).is_dir():
-            return revision  # a commit already
-        branch = repository / "refs" / revision
-        if branch.is_file():
-            return branch.read_text(encoding="utf-8").strip()
+        cached = self.cached_commit()
+        if cached or not reachable():
+            return cached
         try:
-            return HfApi().model_info(self.name, revision=revision).sha
+            return HfApi().model_info(self.name, revision=self.revision).sha
         except Exception:  # whatever the network or the hub says
             return None
+
+    @property
+    def _cached_repository(self) -> Path:
+        """The repository's folder in the hub's cache, whether it is there or not."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = repo_folder_name(repo_id=self.name, repo_type="model")
+        return Path(constants.HF_HUB_CACHE, folder)
+
+    def cached_commit(self) -> str | None:
+        """Return the commit that the revision has in the hub's cache, None if it is not there."""
+        revision = self.revision or "main"
+        if (self._cached_repository / "snapshots" / revision).is_dir():
+            return revision  # a commit already
+        branch = self._cached_repository / "refs" / revision
+        return branch.read_text(encoding="utf-8").strip() if branch.is_file() else None
+
+    def cached_names(self, commit: str) -> list[str]:
+        """Return the names of a commit's files in the hub's cache, without those of its subfolders."""
+        folder = self._cached_repository / "snapshots" / commit
+        return sorted(path.name for path in folder.glob("*"))
 
     def check(self) -> None:
         """Check that the place can be reached and that it does not ask for code to be run without consent.
@@ -192,6 +208,7 @@ class Source:
         self.check()
         with unasked():
             if not self.folder:
+                reachable()  # else the library asks for each file again and again
                 yield {
                     "pretrained_model_name_or_path": self.name,
                     "revision": self.commit,

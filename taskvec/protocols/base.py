@@ -56,13 +56,15 @@ class Learning:
 class Composed:
     """A model to ask: signed vectors under the run's merge, or as their plain sum where ``merge`` is False.
 
-    ``coefficients`` says whether one coefficient scales all vectors or each has its own. ``forward`` overrides the
-    vectors' forward mode (post hoc linearisation).
+    ``coefficients`` says whether one coefficient scales all vectors or each has its own. ``apart`` names the tasks that
+    the vectors answer for, each in a model of its own. ``forward`` overrides the vectors' forward mode (post hoc
+    linearisation).
     """
 
     vectors: tuple[tuple[float, Vector], ...] = ()
     merge: bool = False
     coefficients: Literal["shared", "per_task"] = "shared"
+    apart: tuple[str, ...] = ()
     forward: ForwardMode | None = None
     learning: Learning | None = None
 
@@ -126,12 +128,16 @@ class Cell:
 
 
 class Ask(Typed):
-    """What a protocol builds its cells with: the suite, the grid of coefficients, and vectors by expression."""
+    """What a protocol builds its cells with: the suite, the grid of coefficients, and vectors by expression.
+
+    ``learns`` says whether the run's merge is learned, ``late`` names the transforms that stand after it.
+    """
 
     suite: Suite
     grid: tuple[float, ...]
     backbone: Any
     learns: bool
+    late: tuple[str, ...]
 
     def vector(
         self, task: str, among: Sequence[str] | None = None, without: tuple[str, ...] = ()

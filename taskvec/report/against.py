@@ -73,9 +73,7 @@ class Comparison:
 
     def outside(self, tolerance: float) -> dict[str, float]:
         """Return the deviations, in points, that exceed a tolerance."""
-        return {
-            name: points for name, points in self.deviations.items() if abs(points) > tolerance
-        }
+        return {name: points for name, points in self.deviations.items() if abs(points) > tolerance}
 
     def text(self, style: str = "md") -> str:
         """Return the table in a style of :mod:`taskvec.report.render`."""

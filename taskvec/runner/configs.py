@@ -20,7 +20,7 @@ from taskvec import registry
 from taskvec.config import Config, Seeded
 from taskvec.errors import UserError
 
-INCLUDE = "TASKVEC_INCLUDE"
+INCLUDE, CONFIG_DIR = "TASKVEC_INCLUDE", "TASKVEC_CONFIG_DIR"
 PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts", "published"})
 
 
@@ -33,13 +33,19 @@ def conf_dir() -> Path:
 
 def included() -> list[Path]:
     """Return the user's own folders and files, from ``--include`` and the environment."""
-    places = os.environ.get(INCLUDE, "").split(os.pathsep)
+    return _places(INCLUDE)
+
+
+def _places(variable: str) -> list[Path]:
+    """Return the paths that a variable of the environment lists."""
+    places = os.environ.get(variable, "").split(os.pathsep)
     return [Path(place).expanduser().resolve() for place in places if place]
 
 
 def search_dirs() -> list[Path]:
-    """Return the config folders, the user's first."""
-    return [path for path in included() if path.is_dir()] + [conf_dir()]
+    """Return the config folders, the user's first: those of ``--include``, then those of ``--config-dir``."""
+    own = [path for path in included() + _places(CONFIG_DIR) if path.is_dir()]
+    return [*own, conf_dir()]
 
 
 def register_all() -> None:
@@ -48,6 +54,9 @@ def register_all() -> None:
     Raises:
         UserError: if an included path is missing or a file of it fails to import.
     """
+    for path in _places(CONFIG_DIR):
+        if not path.is_dir():
+            raise UserError(f"--config-dir {path}: no such folder")
     Plugins.instance().register(UserFolders)
     registry.load_builtin()
     for path in included():

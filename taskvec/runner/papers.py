@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from taskvec.errors import UserError
 from taskvec.graph.run import RunConfig
 from taskvec.registry import did_you_mean
+from taskvec.report.against import Comparison, against
 from taskvec.report.published import Published
+from taskvec.report.runs import Run, find_results
 from taskvec.runner import compose, explain, scale
 from taskvec.runner.configs import options
-from taskvec.runner.expand import expand, unions
+from taskvec.runner.expand import expand, experiments, unions
+from taskvec.runner.folder import RunFolder
+from taskvec.runner.survey import state_of
+from taskvec.text import printable_lines
 
 FOLDER = "papers/"
 
@@ -68,3 +74,69 @@ def paper_table(name: str, words: Sequence[str] = ()) -> PaperTable:
     jobs = [compose.resolve(compose.compose(job)) for job in jobs_of(name, words)]
     chosen, _ = scale.taken(words)
     return PaperTable(name.removeprefix(FOLDER), published, tuple(jobs), chosen)
+
+
+def comparison(table: PaperTable, runs: Iterable[Run]) -> Comparison:
+    """Return a table with the numbers of some finished runs beside the published ones."""
+    choices = scale.load(table.scale).choices if table.scale else None
+    return against(table.name, table.published, table.jobs, runs, choices)
+
+
+def told(table: PaperTable, found: Comparison, style: str = "md") -> list[str]:
+    """Return a comparison as text: the table, and what is to be said of it, one line each."""
+    lines = [f"{table.name}: {table.published.title}", "", found.text(style), ""]
+    lines += found.remarks()
+    if found.not_run:
+        words = f" scale={table.scale}" if table.scale else ""
+        lines.append(f"`taskvec -m experiment={FOLDER}{table.name}{words}` runs them")
+    if table.scale:
+        lines.append(
+            f"scale={table.scale}: ours are of other models and data than theirs, so nothing deviates"
+        )
+    if table.published.note:
+        lines.append(f"note: {table.published.note}")
+    lines.append(f"source: {table.published.source}")
+    return lines + outside(table, found)
+
+
+def outside(table: PaperTable, found: Comparison) -> list[str]:
+    """Return a line that names the cells beyond the table's tolerance, none where it holds or there is none."""
+    tolerance = table.published.tolerance
+    far = found.outside(tolerance) if tolerance else {}
+    if not far:
+        return []
+    cells = ", ".join(f"{name} {points:+.1f}" for name, points in far.items())
+    return [f"beyond {tolerance:g} points: {cells}"]
+
+
+def beside(overrides: Sequence[str]) -> int:
+    """Print the published tables that a finished sweep reproduces, and return 1 if one exceeds its tolerance."""
+    status = 0
+    for name in _reproduced(overrides):
+        words = [word for word in overrides if not word.startswith("experiment=")]
+        table = paper_table(name, words)
+        found = comparison(table, finished({config.root for config in table.jobs}))
+        text = "\n".join(["", *told(table, found)])
+        print(printable_lines(text))
+        status = max(status, int(bool(outside(table, found))))
+    return status
+
+
+def finished(roots: Iterable[Path]) -> list[Run]:
+    """Return the finished runs below some outputs folders."""
+    try:
+        return find_results(sorted(roots), _standing)
+    except UserError:
+        return []  # no run is finished
+
+
+def _standing(folder: Path) -> str:
+    state, _ = state_of(RunFolder(folder))
+    return state
+
+
+def _reproduced(overrides: Sequence[str]) -> list[str]:
+    """Return the published tables among the experiments that a command line names."""
+    named = [word for word in overrides if word.startswith("experiment=")]
+    chosen = experiments(named[-1]) if named else []
+    return [name for name in chosen if name.startswith(FOLDER)]

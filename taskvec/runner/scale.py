@@ -1,4 +1,4 @@
-"""``scale=NAME``: the jobs of a published table on smaller models and suites, by the rules of ``conf/scale/NAME.yaml``."""
+"""``scale=NAME``: a published table's jobs on smaller models and suites, by the rules of ``conf/scale/NAME.yaml``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def taken(overrides: Sequence[str]) -> tuple[str | None, Job]:
     named = [word.removeprefix(WORD) for word in overrides if word.startswith(WORD)]
     others = [word for word in overrides if not word.startswith(WORD)]
     return (named[-1] if named else None), others
+
+
+def refuse(overrides: Sequence[str]) -> None:
+    """Check that no scale is asked for.
+
+    Raises:
+        UserError: if one is: Hydra's own launchers and sweepers know none.
+    """
+    name, _ = taken(overrides)
+    if name is not None:
+        raise UserError(
+            f"scale={name}: Hydra's launchers and sweepers do not know it; use sweep.jobs"
+        )
 
 
 @cache

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, quoting
+from taskvec.runner import compose, papers, quoting, scale
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -35,10 +35,7 @@ def one(overrides: Sequence[str]) -> int:
         UserError: for input that cannot be worked with.
     """
     in_sweep = IN_SWEEP in os.environ
-    composed = compose.compose(overrides)
-    if composed.node.parts and not in_sweep:
-        raise UserError("the experiment is a union of sweeps; start it with -m")
-    config = compose.resolve(composed)
+    config = single(overrides, in_sweep=in_sweep)
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
         return 1  # the reason is logged and recorded
@@ -48,6 +45,18 @@ def one(overrides: Sequence[str]) -> int:
         text = f"{run_table(outcome.result)}\n\n{RunFolder.of(config).path}/result.json"
         print(printable_lines(text))
     return 0
+
+
+def single(overrides: Sequence[str], *, in_sweep: bool = False) -> RunConfig:
+    """Return the config of one run.
+
+    Raises:
+        UserError: for input that cannot be worked with, and an experiment that is several sweeps.
+    """
+    composed = compose.compose(overrides)
+    if composed.node.parts and not in_sweep:
+        raise UserError("the experiment is a union of sweeps; start it with -m")
+    return compose.resolve(composed)
 
 
 def many(overrides: Sequence[str]) -> int:
@@ -70,6 +79,7 @@ def many(overrides: Sequence[str]) -> int:
     log.info("%d jobs", len(jobs))
     status = 0
     if any(word.startswith(PLUGINS) for word in overrides):
+        scale.refuse(overrides)
         for words in sweeps:
             status = max(status, hydra(["--multirun", *map(grouped, words)]))
     elif local == SweepConfig():
@@ -77,7 +87,8 @@ def many(overrides: Sequence[str]) -> int:
             execute(config, tuple(words), refuse=False)
     else:
         run_processes([words for _, words in jobs.values()], local)
-    return summary([config for config, _ in jobs.values()]) or status
+    status = summary([config for config, _ in jobs.values()]) or status
+    return max(status, papers.beside(overrides))
 
 
 def at_home(word: str) -> str:

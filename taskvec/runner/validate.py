@@ -13,6 +13,7 @@ from taskvec.graph.nodes.head import InitialHead
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.store import Store
+from taskvec.runner.remotes import check_fetched, check_known
 
 CHECKPOINT_COPIES = 3  # parameters and AdamW's two moments
 
@@ -32,6 +33,7 @@ def _checked(config: RunConfig, plan: Plan) -> None:
         readable(config, name, backbone)
     compatible(config)
     config.protocol.check(config.suite)
+    check_known(config)
     for backbone in backbones(config).values():
         backbone.check()
         backbone.check_inputs()
@@ -42,12 +44,13 @@ def _checked(config: RunConfig, plan: Plan) -> None:
 
 
 def room(config: RunConfig, plan: Plan) -> None:
-    """Check the output folder and the disk.
+    """Check the output folder, the disk, and that what the hub gives is here or within reach.
 
     Raises:
         UserError: naming the remedy.
     """
     writable(config.root)
+    check_fetched(config, plan)
     enough_disk(config, plan)
 
 
@@ -190,14 +193,17 @@ def enough_disk(config: RunConfig, plan: Plan) -> None:
         UserError: with the bytes needed and free.
     """
     store = Store(config.root / "store")
-    missing = [
-        node for node in plan.nodes if node.kind in ("vector", "statistic") and not store.has(node)
-    ]
-    weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
-    need = weights * (len(missing) + CHECKPOINT_COPIES) if missing else 0
+    missing = [node.copies for node in plan.nodes if node.copies and not store.has(node)]
+    need = bytes_of(config, sum(missing))
     free = shutil.disk_usage(config.root).free
     if need > free:
         raise UserError(
-            f"outputs: {len(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
+            f"outputs: {sum(missing)} vectors and statistics need about {need / 1e6:,.1f} MB, {config.root} has "
             f"{free / 1e6:,.1f} MB; set outputs=FOLDER on another disk or free space with `taskvec store prune`"
         )
+
+
+def bytes_of(config: RunConfig, count: int) -> int:
+    """Return about how many bytes some vectors and statistics take, and one training checkpoint beside them."""
+    weights = max(backbone.weight_bytes() for backbone in backbones(config).values())
+    return weights * (count + CHECKPOINT_COPIES) if count else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -47,3 +47,32 @@ class Callback(Protocol):
 
     def load(self, state: State) -> None:
         """Take up a remembered state."""
+
+
+class Kept:
+    """Keeps the leaves, on the CPU, after each of some shares of the training."""
+
+    def __init__(self, leaves: Mapping[str, Tensor], shares: Sequence[float]):
+        self.leaves, self.shares = leaves, shares
+        self.found: dict[float, dict[str, Tensor]] = {}
+
+    def __call__(self, moment: Moment) -> None:
+        """Keep the leaves if a share of the training ends here, at least one step of it."""
+        for share in self.shares:
+            if moment.done == max(1, round(share * moment.total)):
+                self.found[share] = self._now()
+
+    def at(self, share: float) -> dict[str, Tensor]:
+        """Return the leaves of a share; those of the end where training ended before."""
+        return self.found.get(share) or self._now()
+
+    def state(self) -> State:
+        """Return what was kept so far."""
+        return {repr(share): leaves for share, leaves in self.found.items()}
+
+    def load(self, state: State) -> None:
+        """Take up what was kept before."""
+        self.found = {float(share): dict(leaves) for share, leaves in state.items()}
+
+    def _now(self) -> dict[str, Tensor]:
+        return {name: leaf.detach().to("cpu", copy=True) for name, leaf in self.leaves.items()}

@@ -6,8 +6,10 @@ as it is there.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -37,6 +39,12 @@ class Weights:
             if name in self.start:
                 leaves[name] += self.start[name]
         return leaves
+
+    def at(self, leaves: Mapping[str, Tensor]) -> Self:
+        """Return the same with the values of other leaves, of which it takes its own by name."""
+        other = copy.copy(self)
+        other.leaves = {name: leaves[name].to(leaf) for name, leaf in self.leaves.items()}
+        return other
 
     def parameters(self) -> dict[str, Tensor]:
         """Return theta by name, where it is not theta_0."""

@@ -54,10 +54,13 @@ class Composition(ABC):
 
 
 class Scaled(Composition):
-    """theta_0 + alpha * tau: the composition of every merge that yields one merged vector."""
+    """theta_0 + alpha * tau: the composition of every merge that yields one merged vector.
 
-    def __init__(self, base: Tensors, merged: TaskVector):
-        self.base, self.merged = base, merged
+    ``heads`` are those, by task, that belong to tau alone.
+    """
+
+    def __init__(self, base: Tensors, merged: TaskVector, heads: Tensors | None = None):
+        self.base, self.merged, self.heads = base, merged, heads or {}
 
     def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return theta_0 + alpha * tau; the task makes no difference."""
@@ -67,6 +70,10 @@ class Scaled(Composition):
         """Return tau; the task makes no difference."""
         self.merged = self.merged.materialised()  # it is looked at with every batch
         return self.merged
+
+    def readout(self, task: str) -> Tensors:
+        """Return the head that belongs to tau, if there is one."""
+        return {"head": self.heads[task]} if task in self.heads else {}
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the deltas of tau."""

@@ -26,6 +26,8 @@ from taskvec.needs import (
 from taskvec.protocols.base import Learning
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taskvec.vectors.composition import Composition
 
 
@@ -62,6 +64,11 @@ class CompositionNode(Node):
         )
         name = "sum" if self.merge is None else self.merge.kind
         return f"{name} of {'+'.join(tasks) if tasks else 'nothing'}"
+
+    @property
+    def models(self) -> str:
+        """Whether there is one model for all tasks or one per task."""
+        return "one" if self.merge is None else self.merge.models
 
     def sees(self) -> Iterable[Examples]:
         """Return the examples that it is learned on, and those among the merge's needs."""
@@ -100,7 +107,11 @@ class CompositionNode(Node):
                 return self.merge.compose(base, signed, self.given(work))
         if self.separate:
             return Summed(base, {vector.tasks[0]: vector.delta for vector in signed})
-        return Scaled(base, sum((vector.delta for vector in signed), TaskVector({})))
+        heads: dict[str, Tensor] = {}
+        for node in self.vectors:
+            for task, head in node.heads(work).items():
+                heads[task] = head.to(work.device)
+        return Scaled(base, sum((vector.delta for vector in signed), TaskVector({})), heads)
 
     def compute(self, work: Work) -> Content:
         """Learn the composition."""
@@ -123,6 +134,28 @@ class CompositionNode(Node):
             made = self.make(work)
         made.forward = self.mode
         return made
+
+
+@dataclass(frozen=True, eq=False)
+class Apart(CompositionNode):
+    """A model for each of ``tasks``: theta_0 + alpha times its own vector, one coefficient for all."""
+
+    kind: ClassVar[str] = "apart"
+
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> str:
+        """One per task."""
+        return "per_task"
+
+    def make(self, work: Work) -> Composition:
+        """Give each task its vector."""
+        from taskvec.vectors.composition import PerTask
+
+        deltas = [vector.delta for vector in self.signed(work)]
+        own = dict(zip(self.tasks, deltas, strict=True))
+        return PerTask(self.base.value(work).parameters, own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ class StatisticNode(Node):
     """
 
     kind: ClassVar[str] = "statistic"
+    copies: ClassVar[int] = 1
 
     what: Statistic
     base: Base

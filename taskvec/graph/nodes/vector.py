@@ -15,12 +15,17 @@ from taskvec.graph.nodes.head import HEAD
 from taskvec.needs import Examples, ForwardMode, Need, Scope, Tuned, Vector, label_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskvec.finetune.base import Learned
     from taskvec.vectors import TaskVector
 
 
 @dataclass(frozen=True, eq=False)
 class VectorNode(Node):
     """A vector on some base weights; ``mode`` is the forward mode it is evaluated in."""
+
+    copies: ClassVar[int] = 1
 
     kind: ClassVar[str] = "vector"
 
@@ -46,6 +51,10 @@ class VectorNode(Node):
             name: tensor for name, tensor in content.tensors.items() if not name.startswith(HEAD)
         }
         return TaskVector.unpack(deltas, content.meta["vector"], base_hash=self.base.hash(work))
+
+    def heads(self, work: Work) -> dict[str, Tensor]:
+        """Return the heads, by task, that belong to this vector alone; empty where the task's own head serves."""
+        return {}
 
     def packed(self, work: Work, vector: TaskVector, more: Mapping[str, Any]) -> Content:
         """Return a vector's content with what it was made from."""
@@ -77,6 +86,15 @@ class TunedVector(VectorNode):
 
     def compute(self, work: Work) -> Content:
         """Fine-tune."""
+        learned = self.learned(work)
+        content = self.packed(
+            work, learned.vector, {"curve": learned.curve, "report": learned.report}
+        )
+        heads = {HEAD + task: head.cpu() for task, head in learned.heads.items()}
+        return Content({**content.tensors, **heads}, content.meta)
+
+    def learned(self, work: Work, kept: tuple[float, ...] = ()) -> Learned:
+        """Return what the method learns, and its course at some shares of the training."""
         given = Given(
             work, self.scope, self.needed, self.base, self.base, f"finetune={self.method.kind}",
             seed=self.method.seed or 0,
@@ -86,14 +104,10 @@ class TunedVector(VectorNode):
             views={task: rows.value(work) for task, rows in self.views.items()},
             start=None if self.start is None else self.start.value(work),
             ascend=self.ascend,
+            kept=kept,
         )  # fmt: skip
         with untouched(self.method, f"finetune={self.method.kind}", work, self.base):
-            learned = self.method.learn(given)
-        content = self.packed(
-            work, learned.vector, {"curve": learned.curve, "report": learned.report}
-        )
-        heads = {HEAD + task: head.cpu() for task, head in learned.heads.items()}
-        return Content({**content.tensors, **heads}, content.meta)
+            return self.method.learn(given)
 
 
 @dataclass(frozen=True, eq=False)

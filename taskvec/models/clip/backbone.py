@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from taskvec.data.files import sha256
 from taskvec.data.prompt import Prompt
+from taskvec.data.remote import Remote, reachable
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
 from taskvec.models.base import Ability, Backbone, Model, first_broken
@@ -27,10 +27,12 @@ from taskvec.models.clip.config import (
     trained_with_quick_gelu,
     vision_config,
 )
+from taskvec.models.clip.preprocessing import folder_preprocessing
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
 from taskvec.models.layers import Heads, LinearLayer
+from taskvec.models.remote import tagged_files, tokenizer_files
 from taskvec.models.sources import Source, one_line
 from taskvec.models.spaces import Spaces
 from taskvec.registry import register
@@ -135,6 +137,15 @@ class Clip(Backbone):
         )
         return Source(repository, key="backbone.pretrained") if repository else None
 
+    def remotes(self) -> list[Remote]:
+        """Return a tag's weights, and the text side's files where they are of the hub."""
+        self.vision  # noqa: B018 (an unknown architecture is told as one)
+        found = [tagged_files(self.tagged, self.download_mb)] if self.tagged else []
+        for source in (self.text.tokenizer, self.text.tower):
+            if source and not source.folder:
+                found.append(tokenizer_files(source))
+        return found
+
     def identity(self) -> dict[str, Any]:
         """Return the settings with checksums or the hub's commits in place of paths."""
         settings = super().identity() | {
@@ -166,35 +177,12 @@ class Clip(Backbone):
         Raises:
             UserError: for a value that cannot be worked with.
         """
-        stored = {}
-        if self.folder:
-            stored = (
-                json.loads((self.folder / FOLDER_CONFIG).read_text(encoding="utf-8")).get(
-                    "preprocess_cfg"
-                )
-                or {}
-            )
-        if not isinstance(stored, Mapping):
-            raise UserError(
-                f"{self.folder / FOLDER_CONFIG}: preprocess_cfg must be a mapping, got {stored!r}"
-            )
-        found = {key: stored.get(key, value) for key, value in defaults.items()}
-        for key in found.keys() & {"mean", "std"}:
-            values = found[key] if isinstance(found[key], list) else []
-            numbers = [
-                value for value in values if isinstance(value, int | float) and isfinite(value)
-            ]
-            if len(numbers) != 3 or len(values) != 3 or key == "std" and min(numbers) <= 0:
-                rule = "three positive numbers" if key == "std" else "three numbers"
-                raise UserError(
-                    f"{self.folder / FOLDER_CONFIG}: {key} must be {rule}, got {found[key]!r}"
-                )
-        for key in found.keys() & {"interpolation", "resize_mode"}:
-            if found[key] not in (known := get_args(type(self).model_fields[key].annotation)):
-                raise UserError(
-                    f"{self.folder / FOLDER_CONFIG}: {key} {found[key]!r} (only {' or '.join(known)})"
-                )
-        return found
+        if not self.folder:
+            return dict(defaults)
+        fields = type(self).model_fields
+        choices = ("interpolation", "resize_mode")
+        allowed = {key: get_args(fields[key].annotation) for key in choices}
+        return folder_preprocessing(self.folder / FOLDER_CONFIG, defaults, allowed)
 
     def linear_layers(self) -> list[LinearLayer]:
         """Return the image tower's linear layers in the order of the forward pass."""
@@ -323,6 +311,8 @@ class Clip(Backbone):
         """
         from taskvec.models.clip.zero_shot import load_open_clip
 
+        if self.remotes():
+            reachable()  # else the library asks for each file again and again
         try:
             quick = self.vision.activation == "quick_gelu"
             checkpoint = None if self.folder else self.weights

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from taskvec.data.prompt import Prompt
+from taskvec.data.remote import Remote
 from taskvec.errors import UserError
 from taskvec.models.base import Backbone, Recipe, first_broken
 from taskvec.models.language.files import Header, ModelSource, find_layout
 from taskvec.models.language.spaces import language_spaces
 from taskvec.models.layers import LinearLayer
 from taskvec.models.lm_layouts import Heads, Layout, Style
+from taskvec.models.remote import language_model_files, tokenizer_files
 from taskvec.models.sources import (
     CONFIG,
     TOKENIZER,
@@ -163,6 +165,15 @@ class LanguageModel(Backbone):
 
     def _header(self, config: Mapping[str, Any]) -> Header:
         return Header(find_layout(config, self.style), config, tuple(self.source.weights.values()))
+
+    def remotes(self) -> list[Remote]:
+        """Return the model and, where it is elsewhere, the tokenizer."""
+        found = []
+        if not self.source.folder:
+            found.append(language_model_files(self.source, self.download_mb))
+        if self.tokenizer and not self.tokenizer_source.folder:
+            found.append(tokenizer_files(self.tokenizer_source))
+        return found
 
     def weight_bytes(self) -> int:
         """Return the size of the editable float32 parameters in bytes; 0 for a model of the hub not cached yet."""

@@ -1,0 +1,90 @@
+"""Rows of an experiment's runs, and their paired difference to one of them, as a table of comma-separated values.
+
+Usage: python experiments/against.py EXPERIMENT ROW[@KEY=VALUE...] [--by KEY ...] [--row ROW] [--where KEY=VALUE ...]
+       [--outputs FOLDER] [--output FILE]
+
+One line for each group of equal ``by`` keys: seeds, mean accuracy and its sample standard deviation over them, mean
+coefficient, and the mean difference to the reference with a 95 % interval over test items and seeds, in points. The
+reference of a group is the row that has the group's keys but for those that the reference sets itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskvec.report.compare import Line, Pairs, Side, difference, grouped, lines_of, seed_keys
+from taskvec.report.runs import find_results
+
+COLUMNS = ("seeds", "accuracy", "deviation", "alpha", "difference", "low", "high")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the table."""
+    options = read(arguments)
+    where = dict(word.split("=", 1) for word in options.where)
+    where["experiment"] = options.experiment
+    runs = find_results([options.outputs])
+    lines = [line for line in lines_of(runs) if line.says(where)]
+    reference = Side.parse(options.reference)
+    table = against(lines, options.row, reference, options.by)
+    with open(options.output, "w", newline="") if options.output else sys.stdout as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*options.by, *COLUMNS])
+        writer.writerows(table)
+    return 0
+
+
+def read(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment")
+    parser.add_argument("reference", metavar="ROW[@KEY=VALUE...]")
+    parser.add_argument("--by", nargs="+", default=["backbone", "merge"])
+    parser.add_argument("--row", default="merged")
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args(arguments)
+
+
+def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str]) -> list[list[str]]:
+    """Return the lines of the table, those of highest accuracy first."""
+    seeds = sorted(seed_keys(lines))
+    own = [line for line in lines if line.row.row == row]
+    shared = [key for key in by if key not in reference.where]
+    references = grouped(reference.of(lines, {}), shared, seeds)
+    found = []
+    for group, rows in grouped(own, by, seeds).items():
+        keys = dict(zip(by, group, strict=True))
+        peers = references.get(tuple(keys[key] for key in shared), {})
+        pairs = [(line, peers[seed]) for seed, line in rows.items() if seed in peers]
+        found.append([*group, *numbers(list(rows.values()), pairs)])
+    place = len(by) + COLUMNS.index("accuracy")
+    return sorted(found, key=lambda line: (line[: len(shared)], -float(line[place])))
+
+
+def numbers(rows: Sequence[Line], pairs: Pairs) -> list[str]:
+    """Return what :data:`COLUMNS` names of one group."""
+    accuracies = [100 * line.row.mean("accuracy") for line in rows]
+    deviation = f"{statistics.stdev(accuracies):.2f}" if len(rows) > 1 else ""
+    alphas = [line.row.alpha for line in rows if line.row.alpha is not None]
+    alpha = f"{statistics.mean(alphas):.2f}" if alphas else ""
+    shown = [str(len(rows)), f"{statistics.mean(accuracies):.2f}", deviation, alpha]
+    return shown + gap(pairs)
+
+
+def gap(pairs: Pairs) -> list[str]:
+    """Return the mean difference and the ends of its interval in points; nothing without a pair."""
+    if not pairs:
+        return ["", "", ""]
+    found = difference((), pairs, "accuracy").interval
+    return [f"{100 * value:+.2f}" for value in (found.mean, found.low, found.high)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -27,6 +27,7 @@ VERBS = {
     "show": "print the resolved config of a command, without running it",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
+    "papers": "list published tables: command, what each needs and has, runs done, cost",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
     "status": "say which runs are done, running, failed or stale",

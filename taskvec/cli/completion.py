@@ -16,8 +16,8 @@ _taskvec() {{
     local verbs="{verbs}"
     COMPREPLY=()
     [ "$COMP_CWORD" -eq 1 ] && COMPREPLY=($(compgen -W "$verbs" -- "$word"))
-    case " ${{COMP_WORDS[1]}} " in
-        *" table "*|*" status "*|*" retry "*|*" store "*|*" doctor "*|*" list "*|*" completion "*) return ;;
+    case "${{COMP_WORDS[1]}}" in
+        table|papers|status|retry|store|doctor|list|completion) return ;;
     esac
     line="${{line/taskvec run/taskvec}}"; line="${{line/taskvec show/taskvec}}"
     line="${{line/taskvec prefetch/taskvec}}"

@@ -23,15 +23,20 @@ Numbers = tuple[float, ...]
 Matrix = tuple[Numbers, ...]
 Curves = Annotated[dict[str, tuple[Point, ...]], Field(max_length=FEW)]
 Groups = Annotated[dict[str, Numbers], Field(max_length=FEW)]
+Marks = Annotated[dict[str, tuple[str, str, str]], Field(max_length=FEW)]
 
 
 class Picture(Config):
-    """What all pictures have: a title, the names of the axes, and the unit of the numbers (as metrics name it)."""
+    """What all pictures have: a title, the names of the axes, and the unit of the numbers (as metrics name it).
+
+    ``marks`` hold colour, marker and dash of names that are to look the same in every picture, in Plotly's words.
+    """
 
     title: str = ""
     x: str = ""
     y: str = ""
     unit: str = "number"
+    marks: Marks = {}
 
     def data(self) -> dict[str, Any]:
         """Return the picture as JSON values, for a report."""
@@ -42,11 +47,13 @@ class Lines(Picture):
     """Curves by name as points (x, y): ``series`` on the left axis, ``beside`` on a right axis of its own unit.
 
     ``strong`` names are drawn thick, ``dotted`` ones dotted. ``chosen`` marks a place of the x axis, ``excluded`` those
-    where nothing finite came out.
+    where nothing finite came out. ``low`` and ``high`` hold the ends of the intervals of a name's points.
     """
 
     figure: Literal["lines"] = "lines"
     series: Curves
+    low: Curves = {}
+    high: Curves = {}
     scale: Literal["linear", "log"] = "linear"
     beside: Curves = {}
     beside_y: str = ""
@@ -58,19 +65,45 @@ class Lines(Picture):
 
 
 class Bars(Picture):
-    """Numbers by label, side by side for each name of ``series``."""
+    """Numbers by label, side by side for each name of ``series``, with the ends of their intervals where given.
+
+    A number without an interval has itself at both ends.
+    """
 
     figure: Literal["bars"] = "bars"
     labels: Labels
     series: Groups
+    low: Groups = {}
+    high: Groups = {}
 
     @model_validator(mode="after")
     def _shapes(self) -> Bars:
-        wanted = len(self.labels)
-        for name, values in self.series.items():
-            if len(values) != wanted:
-                raise ValueError(f"{name} has {len(values)} numbers for {wanted} labels")
+        for groups in (self.series, self.low, self.high):
+            _check_groups(groups, len(self.labels))
         return self
+
+
+class Radar(Picture):
+    """Numbers on spokes from a common centre, a spoke per label, a closed line for each name of ``series``."""
+
+    figure: Literal["radar"] = "radar"
+    labels: Labels
+    series: Groups
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Radar:
+        _check_groups(self.series, len(self.labels))
+        return self
+
+
+class Points(Picture):
+    """Places (x, y) by name, with the ends of the intervals of y where given."""
+
+    figure: Literal["points"] = "points"
+    series: Curves
+    low: Curves = {}
+    high: Curves = {}
+    scale: Literal["linear", "log"] = "linear"
 
 
 class Heat(Picture):
@@ -109,7 +142,7 @@ class Surface(Picture):
         return self
 
 
-Panel = Lines | Bars | Heat | Surface
+Panel = Lines | Bars | Radar | Points | Heat | Surface
 _PANELS: TypeAdapter[Any] = TypeAdapter(Annotated[Panel, Field(discriminator="figure")])
 
 
@@ -120,6 +153,12 @@ def panel(data: Any) -> Panel:
         ValidationError: if it is none.
     """
     return _PANELS.validate_python(data)
+
+
+def _check_groups(groups: Groups, wanted: int) -> None:
+    for name, values in groups.items():
+        if len(values) != wanted:
+            raise ValueError(f"{name} has {len(values)} numbers for {wanted} labels")
 
 
 def _check(values: Matrix, rows: int, columns: int) -> None:

@@ -131,7 +131,7 @@ def serve() -> None:
         print(reply, file=replies, flush=True)
 
 
-def _wait(pid: int, timeout: float = 120) -> int:
+def _wait(pid: int, timeout: float = 300) -> int:
     deadline = time.monotonic() + timeout
     while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
         if time.monotonic() > deadline:
@@ -150,10 +150,14 @@ def _fork(message: dict[str, Any]) -> int:
     code = 70
     try:
         from taskvec.cli import main
+        from taskvec.runner import signals
 
+        # As the command itself does it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if message["accident"]:
             Accident(folder, **message["accident"]).install()
         code = main(message["arguments"])
+        signals.end_in_silence()
     except BaseException:
         import traceback
 

@@ -126,6 +126,9 @@ def choices() -> dict[str, list[Choice]]:
 
 def _finetunes() -> Iterator[Choice]:
     for entry in registry.entries("finetune"):
+        # imported vectors go wherever those of full fine-tuning do
+        if entry.name == "stored":
+            continue
         yield Choice(entry.name, (f"finetune={entry.name}",))
     yield Choice("full (LoRA)", ("finetune=full", "finetune.select=lora", "finetune.rank=2"))
 

@@ -15,6 +15,7 @@ from taskvec import registry
 
 # Components that need a run to say anything: the golden runs and tests of their own watch them.
 WATCHED_ELSEWHERE = {
+    "finetune": {"stored"},
     "merge": {"adamerging", "atlas", "fisher", "none", "norms", "regmean", "regmean_pp"},
     "question": {"harness", "pseudo_labels"},
     "objective": {"negation", "sar", "simclr", "ufm"},

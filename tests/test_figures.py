@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
+from report_world import synthetic, template
+from scipy.stats import t as student
 
 from taskvec import cli
 from taskvec.errors import UserError
 from taskvec.graph.result import Result
 from taskvec.panel import Bars, Heat, Lines, Surface, panel
 from taskvec.protocols.rows import Criterion, Metric, Row, metric
-from taskvec.report.figures import PAINTERS, draw, number
+from taskvec.report.drawing import number
+from taskvec.report.figures import PAINTERS, draw, paint
+from taskvec.report.leaderboard import leaderboard
 from taskvec.report.panels import panels
+from taskvec.report.paper import Paper
 from taskvec.report.runs import find_results
+from taskvec.report.summary import KINDS, picture
+from taskvec.report.table import table
+from taskvec.report.trend import trends
 
 GRID = [-1.0, 0.0, 0.5, 1.0, 2.0]
 OLD = Path(__file__).resolve().parent / "fixtures" / "results_1"
@@ -292,3 +302,146 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture):
         assert cli.main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("taskvec: error: ") and error.count("\n") == 1
+
+
+# --- many runs ------------------------------------------------------------------------------------------------------
+
+
+def along(ratio: float, seed: int, *rows: Row) -> Result:
+    config = {"transform": {"pave": {"ratio": ratio}}, "seed": seed, "method": "pave"}
+    name = f"pave-{ratio}-{seed}"
+    about = {"run_id": name, "fingerprint": name, "config": config}
+    return result(*rows).model_copy(update=about)
+
+
+def accuracies(merged: float, zero: float = 0.2) -> tuple[Row, Row]:
+    metrics = {"accuracy": metric({"a": merged}), "gain": metric({"a": merged - zero})}
+    start = Row(row="zero_shot", metrics={"accuracy": metric({"a": zero})})
+    return start, Row(row="merged", metrics=metrics)
+
+
+def test_a_trend_is_the_mean_over_seeds_and_its_interval_along_a_setting():
+    runs = [along(0.9, 0, *accuracies(0.5)), along(0.5, 0, *accuracies(0.4))]
+    runs += [along(0.5, 1, *accuracies(0.6)), along(0.9, 1, *accuracies(0.5))]
+    named = ["accuracy", "gain"]
+    accuracy, gain = trends(runs, "transform.pave.ratio", ["row"], named, {})
+    assert set(accuracy.series) == {"zero_shot", "merged"}
+    assert accuracy.series["merged"] == ((0.5, pytest.approx(50)), (0.9, pytest.approx(50)))
+    half = 12.706 * 100 * (0.02 / 2) ** 0.5  # Student's t of one degree of freedom
+    assert accuracy.low["merged"][0] == (0.5, pytest.approx(50 - half, rel=1e-3))
+    assert accuracy.high["merged"] == (
+        (0.5, pytest.approx(50 + half, rel=1e-3)),
+        (0.9, pytest.approx(50)),
+    )
+    assert gain.y == "gain, %"
+    assert list(gain.series) == ["merged"]
+    assert len(painted(accuracy).get_lines()) == 2 + 4  # two curves, and intervals at two places
+    (only,) = trends(runs, "transform.pave.ratio", ["row"], None, {"row": "zero_shot"})
+    assert list(only.series) == ["zero_shot"]
+    with pytest.raises(UserError, match="is no number"):
+        trends(runs, "method", ["row"], None, {})
+    with pytest.raises(UserError, match="unknown key"):
+        trends(runs, "transform.pave.ratios", ["row"], None, {})
+
+
+def test_the_verb_over_runs(tmp_path: Path, capsys: pytest.CaptureFixture):
+    pytest.importorskip("matplotlib")
+    for ratio in (0.5, 0.9):
+        run = tmp_path / "outputs" / "runs" / f"run-{ratio}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(along(ratio, 0, *accuracies(ratio)).to_json())
+    words = ["figure", "--over", "transform.pave.ratio", "--outputs", str(tmp_path / "outputs")]
+    target = tmp_path / "trend.svg"
+    assert cli.main([*words, "--stale", "-o", str(target)]) == 0
+    assert target.is_file()
+    for wrong, reason in ((words, "--over wants -o FILE"), (["figure"], "give one RUN")):
+        assert cli.main(wrong) == 2
+        assert reason in capsys.readouterr().err
+
+
+# --- many runs, for a paper -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lines(warm_outputs: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Lines of three methods on two backbones, five seeds each."""
+    root = tmp_path_factory.mktemp("lines")
+    synthetic(root, template(warm_outputs), 30, names=("ties", "dare", "tsv"))
+    return leaderboard(find_results([root]), {"row": "merged"})
+
+
+def test_pictures_of_runs_hold_their_means_and_intervals(lines):
+    bars = picture(lines, "bars", "accuracy")
+    assert sorted(bars.labels) == ["clip_a", "clip_b"] and sorted(bars.series) == [
+        "dare",
+        "ties",
+        "tsv",
+    ]
+    for line in lines:
+        place = bars.labels.index(line.about["backbone"])
+        spread = line.metrics["accuracy"]
+        found = [ends[line.name][place] for ends in (bars.low, bars.series, bars.high)]
+        assert found == [100 * spread.low, 100 * spread.mean, 100 * spread.high]
+    heat = picture(lines, "tasks", "accuracy")
+    assert heat.columns == ("stripes", "corners", "colours") and len(heat.rows) == 6
+    first = lines[0].metrics["accuracy/corners"].mean
+    assert heat.values[0][1] == 100 * first
+    curve = picture(lines, "curves", "accuracy").series["ties · clip_a"]
+    assert [x for x, _ in curve] == sorted(lines[0].curve)
+    assert picture(lines, "seconds", "accuracy").scale == "log"
+
+
+def test_a_name_is_marked_the_same_everywhere(lines, warm_outputs: Path):
+    marks = {line.name: line.mark for line in lines}
+    for kind in ("bars", "radar", "curves", "memory"):
+        found = picture(lines, kind, "accuracy").marks
+        assert found and all(marks[name.split(" · ")[0]] == mark for name, mark in found.items())
+    only = leaderboard([member.run for line in lines for member in line.members], {"merge": "tsv"})
+    assert {line.mark for line in only} == {marks["tsv"]}, "whatever is left out"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_has_the_size_and_letters_of_its_paper(lines, kind: str, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    target = tmp_path / f"{kind}.pdf"
+    paint([picture(lines, kind, "accuracy")], "", target, Paper.of("column", serif=True))
+    text = target.read_bytes()
+    (box,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) ", text)
+    assert (
+        float(box) == pytest.approx(3.25 * 72) and b"STIXGeneral" in text and b"/Type3" not in text
+    )
+    paint(
+        [picture(lines, kind, "accuracy")],
+        "",
+        tmp_path / "again.pdf",
+        Paper.of("column", serif=True),
+    )
+    assert (tmp_path / "again.pdf").read_bytes() == text
+
+
+def test_what_cannot_be_compared_is_one_line(lines):
+    for kind, name, reason in (
+        ("bar", "accuracy", "did you mean"),
+        ("bars", "acuracy", "did you mean 'accuracy'"),
+        ("tasks", "alpha", "by task"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            picture(lines, kind, name)
+    for width in ("wide", "0.1", "nan"):
+        with pytest.raises(UserError, match="--width"):
+            Paper.of(width)
+
+
+def test_a_paper_table_says_what_is_best(warm_outputs: Path, tmp_path: Path):
+    synthetic(tmp_path, template(warm_outputs), 30, names=("ties", "dare", "tsv"))
+    runs = find_results([tmp_path])
+    options = {"where": {"row": "merged"}, "best": True, "interval": True}
+    text = table(runs, ["merge"], ["backbone"], ["accuracy"], "latex", **options)
+    bold = re.findall(r"^ *(\w+) .*textbf", text, re.M)
+    second = re.findall(r"^ *(\w+) .*underline", text, re.M)
+    assert (bold, second) == (["tsv"], ["dare"]) and text.count("textbf{") == 2
+    assert "\\toprule" in text and "$\\pm$" in text
+    values = [run.result.rows[2].mean("accuracy") for run in runs if "tsv" in run.result.run_id]
+    values = [100 * value for value in values[:5]]
+    half = student.ppf(0.975, 4) * np.std(values, ddof=1) / np.sqrt(5)
+    assert f"{np.mean(values):.1f} $\\pm$ {half:.1f}" in text

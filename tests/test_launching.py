@@ -187,6 +187,9 @@ def mine(tmp_path, monkeypatch):
         "finetune/full": schema.format("finetune/full") + "steps: 7\n",
         "experiment/one": "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\nfinetune: {lr: 0.1}\n",
         "experiment/two": "# @package _global_\nparts:\n- {seed: [5, 6], finetune.lr: 0.2}\n",
+        "experiment/picky": "# @package _global_\n"
+        "defaults:\n  - override /merge: ties\n  - override /transform: [pave]\n"
+        "merge: {density: 0.4, dnsity: 1}\ntransform: {pave: {ratio: 0.5}}\n",
         "suite/bomb": "a: &a [x,x,x,x,x,x]\n"
         + "".join(f"k{i}: &k{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20)),
     }
@@ -215,6 +218,21 @@ def test_a_sweep_over_experiments_keeps_the_sweep_of_each(mine):
         (config.experiment, config.seed, config.finetune.lr) for config in map(resolved, jobs)
     )
     assert found == [("one", 0, 0.1), ("one", 1, 0.1), ("two", 5, 0.2), ("two", 6, 0.2)]
+
+
+def test_settings_of_an_option_that_the_command_line_replaces_are_left_out(mine, caplog):
+    words = ["experiment=demo", "tracker=none"]
+    assert resolved(words).tracker.kind == "none"
+    with pytest.raises(UserError, match=r"tracker.mode \(command line\): unknown key"):
+        resolved([*words, "tracker.mode=offline"])
+    own = ["experiment=picky", "~merge.dnsity"]
+    assert resolved(own).merge.density == resolved([*own, "merge=dare"]).merge.density == 0.4
+    for transforms in ("[]", "[identity]"):
+        config = resolved([*own, "merge=tsv", f"transform={transforms}"])
+        assert config.merge.kind == "tsv" and "pave" not in config.transform
+    # A key that no option has is a mistake, whichever is chosen
+    with pytest.raises(UserError, match=r"merge.dnsity \(experiment/picky.yaml\): unknown key"):
+        resolved(["experiment=picky", "merge=tsv"])
 
 
 def resolved(words):

@@ -126,3 +126,15 @@ def test_the_page_is_current(assembly):
         reason = tables.refused(**{first: one, second: other})
         found = reason and matrix.generic(reason, (one.name, other.name))
         assert REFUSED.get((first, one.name, second, other.name)) == found, "run `make matrix-plan`"
+
+
+@pytest.mark.parametrize("family", ["clip", "causal"])
+@pytest.mark.parametrize("transform", ["pave", "pave+theseus"])
+def test_purified_vectors_go_into_every_merge(transform, family, assembly):
+    usual = {"transform": assembly.choice("transform", transform)}
+    usual["family"] = assembly.choice("family", family)
+    merges = [merge for merge in assembly.options["merge"] if not merge.name.startswith("none")]
+    assert len(merges) > 25
+    for merge in merges:  # merge=none takes no vectors
+        reason = assembly.reason(assembly.combination(merge=merge, **usual))
+        assert reason is None, f"{merge.name}: {reason}"

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from taskvec.errors import UserError
+from taskvec.graph.run import RunConfig
+from taskvec.runner import compose
+from taskvec.runner.expand import expand, unions
 from taskvec.transform.subspace.faithful import damped, purified
 from taskvec.transform.subspace.projection import prune, without
 from taskvec.transform.subspace.ranks import allocate, greedy, rounded_rank
@@ -202,3 +205,52 @@ def test_allocations():
     assert by_model["a"] == {"one": rounded_rank(16, share), "two": rounded_rank(8, share)}
     assert allocate(spectra, 0.75, "uniform")["b"] == {"one": 12, "two": 6}
     assert rounded_rank(25, 0.5) == 12  # 12.5 goes to the even number
+
+
+# The authors' settings (spec 1.7): ratio, merge and its coefficient, who takes part
+
+
+GLUE_BUT_COLA = ("sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+GLUE = {
+    ("roberta_base", "emr"): (0.875, 1.0, ("sst2", "qqp", "mnli")),
+    ("roberta_base", "ties"): (0.984375, 0.9, None),
+    ("roberta_base", "task_arithmetic"): (0.96875, 0.3, GLUE_BUT_COLA),
+    ("deberta_v3_base", "emr"): (0.875, 1.0, ("sst2",)),
+    ("deberta_v3_base", "ties"): (0.984375, 0.5, None),
+    ("deberta_v3_base", "task_arithmetic"): (0.96875, 0.1, None),
+}
+
+
+def configs(experiment: str) -> list[RunConfig]:
+    """Return the runs of an experiment, resolved without network."""
+    compose.register_all()
+    found = []
+    for sweep in unions([f"experiment={experiment}"]):
+        found += [compose.resolve(compose.compose(job)) for job in expand(sweep)]
+    return found
+
+
+def test_the_authors_settings_on_glue():
+    runs = configs("pave/authors_glue")
+    assert len(runs) == len(GLUE)
+    for run in runs:
+        pave = run.transform["pave"]
+        ratio, alpha, participants = GLUE[run.choices["backbone"], run.merge.kind]
+        assert (pave.ratio, run.protocol.grid) == (ratio, (alpha,))
+        assert pave.participants == participants
+        assert pave.faithful
+        run.protocol.check(run.suite)
+        assert len(run.suite.tasks) == 8
+    (ties, *_) = [run.merge for run in runs if run.merge.kind == "ties"]
+    assert ties.density == 0.2
+
+
+def test_the_authors_settings_on_images_and_for_llama():
+    for run in configs("pave/authors_vision"):
+        pave = run.transform["pave"]
+        assert (pave.ratio, run.merge.kind) == (0.984375, "emr")
+        assert pave.roles == ("mlp.fc", "mlp.proj")
+    (llama,) = configs("pave/authors_llama")
+    pave = llama.transform["pave"]
+    assert round(4096 * pave.ratio) == 4089
+    assert (pave.damping, pave.tolerance, pave.count_base) == (0.01, 0.01, False)

@@ -72,7 +72,7 @@ def test_image_towers(config):
 
 def test_a_shipped_tower_names_its_spaces_without_its_weights():
     backbone: Backbone = Clip(architecture="pkg://mini_clip_s")
-    assert backbone.spaces().keys() == set(backbone.parameter_names())
+    assert backbone.spaces().keys() == set(backbone.parameter_shapes())
     assert backbone.observed()["residual"] == ("ln_pre", "input")
 
 
@@ -80,6 +80,8 @@ def test_a_shipped_tower_names_its_spaces_without_its_weights():
 def test_language_models(families, name):  # noqa: F811
     family = families(name)
     spaces = Spaces(family.backbone.spaces(), family.backbone.observed())
+    shapes = {name: tuple(weight.shape) for name, weight in family.model.parameters.items()}
+    assert family.backbone.parameter_shapes() == shapes
     lengths = check(spaces, family.model, token_rows())
     assert set(lengths) - set(spaces.observed) == ({"conv"} if name == "deberta_v2_conv" else set())
 

@@ -110,15 +110,16 @@ def test_every_family_runs_shows_its_table_and_resumes(run, outputs, capsys, mod
 # --- every shipped suite --------------------------------------------------------------------------------------------
 
 MIRROR = f"suite.data_dir={HUB}"
-ANALOGY = [f"protocol.{role}={task}" for role, task in zip(
+ANALOGY = ["protocol=analogy", *(f"protocol.{role}={task}" for role, task in zip(
     ("a", "b", "c", "target"),
     ("movies_negative", "movies_positive", "products_negative", "products_positive"), strict=True,
-)]  # fmt: skip
+))]  # fmt: skip
+HELD_OUT = ["protocol=out_of_distribution", "protocol.targets=[movies]", "protocol.shots=1"]
 SHIPPED = {
     "glue8": ["backbone=tiny_roberta", MIRROR, "protocol.grid=[0,0.5,1]"],
     "nli6": ["backbone=tiny_t5", MIRROR, "protocol.grid=[0,0.5,1]"],
     "minitext6": ["backbone=tiny_gpt2", *FAST],
-    "mini_sentiment": ["backbone=tiny_llama", "protocol=analogy", *ANALOGY, *FAST],
+    "mini_sentiment": ["backbone=tiny_llama", *ANALOGY, *FAST],
 }
 
 
@@ -470,7 +471,8 @@ def test_a_malformed_task_is_one_line_and_exit_2(own, tmp_path, capsys, change, 
         (["backbone=mini_clip_s", "suite=minitext6"], "suite=minitext6 holds texts, backbone=mini_clip_s reads images"),
         (["backbone=tiny_gpt2", "suite=mini8"], "suite=mini8 holds images, backbone=tiny_gpt2 reads texts"),
         (["backbone=tiny_roberta", "suite=minitext6", "protocol=negation"], "gives no probability of a text; take a"),
-        (["backbone=tiny_roberta", "suite=mini_sentiment", "protocol=analogy", *ANALOGY], "must not see the target"),
+        (["backbone=tiny_roberta", "suite=mini_sentiment", *ANALOGY], "would learn a head from them"),
+        (["backbone=tiny_roberta", "suite=minitext6", *HELD_OUT], "would learn a head from them"),
         (["backbone=tiny_t5", "suite=glue8", "suite.data_dir=/nowhere"], "task cola needs the folder /nowhere/nyu-mll"),
         (["backbone=tiny_t5", "suite=minitext6", "suite.tasks=[glosses]"], "'glosses' is a corpus without labels"),
     ],

@@ -16,9 +16,11 @@ from taskvec.transform.alignment.maps import (
     alignment_error,
     described,
     pooled,
+    random_spread,
     whitened,
 )
 from taskvec.transform.alignment.permutations import group_of, match, permute
+from taskvec.transform.alignment.pictures import alignment_by_layer
 from taskvec.transform.alignment.procrustes import align, align_product
 from taskvec.transform.alignment.ridge import absorbed, diagonal, ridge
 from taskvec.transform.alignment.transport import carry, itinerary, pad, random_map
@@ -363,3 +365,31 @@ def test_permuted_attention_is_found(heads):
     target = {name: permute(weight, axes[name], planted) for name, weight in source.items()}
     found = match(source, target, axes, heads)
     assert all(torch.equal(found[space], order) for space, order in planted.items())
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_the_spread_of_random_maps_errors(shape):
+    source, target = rows(40, shape[0]), rows(40, shape[1])
+    target[:, 0] += source[:, 1]
+    found = moment(source, target)
+    generator = torch.Generator().manual_seed(3)
+    errors = []
+    for _ in range(4000):
+        errors.append(alignment_error(random_map(*shape, generator), found))
+    drawn = torch.tensor(errors)
+    assert drawn.mean().item() == pytest.approx(1, abs=0.01)
+    assert drawn.std().item() == pytest.approx(random_spread(found), rel=0.05)
+
+
+def test_the_picture_of_errors_has_a_line_for_each_role():
+    said = {"held_out_error": 0.25, "random_spread": 0.1}
+    maps = {"embedding": said, "encoder.blocks.0.attn.q": said, "encoder.blocks.1.attn.q": said}
+    maps["decoder.blocks.0.mlp.hidden"] = {"held_out_error": 0.5, "random_spread": 0.2}
+    maps["blocks.0.attn.k"] = {"held_out_error": None}
+    picture = alignment_by_layer(maps)
+    assert picture.series["encoder attn.q"] == ((0, 0.25), (1, 0.25))
+    assert picture.series["decoder mlp.hidden"] == ((0, 0.5),)
+    (bound,) = picture.dotted
+    assert picture.series[bound] == ((0, pytest.approx(0.4)), (1, pytest.approx(0.7)))
+    assert len(picture.series) == 3
+    assert alignment_by_layer({"embedding": said}) is None

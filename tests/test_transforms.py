@@ -12,13 +12,19 @@ from torch.func import functional_call
 
 from taskvec.errors import UserError
 from taskvec.graph.asking import PlanScope
+from taskvec.graph.plan import Plan
+from taskvec.merge.masks.emr import Emr
+from taskvec.merge.task_arithmetic import TaskArithmetic
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import VisionConfig, linear_layers
 from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.layers import Heads
-from taskvec.needs import Examples, Statistics, Tuned
+from taskvec.needs import Examples, Signed, Statistics, Tuned
+from taskvec.panel import panel
+from taskvec.runner import compose, validate
 from taskvec.statistics.collect import collect
+from taskvec.statistics.input_moments import InputMoments
 from taskvec.statistics.spectrum import Spectrum
 from taskvec.transform.alignment.permutations import group_of, permute
 from taskvec.transform.bico import OUTPUTS, Bico
@@ -162,18 +168,106 @@ def test_pave_projects_linear_layers_and_leaves_the_rest(allocation):
         assert torch.equal(found[name], world.vectors["a"][name])
 
 
+def test_pave_shows_spectra_ranks_and_errors():
+    world = given(tower())
+    fit = Pave(ratio=0.75, damping=0.01).fit(world)
+    drawn = {name: panel(data) for name, data in fit.report["figures"].items()}
+    assert list(drawn) == ["spectrum a", "spectrum b", "rank", "activated_error"]
+    ranks, errors = drawn["rank"], drawn["activated_error"]
+    assert ranks.columns == TASKS
+    for layer, (first, second), lost in zip(ranks.rows, ranks.values, errors.values, strict=True):
+        reports = [fit.report[task]["layers"][layer] for task in TASKS]
+        assert [first, second] == [report["rank"] for report in reports]
+        assert list(lost) == [report["activated_error"] for report in reports]
+    tuned = world.vectors["a"].apply_to(world.model.parameters)
+    moments = world[Pave()._at_vector(InputMoments(), world.scope, "a")]
+    product = 1.0
+    for block in range(2):  # the layers of one role
+        weight = tuned[f"blocks.{block}.mlp.fc.weight"].double()
+        moment = moments[f"blocks.{block}.mlp.fc"].second() + 0.01 * torch.eye(16)
+        values = torch.linalg.svdvals(weight @ moment)
+        product = product * values[-1] / values[0]
+    (share, height) = drawn["spectrum a"].series["mlp.fc"][-1]
+    assert share == 1
+    assert height == pytest.approx(float(product.sqrt()), rel=1e-6)
+    kept = sum(fit.meta["ranks"]["a"].values())
+    assert drawn["spectrum a"].chosen == pytest.approx(kept / (13 * 16 - 4))
+    uniform = Pave(allocation="uniform").fit(world).report["figures"]
+    assert list(uniform) == ["rank", "activated_error"]
+
+
 def test_pave_at_ratio_one_and_on_zero_vectors():
     world = given(tower())
     same(changed(Pave(ratio=1.0), world), world.vectors["a"], rtol=0, atol=0)
     world.vectors["a"] = TaskVector({})
-    found = changed(Pave(ratio=0.75, allocation="uniform"), world)
-    assert found["blocks.0.mlp.fc.weight"].norm() > 0  # minus the pruned part of the base weight
+    transform = Pave(ratio=0.75, allocation="uniform")
+    fit = transform.fit(world)
+    found = transform.apply(world.vectors["a"], expression("a"), fit, world)
+    for layer in fit.meta["ranks"]["a"]:  # minus the pruned part of the base weight
+        pruned, weight = fit.tensors[f"a/{layer}"], world.model.parameters[f"{layer}.weight"]
+        torch.testing.assert_close(found[f"{layer}.weight"], -pruned @ pruned.mT @ weight)
+    assert found.norm() > 0
     assert changed(Pave(ratio=0.75, target="delta", allocation="uniform"), world).norm() == 0
     outsider = Pave(ratio=0.75, participants=("b",))
     found = changed(outsider, world)
     assert found.norm() == 0
     with pytest.raises(UserError, match="no vector of 'c'"):
-        Pave(participants=("c",)).fit(world)
+        Pave(participants=("c",)).needs(world.scope)
+
+
+def explicitly_purified(world: Given, task: str, ratio: float) -> dict[str, Tensor]:
+    """Return SVD_r(W_t C_t) C_t^-1 - W_B of every linear layer and plain differences elsewhere, float64."""
+    base, vector = world.model.parameters, world.vectors[task]
+    moments = world[Pave()._at_vector(InputMoments(), world.scope, task)]
+    found = {name: delta.double() for name, delta in vector.items()}
+    for layer in moments:
+        weight = (base[f"{layer}.weight"] + vector[f"{layer}.weight"]).double()
+        moment = moments[layer].second() + 0.1 * torch.eye(weight.shape[1])
+        rank = max(1, round(min(weight.shape) * ratio))
+        left, values, right = torch.linalg.svd(weight @ moment, full_matrices=False)
+        kept = (left[:, :rank] * values[:rank]) @ right[:rank] @ torch.linalg.inv(moment)
+        found[f"{layer}.weight"] = kept - base[f"{layer}.weight"]
+    return found
+
+
+def signed(vectors: dict[str, TaskVector]) -> list[Signed]:
+    return [Signed(expression(task), 1.0, vector) for task, vector in vectors.items()]
+
+
+def test_pave_and_emr_are_the_closed_form():
+    world = given(tower())
+    transform = Pave(ratio=0.75, allocation="uniform", damping=0.1)
+    purified = {task: changed(transform, world, task) for task in TASKS}
+    merged = Emr().compose(world.model.parameters, signed(purified), world)
+    expected = {task: explicitly_purified(world, task, 0.75) for task in TASKS}
+    unified, masks, clear = {}, {task: {} for task in TASKS}, {}
+    for name in expected["a"]:
+        deltas = torch.stack([expected[task][name] for task in TASKS])
+        elected = torch.where(deltas.sum(0) > 0, 1.0, -1.0)
+        agreeing = deltas * elected > 0
+        # Rounding decides the signs of what is nearly zero
+        clear[name] = (deltas.abs() > 1e-4).all(0) & (deltas.sum(0).abs() > 1e-4)
+        unified[name] = elected * (deltas.abs() * agreeing).amax(0)
+        for number, task in enumerate(TASKS):
+            masks[task][name] = agreeing[number]
+    for task in TASKS:
+        whole = sum(delta.abs().mean() for delta in expected[task].values())
+        kept = sum((unified[name] * mask).abs().mean() for name, mask in masks[task].items())
+        weights = merged.parameters(1.0, task)
+        for name, mask in masks[task].items():
+            moved = whole / kept * mask * unified[name]
+            found = (weights[name] - world.model.parameters[name]).double()
+            known = clear[name]
+            torch.testing.assert_close(found[known], moved[known], rtol=1e-3, atol=2e-5)
+
+
+def test_pave_and_task_arithmetic_are_linear_in_the_coefficient():
+    world = given(tower())
+    purified = {task: changed(Pave(ratio=0.75), world, task) for task in TASKS}
+    merged = TaskArithmetic().compose(world.model.parameters, signed(purified), world)
+    half, whole = merged.parameters(0.4), merged.parameters(0.8)
+    for name, weight in world.model.parameters.items():
+        torch.testing.assert_close(whole[name] - weight, 2 * (half[name] - weight), **CLOSE)
 
 
 def test_pave_targets_and_roles():
@@ -441,3 +535,33 @@ def test_controls():
     )
     with pytest.raises(UserError, match="the task itself"):
         OtherTask(shift=2).needs(alike.scope)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["source=mini_clip_s", "backbone=mini_clip_m", "transform=gradfix"], "equal shapes"),
+        (["source=mini_clip_m", "backbone=mini_clip_s", "transform=transfusion"], "equal shapes"),
+        (
+            ["source=mini_lm_s", "backbone=mini_lm_m", "transform=orthogonal_shift"],
+            "equal shapes: model.embed_tokens.weight",
+        ),
+        (["source=mini_clip_s", "backbone=mini_clip_deep", "transform=theseus"], "as deep"),
+        (["source=mini_clip_deep", "backbone=mini_clip_s", "transform=bico"], "as deep"),
+        (
+            [
+                "source=mini_clip_deep",
+                "backbone=mini_clip_s",
+                "transform=theseus",
+                "transform.theseus.depth.blocks=average",
+            ],
+            "are as deep or deeper: swap source and backbone",
+        ),
+    ],
+)
+def test_backbones_that_no_vector_passes_between_are_refused_by_their_headers(words, said):
+    compose.register_all()
+    suite = "minitext6" if "mini_lm_s" in words[0] else "mini8"
+    config = compose.resolve(compose.compose([*words, f"suite={suite}"]))
+    with pytest.raises(UserError, match=said):
+        validate.preflight(config, Plan(config))

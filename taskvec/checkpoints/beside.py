@@ -44,10 +44,10 @@ def config_files(base: Checkpoint, changes: Mapping[str, Any]) -> dict[str, Cont
     if generation is not None:
         found["generation_config.json"] = generation
     path = base.source.file(name)
-    described = dict(base.config or {})
-    if path is not None and all(described.get(key) == value for key, value in changes.items()):
+    described = dict(base.config or {}) | dict(changes)
+    if path is not None and base.source.json(name) == described:
         return found | {name: path}
-    text = json.dumps(described | dict(changes), indent=2, ensure_ascii=False)
+    text = json.dumps(described, indent=2, ensure_ascii=False)
     return found | {name: text.encode() + b"\n"}
 
 
@@ -66,6 +66,7 @@ def beside_of(base: Checkpoint, changes: Mapping[str, Any] | None = None) -> dic
     return found if base.source is None else found | tokenizer_files(base.source)
 
 
-def title_of(out: Path) -> str:
-    """Return the heading of a card."""
-    return out.name
+def shown(name: str) -> str:
+    """Return a model's name as others may see it: of a place on this machine the last part."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name

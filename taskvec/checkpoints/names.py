@@ -105,6 +105,26 @@ def canonical(checkpoint: Checkpoint) -> Deferred:
     return Deferred(shapes, make)
 
 
+def difference(tuned: Checkpoint, base: Tensors) -> TaskVector:
+    """Return tau = theta - theta_0 of a checkpoint over the editable weights of its base, in the base's dtype.
+
+    Raises:
+        UserError: if the checkpoint lacks a weight, or has one of another shape.
+    """
+    theirs = canonical(tuned)
+    deltas = {}
+    for name, weight in base.items():
+        if name not in theirs:
+            raise UserError(f"{tuned.name} lacks {name}, which the base has")
+        found = theirs[name].to("cpu", weight.dtype)
+        if found.shape != weight.shape:
+            raise UserError(
+                f"{tuned.name}: {name} has shape {tuple(found.shape)}, the base has {tuple(weight.shape)}"
+            )
+        deltas[name] = found - weight.detach().cpu()
+    return TaskVector(deltas)
+
+
 def stored_vector(vector: TaskVector, checkpoint: Checkpoint, label: str) -> Tensors:
     """Return a task vector's deltas under a checkpoint's names, converted at every look; itself if it has them.
 
@@ -151,7 +171,7 @@ def _check_shapes(vector: TaskVector, shapes: Mapping[str, Tensor], label: str) 
     for name, shape in shapes.items():
         if name not in vector:
             continue
-        found = vector.like(name).shape
+        found = vector.announced(name).shape
         if found != shape.shape:
             raise UserError(
                 f"{label}: {name} has shape {tuple(found)}, the base has {tuple(shape.shape)}"

@@ -45,15 +45,15 @@ class Weights:
     @classmethod
     def of(cls, tensors: Tensors) -> Weights:
         """Return tensors that exist, or are made at every look, as what is to be written."""
-        from taskvec.vectors.deferred import like, runs_of
+        from taskvec.vectors.deferred import entries_of, like
 
         shapes = {name: like(tensors, name) for name in tensors}
 
         def pieces(name: str) -> Iterator[Tensor]:
-            run = runs_of(tensors, name)
-            total = shapes[name].numel()
+            entries = entries_of(tensors, name)
+            total = entries.shape.numel()
             for start in range(0, total, PIECE):
-                yield run(start, min(start + PIECE, total)).cpu()
+                yield entries.run(start, min(start + PIECE, total)).cpu()
 
         return cls(shapes, pieces)
 

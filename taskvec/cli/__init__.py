@@ -25,11 +25,16 @@ VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
     "list": "list methods, components, suites, tasks and experiments",
     "show": "print the resolved config of a command, without running it",
+    "import": "store a fine-tuned model or adapter as a task vector, for finetune=stored",
+    "export": "write a run's merged model as a folder that open_clip or transformers loads",
+    "merge": "merge checkpoints on disk: folders, weight files, task vectors, adapters",
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
+    "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
     "papers": "list published tables: command, what each needs and has, runs done, cost",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
+    "report": "write all results as one page, or show it while a sweep runs",
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",
@@ -46,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     # Once imported, ``list`` here is the verb's module
     arguments = [*(sys.argv[1:] if argv is None else argv)]
-    _set_up_logging()
     try:
         signals.install()
+        _set_up_logging()
         signals.die_with_sweep()
         arguments = _take_includes(arguments)
         verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"

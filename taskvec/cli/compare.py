@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskvec.cli.options import Parser, standing, write
+from taskvec.cli.options import Parser, write
 
 EXAMPLES = """\
   taskvec compare merged zero_shot --by backbone finetune
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
     where = parser.conditions(options.where)
     from taskvec.report.compare import compare
     from taskvec.report.runs import find_results
+    from taskvec.runner.survey import standing
 
     runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
     write(

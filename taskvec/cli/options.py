@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from taskvec.errors import UserError
@@ -38,10 +37,10 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def conditions(self, words: list[str]) -> dict[str, str]:
-        """Return the conditions of ``--where``, each of the form key=value."""
+        """Return the pairs that an option took, each of the form key=value."""
         for word in words:
             if "=" not in word:
-                self.error(f"--where {word!r} is not of the form key=value")
+                self.error(f"{word!r} is not of the form key=value")
         return dict(word.split("=", 1) for word in words)
 
     def outputs(self) -> None:
@@ -58,21 +57,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--stale", action="store_true", help="show runs too whose inputs have changed since"
         )
-
-
-def standing() -> Callable[[Path], str]:
-    """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
-    from taskvec.runner import compose
-    from taskvec.runner.folder import RunFolder
-    from taskvec.runner.survey import state_of
-
-    compose.register_all()
-
-    def state(folder: Path) -> str:
-        found, _ = state_of(RunFolder(folder))
-        return found
-
-    return state
 
 
 def write(text: str) -> None:

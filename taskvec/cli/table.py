@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from taskvec.cli.options import Parser, standing, write
+from taskvec.cli.options import Parser, write
 
 EXAMPLES = """\
   taskvec table                                       all runs: method x row, mean over seeds
   taskvec table --rows row --columns backbone         backbones side by side
   taskvec table --rows row --metrics accuracy/mnist accuracy/emoji --format latex
+  taskvec table --where row=merged --columns backbone --metrics accuracy --format latex --best --interval
   taskvec table --where protocol=negation --metrics accuracy control
   taskvec table outputs/runs/RUN other/outputs        some runs only
   taskvec table --against tak/addition                ours beside the published numbers, cell by cell
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     from taskvec.report.render import STYLES
     from taskvec.report.runs import find_results
     from taskvec.report.table import table
+    from taskvec.runner.survey import standing
 
     parser = Parser("table", "Print results as a table.", EXAMPLES)
     parser.add_argument(
@@ -48,6 +50,14 @@ def main(arguments: list[str]) -> int:
         help="beside a published table; KEY=VALUE words change its jobs (`taskvec papers` lists them)",
     )
     parser.add_argument("--format", choices=list(STYLES), default="md")
+    parser.add_argument(
+        "--best", action="store_true", help="each column's best number bold, the second underlined"
+    )
+    parser.add_argument(
+        "--interval",
+        action="store_true",
+        help="± half of the 95 %% interval over seeds (Student's t), not the deviation",
+    )
     parser.add_argument("--output", type=Path, help="write to a file instead")
     parser.stale()
     parser.outputs()
@@ -56,7 +66,16 @@ def main(arguments: list[str]) -> int:
         return beside_published(options)
     where = parser.conditions(options.where)
     runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
-    text = table(runs, options.rows, options.columns, options.metrics, options.format, where)
+    text = table(
+        runs,
+        options.rows,
+        options.columns,
+        options.metrics,
+        options.format,
+        where,
+        best=options.best,
+        interval=options.interval,
+    )
     tell(text, options.output)
     return 0
 
@@ -68,13 +87,14 @@ def beside_published(options: Namespace) -> int:
         UserError: if there is no such table, or no finished run.
     """
     from taskvec.report.runs import find_results
-    from taskvec.runner import papers
+    from taskvec.runner import compose, papers
+    from taskvec.runner.survey import standing
 
-    state = standing()
+    compose.register_all()
     words = [str(place) for place in options.places if "=" in str(place)]
     places = [place for place in options.places if "=" not in str(place)]
     table = papers.paper_table(options.against, words)
-    runs = find_results(places or [options.outputs], state, stale=options.stale)
+    runs = find_results(places or [options.outputs], standing(), stale=options.stale)
     found = papers.comparison(table, runs)
     plain = options.format == "csv"
     lines = [found.text("csv")] if plain else papers.told(table, found, options.format)

@@ -47,6 +47,10 @@ class Finetune(Seeded):
         """Return the method with everything that was left open filled in from the recipe of a backbone."""
         return self
 
+    def stored_as(self, task: str, backbone: str) -> str | None:
+        """Return the name under which a task's vector was imported; None for methods that learn it."""
+        return None
+
     def needs(self, scope: Scope) -> Needs:
         """Return what :meth:`learn` wants to be given besides the views."""
         return ()

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from taskvec.errors import UserError
+from taskvec.graph.nodes.imported import found_vector, header_of
 from taskvec.graph.run import RunConfig
 from taskvec.needs import (
     Changed,
@@ -139,10 +140,34 @@ class Chain:
         *,
         ascend: bool = False,
         without: tuple[str, ...] = (),
-    ) -> Tuned:
-        """Return the vector tuned on the training split of some tasks."""
+    ) -> Vector:
+        """Return the vector tuned on the training split of some tasks, or the one that was imported for a task.
+
+        Raises:
+            UserError: if vectors were imported, and this one was not.
+        """
+        if len(tasks) == 1 and not ascend:
+            named = self._stored_as(tasks[0], side)
+            if named is not None:
+                return Imported(tasks[0], str(found_vector(self.config.root, named)), side)
         on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
         return Tuned(on, side, ascend, without=without)
+
+    def _stored_as(self, task: str, side: Side) -> str | None:
+        """Return the name under which a task's vector was imported; None where the method learns it.
+
+        Raises:
+            UserError: if the backbone's heads come with the vectors.
+        """
+        backbone = self.config.backbone_of(side)
+        group = "source" if backbone is self.config.source else "backbone"
+        called = self.config.choices.get(group) or backbone.kind
+        named = self.config.method_on(side).stored_as(task, called)
+        if named is not None and "learned_heads" in backbone.gives:
+            raise UserError(
+                f"finetune=stored: {group}={called} learns its heads with its vectors, and imported ones lack them"
+            )
+        return named
 
     def after(
         self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()
@@ -161,7 +186,8 @@ class Chain:
         if isinstance(vector, Tuned):
             return self.config.method_on(vector.side).mode
         if isinstance(vector, Imported):
-            return "standard"
+            header = header_of(vector.place) or {}
+            return header.get("forward_mode", "standard")
         if isinstance(vector, Merged):
             return self.mode(vector.parts[0][1])
         if isinstance(vector, Selected):

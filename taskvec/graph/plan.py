@@ -28,6 +28,7 @@ from taskvec.graph.nodes.composition import Apart, CompositionNode, MergedVector
 from taskvec.graph.nodes.course import Course, SelectedVector, SnapshotVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
+from taskvec.graph.nodes.imported import imported
 from taskvec.graph.nodes.prepared import Prepared
 from taskvec.graph.nodes.statistic import StatisticNode
 from taskvec.graph.nodes.transformed import FitNode, TransformedVector
@@ -39,6 +40,7 @@ from taskvec.needs import (
     Changed,
     Drawn,
     Examples,
+    Imported,
     Merged,
     Need,
     Needs,
@@ -162,6 +164,7 @@ class Plan:
         """The node of a vector's expression."""
         builders: dict[type, Callable[[Any], VectorNode]] = {
             Tuned: self._tuned,
+            Imported: lambda one: imported(one, self.base(one.side)),
             Drawn: self._drawn,
             Changed: self._changed,
             Merged: self._merged,
@@ -181,7 +184,6 @@ class Plan:
             views[examples.task] = self.rows(
                 examples.task, examples.split, examples.budget, side, tuning=True
             )
-        needs = method.needs(scope)
         start = None if expression.start is None else self.vector(expression.start)
         return TunedVector(
             base=self.base(side),
@@ -189,7 +191,7 @@ class Plan:
             mode=self.chain.mode(expression),
             method=method,
             views=views,
-            needed=self._needed(needs, owner, side, tuning=True, without=without),
+            needed=self._needed(method.needs(scope), owner, side, tuning=True, without=without),
             start=start,
             ascend=expression.ascend,
             precision=self.config.compute.precision,

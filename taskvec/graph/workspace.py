@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskvec.errors import UserError
@@ -135,6 +136,15 @@ class Workspace:
         schedule = getattr(component, "schedule", component)
         every = getattr(schedule, "checkpoint_every", CHECKPOINT_SECONDS)
         return Checkpoint(self.store.partial(node), every)
+
+
+def silent_workspace(root: Path, compute: Any) -> Workspace:
+    """Return a workspace below an outputs folder that shows nobody what it does."""
+
+    def silent(*_: Any) -> None:
+        """Show nothing."""
+
+    return Workspace(Store(root / "store"), compute, silent, silent)
 
 
 def to_compute(store: Store, roots: Iterable[Node]) -> dict[str, Node]:

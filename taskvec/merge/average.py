@@ -29,6 +29,11 @@ class Average(Weighted):
         ),
     )
 
+    @property
+    def relative(self) -> bool:
+        """False: theta_0 cancels."""
+        return False
+
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor:
         """Return the mean of the deltas."""
         from taskvec.merge.scheme.consensus import weighted_sum

@@ -132,6 +132,29 @@ class TensorWise(Merge):
 
     grain: ClassVar[Grain] = "entry"
 
+    def grain_of(self, name: str, shape: Sequence[int]) -> Grain:
+        """Return what :meth:`merge` is given of one parameter: ``grain``, or something smaller that does for it."""
+        return self.grain
+
+    @property
+    def relative(self) -> bool:
+        """Whether theta_0 makes a difference to the merged weights; a mean of weights is the same on any."""
+        return True
+
+    @property
+    def over_model(self) -> bool:
+        """Whether :meth:`survey` looks across parameters; else what it says of one follows from that one alone."""
+        return False
+
+    @property
+    def passes(self) -> int:
+        """How often the deltas are read, at most: once for :meth:`merge`, the other times for :meth:`survey`."""
+        return 1
+
+    def centre(self, piece: Piece) -> Tensor | None:
+        """Return what is added to theta_0 whatever alpha is; None for nothing."""
+        return None
+
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Any:
         """Return what :meth:`merge` needs to know beyond its piece; None for most methods."""
         return None
@@ -150,6 +173,7 @@ class TensorWise(Merge):
         """Return the merged task vector of signed deltas that were checked."""
         from taskvec.merge.pieces import merge_parameter
         from taskvec.vectors import TaskVector
+        from taskvec.vectors.deferred import like
 
         surveyed = self.survey(base, deltas, given)
 
@@ -158,7 +182,8 @@ class TensorWise(Merge):
 
         merged = {}
         for name in names_of(deltas):
-            found = merge_parameter(merge, self.grain, name, base, deltas)
+            grain = self.grain_of(name, like(base, name).shape)
+            found = merge_parameter(merge, grain, name, base, deltas)
             if found is not None:
                 merged[name] = found
         return TaskVector(merged)

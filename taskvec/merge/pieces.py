@@ -11,6 +11,7 @@ from torch import Tensor
 from taskvec.errors import UserError
 from taskvec.merge.piece import Deltas, Grain, Piece
 from taskvec.vectors import Tensors
+from taskvec.vectors.deferred import Entries, entries_of, like
 
 ENTRIES = 2**17  # of one piece on a processor: half a megabyte of float32
 ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as this many entries save
@@ -18,10 +19,10 @@ ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as th
 Run = tuple[int, int]  # the first place, and the one after the last
 
 
-def runs(like: Tensor, grain: Grain) -> Iterator[Run]:
+def runs(shape: Tensor, grain: Grain, device: torch.device) -> Iterator[Run]:
     """Yield the places of each piece of a parameter in row-major order; an empty parameter is one piece."""
-    total = like.numel()
-    step = _step(like, grain)
+    total = shape.numel()
+    step = _step(shape, grain, device)
     if total <= step:
         yield 0, total
         return
@@ -34,13 +35,13 @@ def entries_on(device: torch.device) -> int:
     return ON_DEVICE if device.type == "cuda" else ENTRIES
 
 
-def _step(like: Tensor, grain: Grain) -> int:
-    wanted = entries_on(like.device)
+def _step(shape: Tensor, grain: Grain, device: torch.device) -> int:
+    wanted = entries_on(device)
     if grain == "entry":
         return wanted
     if grain == "tensor":
-        return like.numel()
-    row = row_length(like.shape)
+        return shape.numel()
+    row = row_length(shape.shape)
     rows = wanted // max(1, row)
     return row * max(1, rows)
 
@@ -66,38 +67,38 @@ def promoted(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 def read(deltas: Tensors, name: str) -> Iterator[Tensor]:
     """Yield one delta run by run [n], in float32 or float64."""
-    delta = deltas[name]
-    dtype = working_dtype([delta.dtype])
-    for run in runs(delta, "entry"):
-        yield _cut(delta, "entry", run).to(dtype)
+    entries = entries_of(deltas, name)
+    dtype = working_dtype([entries.shape.dtype])
+    for start, stop in runs(entries.shape, "entry", entries.device):
+        yield entries.run(start, stop).to(dtype)
 
 
 def read_together(
     base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry"
 ) -> Iterator[Piece]:
     """Yield the pieces of one parameter over all vectors."""
-    parts = [delta.get(name) for delta in deltas]
+    parts = [entries_of(delta, name) if name in delta else None for delta in deltas]
     present = [part for part in parts if part is not None]
-    dtype = working_dtype([part.dtype for part in present])
-    weight = base[name]
-    like = present[0] if present else weight
-    for run in runs(like, grain):
+    dtype = working_dtype([part.shape.dtype for part in present])
+    weight = entries_of(base, name)
+    shape = tuple(weight.shape.shape)
+    device = present[0].device if present else weight.device
+    for run in runs(weight.shape, grain, device):
         cuts: list[Tensor | None] = []
         for part in parts:
             cut = None if part is None else _cut(part, grain, run).to(dtype)
             cuts.append(cut)
-        own = _cut(weight, grain, run)
-        yield Piece(name, tuple(weight.shape), own, cuts, run[0])
+        yield Piece(name, shape, _cut(weight, grain, run), cuts, run[0])
 
 
-def _cut(tensor: Tensor, grain: Grain, run: Run) -> Tensor:
-    if grain == "tensor":
-        return tensor
-    start, stop = run
-    flat = tensor.detach().reshape(-1)[start:stop]
+def _cut(entries: Entries, grain: Grain, run: Run) -> Tensor:
+    flat = entries.run(*run)
     if grain == "entry":
         return flat
-    row = row_length(tensor.shape)
+    shape = entries.shape.shape
+    if grain == "tensor":
+        return flat.view(shape)
+    row = row_length(shape)
     return flat.view(-1, row) if row else flat.view(0, 0)
 
 
@@ -105,16 +106,17 @@ def merge_parameter(
     merge: Callable[[Piece], Tensor | None], grain: Grain, name: str, base: Tensors, deltas: Deltas
 ) -> Tensor | None:
     """Return the merged delta of one parameter, piece by piece, in the dtype to which the deltas promote."""
-    present = [delta[name] for delta in deltas if name in delta]
-    dtype = promoted([part.dtype for part in present])
-    out = torch.empty(base[name].shape, dtype=dtype, device=present[0].device)
-    flat = out.view(-1)
+    dtypes = [like(delta, name).dtype for delta in deltas if name in delta]
+    out = None
     for piece in read_together(base, deltas, name, grain):
         found = merge(piece)
         if found is None:
             return None
+        if out is None:
+            device = piece.parts[0].device
+            out = torch.empty(piece.shape, dtype=promoted(dtypes), device=device)
         stop = piece.start + found.numel()
-        flat[piece.start : stop] = found.reshape(-1)
+        out.view(-1)[piece.start : stop] = found.reshape(-1)
     return out
 
 
@@ -125,11 +127,19 @@ def require_finite(deltas: Tensors, label: str) -> None:
         UserError: if one is infinite or no number; the message names vector and parameter.
     """
     for name in deltas:
-        flat = deltas[name].detach().reshape(-1)
-        for piece in flat.split(entries_on(flat.device)):
-            # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
-            if piece.sum().isfinite() or piece.isfinite().all():
-                continue
-            raise UserError(
-                f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"
-            )
+        for piece in read(deltas, name):
+            require_finite_piece(piece, name, label)
+
+
+def require_finite_piece(piece: Tensor, name: str, label: str) -> None:
+    """Look at every entry of a part of a task vector.
+
+    Raises:
+        UserError: if one is infinite or no number; the message names vector and parameter.
+    """
+    # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
+    if piece.sum().isfinite() or piece.isfinite().all():
+        return
+    raise UserError(
+        f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"
+    )

@@ -14,6 +14,7 @@ from taskvec.data.prompt import Prompt
 from taskvec.data.remote import Remote
 from taskvec.errors import UserError
 from taskvec.models.layers import Heads, LinearLayer
+from taskvec.models.sources import Source
 from taskvec.models.spaces import Axes, Seen, Spaces
 
 if TYPE_CHECKING:
@@ -66,6 +67,28 @@ class Backbone(Component):
         """Return what the hub has to give; nothing for a model in a local folder."""
         return ()
 
+    @property
+    @abstractmethod
+    def tokenizer_source(self) -> Source | None:
+        """Where the tokenizer's files are; None where a library brings its own."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the weights are: a file, a folder, or a name of the hub."""
+
+    @abstractmethod
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return the description that libraries want beside weights in float32, by the name of its file."""
+
+    @abstractmethod
+    def function(self, description: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return the settings that say what weights compute, by a model's description (None: the backbone's own).
+
+        Raises:
+            UserError: for a description of another family.
+        """
+
     @abstractmethod
     def weight_bytes(self) -> int:
         """Return the size of the editable float32 parameters in bytes."""
@@ -82,8 +105,8 @@ class Backbone(Component):
     def attention_heads(self) -> Heads:
         """Return how attention is cut into heads."""
 
-    def parameter_names(self) -> list[str] | None:
-        """Return the editable parameters' names, in any order; None where only the loaded model knows them."""
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the editable parameters' shapes by name; None where only the loaded model knows them."""
         return None
 
     def spaces(self) -> dict[str, Axes]:
@@ -104,12 +127,12 @@ class Backbone(Component):
 
     @cached_property
     def _known_spaces(self) -> Spaces:
-        names = self.parameter_names()
-        if names is None:
+        shapes = self.parameter_shapes()
+        if shapes is None:
             raise UserError(
                 f"backbone={self.kind}: the weights are not there yet, so their spaces are not known"
             )
-        return self._spaces().of(names)
+        return self._spaces().of(shapes)
 
     @abstractmethod
     def _spaces(self) -> Spaces:

@@ -157,9 +157,10 @@ class Ask(Typed):
 class Protocol(Seeded):
     """Asks cells and sums up their answers; ``grid`` None takes the transform's or the merge's own.
 
-    ``uses_control``: the suite's control is measured. ``unseen_targets``: the labels of targets must not be learned
-    from, not even by a head. ``post_hoc`` evaluates vectors of standard fine-tuning in the model linearised at theta_0,
-    denominators too. ``transductive`` grants unlabelled test examples for calibration and learning.
+    ``uses_control``: the suite's control is measured. ``unseen_targets``: labels of some tasks that are reported on
+    must not be learned from, not even by a head. ``post_hoc`` evaluates vectors of standard fine-tuning in the model
+    linearised at theta_0, denominators too. ``transductive`` grants unlabelled test examples for calibration and
+    learning.
     """
 
     grid: tuple[float, ...] | None = Field(None, min_length=1)

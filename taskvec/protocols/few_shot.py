@@ -99,6 +99,8 @@ class OutOfDistribution(FewShot):
     targets: tuple[str, ...] | None = Field(None, min_length=1, max_length=1)
     select: Literal["last"] = "last"
 
+    unseen_targets: ClassVar[bool] = True
+
     def check(self, suite: Suite) -> None:
         """Check that there are a target and held-out tasks.
 

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
 from taskvec.graph.result import Result
-from taskvec.panel import LARGEST, Bars, Heat, Lines, Picture, Surface
+from taskvec.panel import Bars, Heat, Lines, Picture, Points, Radar, Surface
 from taskvec.registry import did_you_mean
+from taskvec.report.drawing import (
+    SMALL,
+    SMALLER,
+    finite,
+    logarithmic,
+    marked,
+    number,
+    shown_name,
+    ticks,
+    whiskers,
+)
 from taskvec.report.panels import panels
+from taskvec.report.paper import Paper, legend_columns
 from taskvec.text import printable
 
 if TYPE_CHECKING:
@@ -21,10 +33,12 @@ if TYPE_CHECKING:
 COLUMNS, SIDE = 4, 3.6
 FORMATS = (".svg", ".pdf", ".png")
 NUMBERED = 400  # entries of a matrix that are written into it
-LABELLED = 60  # lines or columns of a matrix that are named
-SMALL, SMALLER = 7, 6  # sizes of letters
+SLENDER = 3  # how many times as long as wide a matrix may be to have square entries
+MARKED = 12  # points of a curve that are marked
 BAR = {"fraction": 0.046, "pad": 0.03}  # a colour bar as high as its square panel
 # Names are not formulas, whatever dollar signs they hold; the same picture is the same file.
+DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+SCREEN, PRINT = 150, 300  # dots per inch
 SETTINGS = {"text.parse_math": False, "svg.hashsalt": "taskvec"}
 
 
@@ -35,19 +49,29 @@ def draw(result: Result, target: Path, only: Sequence[str] | None = None) -> Non
         UserError: if matplotlib is missing, the run has nothing to draw or not what ``only`` names, or the format is
             not known or the file cannot be written.
     """
+    paint(chosen_of(result, only), result.run_id, target)
+
+
+def paint(chosen: Sequence[Picture], title: str, target: Path, paper: Paper | None = None) -> None:
+    """Write pictures beside each other to ``target``, in the format that its name says; for a paper in its size.
+
+    Raises:
+        UserError: if matplotlib is missing, the format is not known or the file cannot be written.
+    """
     if target.suffix not in FORMATS:
         raise UserError(f"figure: {target} must end in {', '.join(FORMATS)}")
-    chosen = chosen_of(result, only)
     try:
         import matplotlib
     except ImportError as error:
         raise UserError("figure: matplotlib is missing; pip install 'taskvec[figures]'") from error
-    metadata = {"Date": None} if target.suffix == ".svg" else None
-    with matplotlib.rc_context(SETTINGS):
-        figure = laid_out(chosen, result.run_id)
+    metadata = DATELESS.get(target.suffix)
+    settings = SETTINGS | ({} if paper is None else paper.settings())
+    dots = SCREEN if paper is None else PRINT
+    with matplotlib.rc_context(settings):
+        figure = laid_out(chosen, title, paper)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target, dpi=150, metadata=metadata)
+            figure.savefig(target, dpi=dots, metadata=metadata)
         except OSError as error:
             raise UserError(f"figure: {target}: cannot be written: {error.strerror}") from error
 
@@ -70,27 +94,45 @@ def chosen_of(result: Result, only: Sequence[str] | None) -> list[Picture]:
     return chosen
 
 
-def laid_out(chosen: Sequence[Picture], title: str) -> Any:
-    """Return a matplotlib figure with one panel for each picture, at most four beside each other."""
+def laid_out(chosen: Sequence[Picture], title: str, paper: Paper | None = None) -> Any:
+    """Return a matplotlib figure with one panel for each picture, at most four beside each other.
+
+    One for a paper is as wide as it says and has no title: the caption says it. Names with a mark stand in one legend.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(chosen))
     lines = math.ceil(len(chosen) / columns)
+    names = list(dict.fromkeys(name for picture in chosen for name in picture.marks))
     size = (SIDE * columns * 1.1, SIDE * lines + 0.3)
+    if paper is not None:
+        size = paper.size(columns, lines, names)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(printable(title), fontsize=9, color="0.35")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, picture in zip(panels, chosen, strict=False):
-        paint = PAINTERS[type(picture)]
-        paint(axes, picture)
+    if paper is None:
+        figure.suptitle(printable(title), fontsize=9, color="0.35")
+    for place, picture in enumerate(chosen, 1):
+        projection = "polar" if isinstance(picture, Radar) else None
+        axes = figure.add_subplot(lines, columns, place, projection=projection)
+        painter = PAINTERS[type(picture)]
+        painter(axes, picture)
         axes.set_title(printable(picture.title), fontsize=8)
         axes.set_xlabel(printable(picture.x), fontsize=8)
         axes.set_ylabel(printable(picture.y), fontsize=8)
-    for axes in panels[len(chosen) :]:
-        axes.set_axis_off()
+    if names:
+        explain(figure, legend_columns(names, size[0]))
     return figure
+
+
+def explain(figure: Any, columns: int) -> None:
+    """Explain the marked names of all panels once, below them."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    style = {"loc": "outside lower center", "frameon": False, "fontsize": SMALLER}
+    figure.legend(list(found.values()), list(found), ncols=columns, **style)
 
 
 # Curves
@@ -99,6 +141,7 @@ def laid_out(chosen: Sequence[Picture], title: str) -> Any:
 def lines(axes: Axes, picture: Lines) -> None:
     """Draw curves, those in another unit on an axis of their own at the right."""
     curves(axes, picture, picture.series)
+    intervals(axes, picture)
     if picture.scale == "log":
         logarithmic(axes)
     elif picture.unit == "fraction":
@@ -113,7 +156,8 @@ def lines(axes: Axes, picture: Lines) -> None:
         drawn += beside(axes, picture)
     axes.tick_params(labelsize=SMALL)
     named = [line for line in drawn if not hidden(line)]
-    axes.legend(handles=named, fontsize=SMALLER, frameon=False, ncols=2)
+    if not picture.marks:
+        axes.legend(handles=named, fontsize=SMALLER, frameon=False, ncols=2)
 
 
 def hidden(line: Any) -> bool:
@@ -127,11 +171,28 @@ def curves(axes: Axes, picture: Lines, series: dict[str, Any]) -> None:
         xs = [x for x, _ in points]
         ys = [y for _, y in points]
         style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.7}
+        if len(points) <= MARKED:
+            style |= {"marker": "o", "markersize": 2.5}
         if name in picture.strong:
-            style = {"linewidth": 2, "color": "black"}
+            style |= {"linewidth": 2, "color": "black", "alpha": 1}
         if name in picture.dotted:
             style |= {"linestyle": ":", "color": "black"}
+        style |= marked(picture, name)
         axes.plot(xs, finite(ys), label=shown_name(name), **style)
+
+
+def intervals(axes: Axes, picture: Lines) -> None:
+    """Draw the interval of each point that has one, in its curve's colour."""
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    for name, ends in picture.low.items():
+        line = drawn.get(shown_name(name))
+        if line is None:
+            continue
+        highest_at = dict(picture.high.get(name, ()))
+        for x, low in ends:
+            if x in highest_at:
+                heights = [low, highest_at[x]]
+                axes.plot([x, x], heights, color=line.get_color(), linewidth=0.8, label="_interval")
 
 
 def beside(axes: Axes, picture: Lines) -> Sequence[Any]:
@@ -154,16 +215,6 @@ def crosses(axes: Axes, places: Sequence[float]) -> None:
     axes.plot(places, bottom, transform=ground, label="not finite", **style)
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.set_yscale("log")
-    plain = FuncFormatter(lambda value, place: number(value))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 # Bars
 
 
@@ -176,11 +227,45 @@ def bars(axes: Axes, picture: Bars) -> None:
     width = 0.8 / max(1, count)
     left = places - width * (count - 1) / 2
     for name, values in picture.series.items():
-        axes.bar(left, finite(values), width, label=shown_name(name))
+        colour = picture.marks[name][0] if name in picture.marks else None
+        axes.bar(left, finite(values), width, label=shown_name(name), color=colour)
+        whiskers(axes, left, picture, name)
         left = left + width
     ticks(axes, "x", picture.labels)
     axes.tick_params(labelsize=SMALLER)
-    if count > 1:
+    if count > 1 and not picture.marks:
+        axes.legend(fontsize=SMALLER, frameon=False)
+
+
+# Radar and points
+
+
+def radar(axes: Axes, picture: Radar) -> None:
+    """Draw closed lines over spokes, the first upwards, the others clockwise."""
+    import numpy as np
+
+    angles = np.linspace(0, 2 * np.pi, len(picture.labels), endpoint=False)
+    closed = np.append(angles, angles[:1])
+    for name, values in picture.series.items():
+        numbers = finite([*values, values[0]])
+        axes.plot(closed, numbers, label=shown_name(name), linewidth=1.1, **marked(picture, name))
+    axes.set(theta_zero_location="N", theta_direction=-1)
+    axes.set_xticks(angles, [printable(label) for label in picture.labels])
+    axes.tick_params(labelsize=SMALLER)
+
+
+def points(axes: Axes, picture: Points) -> None:
+    """Draw places with their intervals."""
+    for name, places in picture.series.items():
+        xs = [x for x, _ in places]
+        ys = [y for _, y in places]
+        style = {"marker": "o"} | marked(picture, name) | {"linestyle": "none"}
+        axes.plot(xs, finite(ys), label=shown_name(name), **style)
+        whiskers(axes, xs, picture, name)
+    if picture.scale == "log":
+        logarithmic(axes, "x")
+    axes.tick_params(labelsize=SMALL)
+    if not picture.marks:
         axes.legend(fontsize=SMALLER, frameon=False)
 
 
@@ -192,9 +277,10 @@ def heat(axes: Axes, picture: Heat) -> None:
     table = finite(picture.values)
     low, high = colours(table, picture)
     small = table.size <= NUMBERED
-    image = axes.imshow(
-        table, cmap="Blues", vmin=low, vmax=high, aspect="equal" if small else "auto"
-    )
+    longer, shorter = max(table.shape), min(table.shape)
+    square = small and longer <= SLENDER * shorter
+    aspect = "equal" if square else "auto"
+    image = axes.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect=aspect)
     letters = min(SMALLER, 52 / len(picture.columns))
     if small:
         threshold = low + 0.6 * (high - low)
@@ -255,49 +341,11 @@ def colour_bar(axes: Axes, image: Any) -> None:
     bar.ax.tick_params(labelsize=SMALL)
 
 
-# Numbers and names
-
-
-def ticks(axes: Axes, which: str, labels: Sequence[str]) -> None:
-    """Name the places of an axis, of very many only every few."""
-    step = math.ceil(len(labels) / LABELLED)
-    places = range(0, len(labels), step)
-    names = [printable(labels[place]) for place in places]
-    if which == "x":
-        axes.set_xticks(places, names, rotation=45, ha="right")
-    else:
-        axes.set_yticks(places, names)
-
-
-def finite(values: Any) -> np.ndarray:
-    """Return numbers as an array in which what is infinite or nearly so is NaN, which matplotlib leaves out."""
-    import numpy as np
-
-    table = np.array(values, dtype=float)
-    table[~(np.abs(table) <= LARGEST)] = np.nan
-    return table
-
-
-def number(value: float) -> str:
-    """Return a number in about five characters."""
-    size = abs(value)
-    if size == math.inf:
-        return str(value)
-    if 0 < size < 1e-2 or size >= 1e3:
-        text = f"{value:.0e}"
-        return text.replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.2g}" if size < 0.1 else f"{value:.3g}"
-
-
-def shown_name(name: str) -> str:
-    """Return a name for a legend, which would leave out one that begins with an underscore."""
-    text = printable(name)
-    return f" {text}" if text.startswith("_") else text
-
-
 PAINTERS: dict[type[Picture], Any] = {
     Lines: lines,
     Bars: bars,
+    Radar: radar,
+    Points: points,
     Heat: heat,
     Surface: surface,
 }

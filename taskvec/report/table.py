@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from taskvec.graph.result import Result
-from taskvec.protocols.rows import Metric, Row
+from taskvec.protocols.rows import Better, Metric, Row
+from taskvec.report.best import emphasised
 from taskvec.report.keys import row_keys
 from taskvec.report.records import (
     METRICS,
@@ -24,6 +26,7 @@ from taskvec.report.records import (
 )
 from taskvec.report.render import Grid, render
 from taskvec.report.runs import Run
+from taskvec.report.spread import half_interval
 from taskvec.report.units import exactly, shown, summarised
 from taskvec.text import printable
 
@@ -39,7 +42,15 @@ class Sample:
     """The numbers of one cell, all in one unit."""
 
     unit: str = "number"
+    better: Better = "higher"
     values: list[float] = field(default_factory=list)
+
+    def goodness(self) -> float:
+        """Return how good the mean is, the larger the better; NaN where there is none, or no better direction."""
+        if not self.values or self.better == "neither":
+            return math.nan
+        mean = sum(self.values) / len(self.values)
+        return -mean if self.better == "lower" else mean
 
 
 Cells: TypeAlias = dict[Values, Sample]
@@ -65,7 +76,7 @@ class Table:
         head = named.texts(self.columns)
         self.heads[head] = None
         cells = self.lines.setdefault(named.texts(self.rows), {})
-        sample = cells.setdefault(head, Sample(measured.unit))
+        sample = cells.setdefault(head, Sample(measured.unit, measured.better))
         sample.values.append(measured.value)
 
 
@@ -76,8 +87,14 @@ def table(
     metrics: Names | None = None,
     style: str = "md",
     where: Where | None = None,
+    *,
+    best: bool = False,
+    interval: bool = False,
 ) -> str:
     """Return mean ± sample standard deviation of each metric per row and column group; ``where`` filters records.
+
+    With ``interval`` it is ± half of the 95 % interval over seeds (Student's t); with ``best`` the best number of each
+    column is bold, the second best underlined.
 
     Runs that differ in a key that is neither a row nor a column nor a seed are not averaged: the key becomes a row key.
     ``metrics`` None means those that have values, the validation accuracy and single tasks left out.
@@ -91,7 +108,11 @@ def table(
     check_metrics(everything, metrics or (), "table")
     records = select(everything, where or {})
     found = aggregate(records, rows, columns, metrics or usual_metrics(records))
-    grid = exact_grid(found) if style == "csv" else short_grid(found)
+    if style == "csv":
+        return render(exact_grid(found), style)
+    grid = short_grid(found, interval=interval)
+    if best:
+        grid = emphasised(grid, goodness(found))
     return render(grid, style)
 
 
@@ -117,17 +138,27 @@ def several_numbers(records: Records, metrics: Names) -> bool:
     return len(metrics) > 1 or len(units) > 1
 
 
-def short_grid(found: Table) -> Grid:
-    """Return a table as text, mean and deviation in the metric's digits."""
+def short_grid(found: Table, *, interval: bool = False) -> Grid:
+    """Return a table as text, mean and deviation (or half of the interval) in the metric's digits."""
+    said = half_interval if interval else summarised
     names = [" ".join(head) for head in found.heads]
     grid = Grid([*found.rows, *names])
     for values, cells in found.lines.items():
         line = list(values)
         for head in found.heads:
             sample = cells.get(head, Sample())
-            line.append(summarised(sample.values, sample.unit))
+            line.append(said(sample.values, sample.unit))
         grid.lines.append(line)
     return grid
+
+
+def goodness(found: Table) -> dict[int, list[float]]:
+    """Return by column of the text how good each line's mean is, the larger the better, NaN where that is not said."""
+    by_column = {}
+    for column, head in enumerate(found.heads, len(found.rows)):
+        samples = [cells.get(head, Sample()) for cells in found.lines.values()]
+        by_column[column] = [sample.goodness() for sample in samples]
+    return by_column
 
 
 def exact_grid(found: Table) -> Grid:

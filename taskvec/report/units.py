@@ -56,8 +56,11 @@ def shown(value: float | None, unit: str, *, sign: bool = False) -> str:
 def summarised(values: Numbers, unit: str) -> str:
     """Return "mean ± sample standard deviation" (n > 1), the value alone, or nothing."""
     centre, deviation = mean_and_deviation(values, unit)
-    if centre is None:
-        return ""
+    return "" if centre is None else summed_up(centre, deviation, unit)
+
+
+def summed_up(centre: float, deviation: float | None, unit: str) -> str:
+    """Return "mean ± deviation" of numbers in their shown unit, both in the digits of the mean."""
     digits = _digits(centre, unit)
     text = _text(centre, digits)
     if deviation is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from taskvec.config import Component
 from taskvec.data.cards import load_tasks
 from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
-from taskvec.runner import explain
+from taskvec.runner import explain, replaced
 from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, user_files
 from taskvec.runner.launch.processes import SweepConfig
+from taskvec.runner.replaced import GROUPS
 from taskvec.runner.yaml_files import read_yaml
 
-GROUPS = (*registry.GROUPS, "source")
+PRIMARY = "config"  # the file that a run's config starts with
 NOT_OF_A_RUN = ("sweep", "parts", "published")
 
 __all__ = ["Composed", "compose", "from_data", "register_all", "resolve", "sweep_config"]
@@ -47,26 +49,39 @@ def hydra_context() -> Iterator[None]:
         yield
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """Compose the config of one run.
+def compose(overrides: Sequence[str], primary: str = PRIMARY) -> Composed:
+    """Compose a config, by default that of one run.
 
     Raises:
         UserError: for an unknown key or option or an override that cannot be parsed, with key, place and nearest match.
     """
     for file in user_files(overrides):
         read_yaml(file)  # Hydra itself would follow it to any depth
+    by_hydra = partial(_by_hydra, primary=primary)
+    node = by_hydra(overrides)
+    replaced.leave_out(node, overrides, by_hydra)
+    choices = dict(node.hydra.runtime.choices)
+    del node["hydra"]
+    return Composed(node, choices, tuple(overrides))
+
+
+def _by_hydra(overrides: Sequence[str], primary: str) -> DictConfig:
+    """Return what Hydra composes, its own settings below ``hydra``; keys may be added and removed.
+
+    Raises:
+        UserError: as :func:`compose`.
+    """
     with hydra_context():
         try:
             words = [*map(grouped, overrides)]
-            node = hydra_compose("config", overrides=words, return_hydra_config=True)
+            node = hydra_compose(primary, overrides=words, return_hydra_config=True)
         except Exception as error:
+            keys = partial(known_keys, primary=primary)
             raise UserError(
-                explain.composition(error, overrides, known_keys, options, presets)
+                explain.composition(error, overrides, keys, options, presets)
             ) from error
-    choices = dict(node.hydra.runtime.choices)
     OmegaConf.set_struct(node, False)
-    del node["hydra"]
-    return Composed(node, choices, tuple(overrides))
+    return node
 
 
 def grouped(override: str) -> str:
@@ -74,20 +89,21 @@ def grouped(override: str) -> str:
     return f"backbone@{override}" if override.startswith("source=") else override
 
 
-def known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
+def known_keys(parent: str, overrides: Sequence[str], primary: str = PRIMARY) -> list[str]:
     """Return the keys that exist below ``parent``, given the overrides that select groups."""
     chosen = (*GROUPS, "method", "experiment")
     groups = [grouped(word) for word in overrides if word.split("=", 1)[0].lstrip("+~") in chosen]
     own = parent.startswith("hydra")
     with hydra_context():
-        node = hydra_compose("config", overrides=groups, return_hydra_config=own)
+        node = hydra_compose(primary, overrides=groups, return_hydra_config=own)
     selected = OmegaConf.select(node, parent) if parent else node
     keys = (
         [key for key in selected if key not in ("kind", "_target_")]
         if isinstance(selected, DictConfig)
         else []
     )
-    return keys if parent else [*keys, "experiment", "source"]
+    more = ["experiment", "source"] if primary == PRIMARY else []
+    return keys if parent else [*keys, *more]
 
 
 def resolve(composed: Composed) -> RunConfig:
@@ -96,16 +112,7 @@ def resolve(composed: Composed) -> RunConfig:
     Raises:
         UserError: for a wrong type, a value out of range, a missing value or an unknown key, with the file that set it.
     """
-    try:
-        data: dict[str, Any] = OmegaConf.to_container(
-            composed.node, resolve=True, throw_on_missing=False
-        )
-    except Exception as error:
-        raise UserError(" ".join(str(error).split())) from error
-    for path in missing_values(data):
-        raise UserError(f"{path}: no value given and it has no default; set it with {path}=...")
-    for path in not_finite(data):
-        raise UserError(f"{path}: must be a finite number")
+    data = plain_of(composed)
     for key in NOT_OF_A_RUN:
         del data[key]
     data["choices"] = chosen(composed)
@@ -122,6 +129,25 @@ def resolve(composed: Composed) -> RunConfig:
         raise UserError(
             f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}"
         ) from error
+
+
+def plain_of(composed: Composed) -> dict[str, Any]:
+    """Return a composed config as plain data, references resolved.
+
+    Raises:
+        UserError: for a reference that leads nowhere, a missing value or a number that is not finite.
+    """
+    try:
+        data: dict[str, Any] = OmegaConf.to_container(
+            composed.node, resolve=True, throw_on_missing=False
+        )
+    except Exception as error:
+        raise UserError(" ".join(str(error).split())) from error
+    for path in missing_values(data):
+        raise UserError(f"{path}: no value given and it has no default; set it with {path}=...")
+    for path in not_finite(data):
+        raise UserError(f"{path}: must be a finite number")
+    return data
 
 
 def chosen(composed: Composed) -> dict[str, str | None]:
@@ -215,7 +241,7 @@ def not_finite(data: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def sources(composed: Composed) -> list[tuple[str, Path]]:
+def sources(composed: Composed, primary: str = PRIMARY) -> list[tuple[str, Path]]:
     """Return the YAML files that took part, each with the config path it fills, the last to apply first."""
     found = []
     for group, choice in reversed(composed.choices.items()):
@@ -227,4 +253,4 @@ def sources(composed: Composed) -> list[tuple[str, Path]]:
                     whole = group in ("method", "experiment")
                     found.append(("" if whole else package or place, path))
                     break
-    return [*sorted(found, key=lambda item: item[0] != ""), ("", conf_dir() / "config.yaml")]
+    return [*sorted(found, key=lambda item: item[0] != ""), ("", conf_dir() / f"{primary}.yaml")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.config import immaterial_keys
 from taskvec.errors import UserError, describe, details, expected
-from taskvec.graph.artefact import read_json
+from taskvec.graph.artefact import Node, read_json
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import Result, Stage
 from taskvec.graph.run import RunConfig
@@ -182,7 +182,7 @@ def _answer(config: RunConfig, plan: Plan, progress: Progress) -> Result:
         rows=with_fingerprints(report, plan),
         curves=report.curves,
         maps=report.maps,
-        reports=stage_reports(plan, store),
+        reports=reports_of(plan.nodes, store),
         data_seen=plan.data_seen(),
         stages=tuple(stages),
         timing=timing(plan, work) | {"wall_s": wall},
@@ -199,10 +199,10 @@ def with_fingerprints(report: Report, plan: Plan) -> tuple:
     return tuple(found)
 
 
-def stage_reports(plan: Plan, store: Store) -> dict[str, Any]:
+def reports_of(nodes: Iterable[Node], store: Store) -> dict[str, Any]:
     """Return what stages have to say, by the label of the artefact that says it."""
     reports = {}
-    for node in plan.nodes:
+    for node in nodes:
         record = read_json(store.folder(node) / RECORD) if node.stored else None
         said = record["meta"].get("report") if record else None
         if said:

@@ -17,8 +17,7 @@ from taskvec.report.runs import Run, find_results
 from taskvec.runner import compose, explain, scale
 from taskvec.runner.configs import options
 from taskvec.runner.expand import expand, experiments, unions
-from taskvec.runner.folder import RunFolder
-from taskvec.runner.survey import state_of
+from taskvec.runner.survey import standing
 from taskvec.text import printable_lines
 
 FOLDER = "papers/"
@@ -125,14 +124,9 @@ def beside(overrides: Sequence[str]) -> int:
 def finished(roots: Iterable[Path]) -> list[Run]:
     """Return the finished runs below some outputs folders."""
     try:
-        return find_results(sorted(roots), _standing)
+        return find_results(sorted(roots), standing())
     except UserError:
         return []  # no run is finished
-
-
-def _standing(folder: Path) -> str:
-    state, _ = state_of(RunFolder(folder))
-    return state
 
 
 def _reproduced(overrides: Sequence[str]) -> list[str]:

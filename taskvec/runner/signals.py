@@ -8,13 +8,16 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from taskvec.errors import Terminated
 
 IN_SWEEP = "TASKVEC_SWEEP"  # in a job's environment: the process of its sweep
-ENDING = ("SIGTERM", "SIGHUP", "SIGXCPU")
+ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
+PATIENCE_SECONDS = 2.0
+AFTERWARDS_SECONDS = 0.05
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of sys/prctl.h
 POLL_SECONDS = 1.0
 
@@ -23,22 +26,54 @@ def install() -> None:
     """Turn signals whose default is to kill into :class:`taskvec.errors.Terminated`; one that is ignored stays so."""
     if threading.current_thread() is not threading.main_thread():
         return
-    for name in ENDING:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+    for number, handler in _handlers().items():
+        if handler is signal.SIG_DFL or isinstance(handler, Again):
             signal.signal(number, _end)
     sys.unraisablehook = _unraisable
 
 
+def end_in_silence() -> None:
+    """Let signals kill from now on, for the time in which the interpreter takes itself apart."""
+    for number, handler in _handlers().items():
+        if handler is _end or isinstance(handler, Again):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _handlers() -> dict[int, Any]:
+    """Return the handler of each signal that ends a program."""
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    return {number: signal.getsignal(number) for number in numbers}
+
+
 def _end(number: int, frame: FrameType | None) -> None:
+    again = Again(time.monotonic() + PATIENCE_SECONDS)
+    for other, handler in _handlers().items():
+        if handler is _end:
+            signal.signal(other, again)
     raise Terminated(number)
 
 
+@dataclass(frozen=True)
+class Again:
+    """What signals do while the program ends: nothing until ``deadline``, so that it can record how, then they kill."""
+
+    deadline: float
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Pass over a signal that comes with the first one; end at once what hangs."""
+        if time.monotonic() > self.deadline:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
 def _unraisable(problem: Any) -> None:
-    """Send a signal again that arrived in a finaliser, where Python drops what is raised."""
+    """Send a signal again that arrived in a finaliser, where Python drops what is raised; here it would drop it too."""
     if isinstance(problem.exc_value, KeyboardInterrupt):
         number = getattr(problem.exc_value, "number", signal.SIGINT)
-        os.kill(os.getpid(), number)
+        install()
+        sender = threading.Timer(AFTERWARDS_SECONDS, os.kill, (os.getpid(), number))
+        sender.daemon = True
+        sender.start()
 
 
 def die_with_sweep() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from taskvec.errors import UserError, describe
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
@@ -55,3 +58,14 @@ def state_of(folder: RunFolder) -> tuple[State, str | None]:
     if found != result.fingerprint:
         return "stale", "code, data or weights below it changed; the same command computes it again"
     return "done", None
+
+
+def standing() -> Callable[[Path], State]:
+    """Return the function that says how a finished run stands, by its folder: done, stale, older or unchecked."""
+    compose.register_all()
+
+    def state(folder: Path) -> State:
+        found, _ = state_of(RunFolder(folder))
+        return found
+
+    return state

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, papers, quoting, scale
+from taskvec.runner import compose, papers, quoting, scale, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -71,16 +71,17 @@ def many(overrides: Sequence[str]) -> int:
     for name in OF_ONE_RUN:
         os.environ.pop(name, None)
     overrides = [at_home(word) for word in overrides]
-    sweeps = unions(overrides)
-    jobs = distinct([job for words in sweeps for job in expand(words)])
+    parts = unions(overrides)
+    jobs = distinct([job for words in parts for job in expand(words)])
     local = compose.sweep_config(
         compose.compose([word for word in overrides if word.startswith("sweep.")])
     )
     log.info("%d jobs", len(jobs))
+    sweeps.record([RunFolder.of(config) for config, _ in jobs.values()], local.jobs)
     status = 0
     if any(word.startswith(PLUGINS) for word in overrides):
         scale.refuse(overrides)
-        for words in sweeps:
+        for words in parts:
             status = max(status, hydra(["--multirun", *map(grouped, words)]))
     elif local == SweepConfig():
         for config, words in jobs.values():

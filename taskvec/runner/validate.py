@@ -38,6 +38,7 @@ def _checked(config: RunConfig, plan: Plan) -> None:
         backbone.check()
         backbone.check_inputs()
         selection(config, backbone)
+    carried(config)
     capable(config, plan)
     plan.fingerprint  # noqa: B018 (reads and checks every data file of the run)
     label_words(config, plan)
@@ -102,9 +103,21 @@ def readable(config: RunConfig, group: str, backbone: Any) -> None:
         raise UserError(f"{suite} holds {config.suite.modality}, {named} reads {backbone.modality}")
     if config.protocol.unseen_targets and "learned_heads" in backbone.gives:
         raise UserError(
-            f"protocol={config.protocol.kind} must not see the target's labels, from which {named} would learn a head; "
-            "take a causal or text-to-text model"
+            f"protocol={config.protocol.kind} reports on tasks whose labels must not be learned from, and {named} "
+            "would learn a head from them; take a causal or text-to-text model"
         )
+
+
+def carried(config: RunConfig) -> None:
+    """Check that the transforms that move vectors can take them from the one backbone to the other.
+
+    Raises:
+        UserError: naming what of the backbones differs.
+    """
+    source, target = config.backbone_of("source"), config.backbone_of("target")
+    for transform in config.transform.values():
+        if transform.moves:
+            transform.check(source, target)
 
 
 def capable(config: RunConfig, plan: Plan) -> None:
@@ -159,7 +172,7 @@ def selection(config: RunConfig, backbone: Any) -> None:
     """
     from taskvec.training.selectors import selected
 
-    select, names = getattr(config.finetune, "select", "full"), backbone.parameter_names()
+    select, names = getattr(config.finetune, "select", "full"), backbone.parameter_shapes()
     if names and select != "full":
         try:
             selected(select, names, backbone.linear_layers())

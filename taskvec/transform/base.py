@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from taskvec.config import Seeded
 from taskvec.needs import Given, Needs, Scope, Vector
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.vectors import TaskVector
+
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+def shapes_of(parameters: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return tensors' shapes by name."""
+    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,13 @@ class Transform(Seeded):
     joint: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     grid: ClassVar[tuple[float, ...] | None] = None
+
+    def check(self, source: Any, target: Any) -> None:
+        """Check the two backbones of a transform that ``moves``, before anything is loaded.
+
+        Raises:
+            UserError: if vectors of the one cannot be carried to the other.
+        """
 
     def needs(self, scope: Scope) -> Needs:
         """Return what :meth:`fit` and :meth:`apply` want to be given."""

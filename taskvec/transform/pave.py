@@ -70,8 +70,18 @@ class Pave(Transform):
         return self
 
     def needs(self, scope: Scope) -> Needs:
-        """Return each vector, its moments, its spectrum where ranks are divided, and theta_0's moments if counted."""
+        """Return each vector, its moments, its spectrum where ranks are divided, and theta_0's moments if counted.
+
+        Raises:
+            UserError: for a participant that no vector belongs to.
+        """
         needs: list[Any] = []
+        for task in self._participants(scope):
+            if task not in scope.tasks:
+                hint = did_you_mean(task, list(scope.tasks))
+                raise UserError(
+                    f"transform.pave.participants: there is no vector of {task!r}{hint}"
+                )
         for task in scope.tasks:
             needs.append(scope.vector(task))
             needs.append(self._at_vector(InputMoments(), scope, task))
@@ -80,6 +90,9 @@ class Pave(Transform):
             if self.faithful and self.count_base:
                 needs.append(self._at_base(scope, task))
         return needs
+
+    def _participants(self, scope: Scope) -> tuple[str, ...]:
+        return scope.tasks if self.participants is None else self.participants
 
     def _spectrum(self) -> Spectrum:
         return Spectrum(whitening=self.whitening, damping=self.damping)
@@ -95,6 +108,7 @@ class Pave(Transform):
 
     def fit(self, given: Given) -> Fit:
         """Return the ranks of all tasks, and in the exact mode the pruned directions P [out, pruned] float32."""
+        from taskvec.transform.subspace.pictures import pictures
         from taskvec.transform.subspace.purify import prune_layers
 
         fit = Fit()
@@ -110,36 +124,36 @@ class Pave(Transform):
             for layer, directions, report in pruned:
                 fit.tensors[f"{task}/{layer}"] = directions
                 layers[layer] = report
+        said = {task: report["layers"] for task, report in fit.report.items()}
+        spectra = self._spectra(given, fit.meta["ranks"])
+        fit.report["figures"] = pictures(said, spectra, given.model.layers)
         return fit
 
     def _ranks(self, given: Given) -> dict[str, Ranks]:
-        """Return the kept rank of every layer by task.
-
-        Raises:
-            UserError: for a participant that no vector belongs to.
-        """
+        """Return the kept rank of every layer by task."""
         from taskvec.transform.subspace.purify import sizes
         from taskvec.transform.subspace.ranks import allocate, uniform
 
         scope = given.scope
-        participants = scope.tasks if self.participants is None else self.participants
-        for task in participants:
-            if task not in scope.tasks:
-                hint = did_you_mean(task, list(scope.tasks))
-                raise UserError(
-                    f"transform.pave.participants: there is no vector of {task!r}{hint}"
-                )
+        participants = self._participants(scope)
         ranks = {}
         for task in scope.tasks:
             moments = given[self._at_vector(InputMoments(), scope, task)]
             ranks[task] = sizes(given.model, moments, self.roles)
         if self.allocation == "uniform":
             return ranks | {task: uniform(ranks[task], self.ratio) for task in participants}
+        among = {task: ranks[task] for task in participants}
+        return ranks | allocate(self._spectra(given, among), self.ratio, self.allocation)
+
+    def _spectra(self, given: Given, ranks: dict[str, Ranks]) -> dict[str, dict[str, Tensor]]:
+        """Return the singular values of the layers of some tasks; nothing where ranks are not divided by them."""
+        if self.allocation == "uniform":
+            return {}
         spectra = {}
-        for task in participants:
-            spectrum = given[self._at_vector(self._spectrum(), scope, task)]
-            spectra[task] = {layer: spectrum[layer] for layer in ranks[task]}
-        return ranks | allocate(spectra, self.ratio, self.allocation)
+        for task, layers in ranks.items():
+            spectrum = given[self._at_vector(self._spectrum(), given.scope, task)]
+            spectra[task] = {layer: spectrum[layer] for layer in layers}
+        return spectra
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the purified vector.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Deferred(Tensors):
             raise KeyError(name)
         return self._make(name)
 
+    def announced(self, name: str) -> Tensor:
+        """Return the meta tensor of an entry."""
+        return self.like[name]
+
     def __contains__(self, name: object) -> bool:
         return name in self.like
 
@@ -51,7 +55,13 @@ class Deferred(Tensors):
 
 def like(tensors: Tensors, name: str) -> Tensor:
     """Return a meta tensor of the shape and dtype of an entry, which is not made for it."""
-    return tensors.like[name] if isinstance(tensors, Deferred) else tensors[name].to("meta")
+    announced = getattr(tensors, "announced", None)
+    return tensors[name].to("meta") if announced is None else announced(name)
+
+
+def count_of(tensors: Tensors, name: str) -> int:
+    """Return the number of a tensor's entries, which is not made for it."""
+    return like(tensors, name).numel()
 
 
 class Sliced(Deferred):
@@ -75,12 +85,21 @@ class Sliced(Deferred):
         return self.cut(name, 0, shape.numel()).view(shape.shape)
 
 
-def runs_of(tensors: Tensors, name: str) -> Callable[[int, int], Tensor]:
-    """Return what makes any run of a tensor's entries [n]; a tensor that cannot be sliced is made once, as a whole."""
+class Entries(NamedTuple):
+    """A tensor whose entries are made run by run: its announcement (a meta tensor), and ``run(start, stop)`` [n]."""
+
+    shape: Tensor
+    device: torch.device
+    run: Callable[[int, int], Tensor]
+
+
+def entries_of(tensors: Tensors, name: str) -> Entries:
+    """Return the entries of a tensor; one that cannot be sliced is made once, as a whole."""
     if isinstance(tensors, Sliced):
-        return partial(tensors.cut, name)
-    flat = tensors[name].detach().reshape(-1)
-    return lambda start, stop: flat[start:stop]
+        return Entries(tensors.like[name], tensors.device, partial(tensors.cut, name))
+    tensor = tensors[name].detach()
+    flat = tensor.reshape(-1)
+    return Entries(tensor.to("meta"), tensor.device, lambda start, stop: flat[start:stop])
 
 
 Convert = Callable[[Tensors], dict[str, Tensor]]

@@ -80,7 +80,7 @@ class TaskVector(Tensors):
     def __getitem__(self, name: str) -> Tensor:
         return self._deltas[name]
 
-    def like(self, name: str) -> Tensor:
+    def announced(self, name: str) -> Tensor:
         """Return a meta tensor of a delta's shape and dtype; the delta is not made for it."""
         return like(self._deltas, name)
 
@@ -94,8 +94,14 @@ class TaskVector(Tensors):
         return len(self._deltas)
 
     def __repr__(self) -> str:
+        entries = sum(like(self, name).numel() for name in self)
         norm = float(self.norm())
-        return f"TaskVector({len(self)} tensors, norm {norm:.4g}, {self.metadata})"
+        mode = self.metadata.get("forward_mode", "standard")
+        made_on = str(self.metadata.get(BASE_HASH, "unknown"))[:12]
+        return (
+            f"TaskVector({len(self)} tensors, {entries:,} entries, norm {norm:.4g}, {mode}, "
+            f"base {made_on})"
+        )
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if isinstance(other, int) and other == 0:  # the start value of the built-in sum

@@ -43,6 +43,16 @@ class ConsensusTa(TensorWise):
         Convention("the paper (Consensus TIES)", "merge.shared=ties"),
     )
 
+    @property
+    def over_model(self) -> bool:
+        """Whether the shared vector's threshold is one of all parameters."""
+        return shared_merge(self.shared, self.density).over_model
+
+    @property
+    def passes(self) -> int:
+        """Those of the shared vector."""
+        return shared_merge(self.shared, self.density).passes
+
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Any:
         """Return what the merge of the shared vector surveys."""
         return shared_merge(self.shared, self.density).survey(base, deltas, given)

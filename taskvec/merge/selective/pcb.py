@@ -48,11 +48,22 @@ class Pcb(TensorWise):
         ),
     )
 
+    @property
+    def over_model(self) -> bool:
+        """True: quantiles are those of all parameters."""
+        return True
+
+    @property
+    def passes(self) -> int:
+        """Two for each pair of quantiles."""
+        return 5
+
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Ranges:
         """Return the ranges over all parameters: quantiles of the magnitudes first, then those of the balances."""
         from taskvec.merge.selective.competition import Ranges, all_entries, quantiles
+        from taskvec.vectors.deferred import count_of
 
-        entries = sum(tensor.numel() for tensor in base.values())
+        entries = sum(count_of(base, name) for name in base)
         low = math.floor(entries * self.tails)
         high = max(0, math.floor(entries * (1 - self.tails) - 1))
         threshold = min(entries - 1, math.floor(entries * (1 - self.ratio)))

@@ -51,6 +51,11 @@ class Sce(TensorWise):
         ),
     )
 
+    @property
+    def passes(self) -> int:
+        """Count, select (three), add up energies, merge."""
+        return 3 if self.select == 1 else 7
+
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, Plan]:
         """Return the plan of each tensor."""
         return {name: self._plan(base, deltas, name) for name in names_of(deltas)}

@@ -55,12 +55,17 @@ class Breadcrumbs(Sparsified):
         ),
     )
 
+    @property
+    def passes(self) -> int:
+        """Three for each of the two cuts."""
+        return 6 + super().passes
+
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return the lower and the upper cut of each tensor of each vector."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
             for name in delta:
-                found[name, position] = self._band(delta, name)
+                found[name, position] = self._band(delta, name, self.density_of(position))
         return found
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -70,12 +75,13 @@ class Breadcrumbs(Sparsified):
         lower, upper = surveyed.cuts[piece.name, position]
         return above(delta, lower, piece.start) - above(delta, upper, piece.start)
 
-    def _band(self, delta: Tensors, name: str) -> Sequence[Cut]:
+    def _band(self, delta: Tensors, name: str, density: float) -> Sequence[Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import cut_of_rank
+        from taskvec.vectors.deferred import count_of
 
-        entries = delta[name].numel()
-        stay = math.floor(self.density * entries)
+        entries = count_of(delta, name)
+        stay = math.floor(density * entries)
         go = min(math.floor(self.outliers * entries), entries - stay)
 
         def pieces():

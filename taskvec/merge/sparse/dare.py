@@ -27,6 +27,7 @@ class Dare(Sparsified):
     sum_t x_t, as their ``combine`` (sum, mean, max). ``undecided`` is the sign where the sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or their weights (``divide``).
+    ``densities`` has one for each vector, in place of ``density``.
     ``of`` "factors" sparsifies and merges the factors of LoRA vectors instead of their products.
     """
 
@@ -63,5 +64,6 @@ class Dare(Sparsified):
         from taskvec.vectors.noise import Stream
 
         stream = Stream(surveyed.seed, piece.name, position)
-        kept = dropped(delta, self.density, stream, piece.start)
-        return kept / self.density if self.rescale == "density" else kept
+        density = self.density_of(position)
+        kept = dropped(delta, density, stream, piece.start)
+        return kept / density if self.rescale == "density" else kept

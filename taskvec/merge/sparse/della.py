@@ -48,8 +48,9 @@ class Della(Sparsified):
 
     @model_validator(mode="after")
     def _probabilities(self) -> Della:
-        if self.spread and not 0 < self.density - self.spread <= self.density + self.spread <= 1:
-            raise ValueError("density - spread must be above 0, density + spread at most 1")
+        for density in self.densities or (self.density,):
+            if self.spread and not self.spread < density <= 1 - self.spread:
+                raise ValueError("density - spread must be above 0, density + spread at most 1")
         return self
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -57,6 +58,7 @@ class Della(Sparsified):
         from taskvec.merge.scheme.sparsify import drawn, keep_probabilities
         from taskvec.vectors.noise import Stream
 
-        probabilities = keep_probabilities(delta, self.density, self.spread)
+        density = self.density_of(position)
+        probabilities = keep_probabilities(delta, density, self.spread)
         kept = drawn(delta, probabilities, Stream(surveyed.seed, piece.name, position), piece.start)
         return kept / probabilities if self.rescale == "probability" else kept

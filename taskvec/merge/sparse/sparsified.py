@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from taskvec.errors import UserError
 from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.factored import Factored
 from taskvec.needs import Given
@@ -54,8 +55,9 @@ class Sparsified(Factored):
     takes their ``combine``: sum, mean, or the largest. ``undecided`` is the sign where a sum is zero: the majority over
     all parameters (where that is zero too, minus or none), or plus. ``weights`` multiply the vectors before the
     election or after it (``weigh``); a mean divides by the number of agreeing vectors or by the sum of their weights
-    (``divide``). ``rescale`` "l1" gives every sparsified tensor the L1 norm that it had. ``of`` "factors" sparsifies
-    and merges the factors of LoRA vectors instead of their products.
+    (``divide``). ``densities`` has one for each vector in order, in place of ``density``. ``rescale`` "l1" gives every
+    sparsified tensor the L1 norm that it had. ``of`` "factors" sparsifies and merges the factors of LoRA vectors
+    instead of their products.
     """
 
     density: float = Field(1.0, gt=0, le=1)
@@ -65,12 +67,27 @@ class Sparsified(Factored):
     weigh: Literal["before", "after"] = "before"
     divide: Literal["count", "weights"] = "count"
     rescale: Literal["none", "l1"] = "none"
+    densities: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(None, min_length=1)
 
     grain = "entry"
+
+    @property
+    def over_model(self) -> bool:
+        """Whether undecided entries ask for the majority over all parameters."""
+        return self.consensus == "elect" and self.undecided != "plus"
+
+    @property
+    def passes(self) -> int:
+        """One more where norms are restored."""
+        return 2 if self.rescale == "l1" else 1
 
     @abstractmethod
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
         """Return what is kept of one vector's delta, before ``rescale``."""
+
+    def density_of(self, position: int) -> float:
+        """Return the density of a vector."""
+        return self.density if self.densities is None else self.densities[position]
 
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return the cuts that :meth:`sparse` asks for, by parameter and vector."""
@@ -78,11 +95,23 @@ class Sparsified(Factored):
 
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Surveyed:
         """Return cuts, and the factors that restore norms."""
+        self.check_densities(len(deltas))
         seed = self.seed_of(given)
         surveyed = Surveyed(self, base, deltas, seed, self.cuts(base, deltas), {})
         if self.rescale != "l1":
             return surveyed
         return Surveyed(self, base, deltas, seed, surveyed.cuts, self._norm_factors(surveyed))
+
+    def check_densities(self, count: int) -> None:
+        """Check that there is one density for each vector, if there are any.
+
+        Raises:
+            UserError: if there are not.
+        """
+        if self.densities is not None and len(self.densities) != count:
+            raise UserError(
+                f"merge.densities holds {len(self.densities)} numbers, there are {count} task vectors"
+            )
 
     def _norm_factors(self, surveyed: Surveyed) -> dict[Key, float]:
         """Return ||tau||_1 / ||sparse tau||_1 for each tensor, 1 where nothing was kept."""

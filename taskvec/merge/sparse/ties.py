@@ -58,12 +58,26 @@ class Ties(Sparsified):
         ),
     )
 
+    @property
+    def over_model(self) -> bool:
+        """Whether thresholds, or undecided entries, are those of all parameters."""
+        return self.scope == "model" or super().over_model
+
+    @property
+    def passes(self) -> int:
+        """Two for the thresholds, and one to find the place of an entry among equal ones."""
+        selecting = 3 if self.kept == "exact" else 2
+        return selecting + super().passes
+
     def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
         """Return each vector's cut within each tensor."""
         found: dict[Key, Sequence[Cut]] = {}
         for position, delta in enumerate(deltas):
+            density = self.density_of(position)
             cuts = (
-                self._model_cuts(base, delta) if self.scope == "model" else self._tensor_cuts(delta)
+                self._model_cuts(base, delta, density)
+                if self.scope == "model"
+                else self._tensor_cuts(delta, density)
             )
             found |= {(name, position): (cut,) for name, cut in cuts.items()}
         return found
@@ -75,38 +89,40 @@ class Ties(Sparsified):
         (cut,) = surveyed.cuts[piece.name, position]
         return above(delta, cut, piece.start)
 
-    def _model_cuts(self, base: Tensors, delta: Tensors) -> dict[str, Cut]:
+    def _model_cuts(self, base: Tensors, delta: Tensors, density: float) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
         from taskvec.merge.scheme.sparsify import flat_cuts
+        from taskvec.vectors.deferred import count_of
 
-        lengths = [delta[name].numel() for name in delta]
+        lengths = [count_of(delta, name) for name in delta]
         # Zeros, by declaration
-        absent = sum(base[name].numel() for name in base if name not in delta)
+        absent = sum(count_of(base, name) for name in base if name not in delta)
 
         def pieces():
             return (piece for name in delta for piece in read(delta, name))
 
-        cut = self._cut(pieces, sum(lengths) + absent, absent)
+        cut = self._cut(pieces, density, sum(lengths) + absent, absent)
         return dict(flat_cuts(delta, lengths, cut))
 
-    def _tensor_cuts(self, delta: Tensors) -> dict[str, Cut]:
+    def _tensor_cuts(self, delta: Tensors, density: float) -> dict[str, Cut]:
         from taskvec.merge.pieces import read
+        from taskvec.vectors.deferred import count_of
 
         def pieces(name: str):
             return lambda: read(delta, name)
 
-        return {name: self._cut(pieces(name), delta[name].numel(), 0) for name in delta}
+        return {name: self._cut(pieces(name), density, count_of(delta, name), 0) for name in delta}
 
-    def _cut(self, pieces, entries: int, zeros: int) -> Cut:
+    def _cut(self, pieces, density: float, entries: int, zeros: int) -> Cut:
         from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank, inclusive_cut
 
         if entries == zeros:
             return EVERYTHING
         if self.kept == "exact":
-            wanted = max(1, math.floor(entries * self.density))
+            wanted = max(1, math.floor(entries * density))
             return cut_of_rank(pieces, entries - wanted, entries, zeros)
         if self.kept == "inclusive":
-            number = entries - math.floor(entries * self.density)
+            number = entries - math.floor(entries * density)
         else:
-            number = math.floor(entries * (1 - self.density))
+            number = math.floor(entries * (1 - density))
         return inclusive_cut(pieces, number - 1, zeros) if number else EVERYTHING

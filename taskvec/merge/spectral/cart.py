@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from taskvec.merge.base import WIDE_GRID, Convention
+from taskvec.merge.piece import Piece
 from taskvec.merge.spectral.matrixwise import MatrixWise
 from taskvec.needs import Given, Signed
 from taskvec.registry import register
@@ -52,6 +53,12 @@ class Cart(MatrixWise):
         from taskvec.vectors.composition import Shifted
 
         return Shifted.unpack(base, tensors, meta)
+
+    def centre(self, piece: Piece) -> Tensor:
+        """Return the mean of the deltas: theta_avg - theta_0."""
+        from taskvec.merge.average import Average
+
+        return Average().merge(piece, None, None)
 
     def matrix(self, deltas: Sequence[Tensor], count: int) -> Tensor:
         """Return the sum of the truncated deviations from the mean; absent deltas deviate by minus the mean."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.merge.base import TensorWise
-from taskvec.merge.piece import Piece
+from taskvec.merge.piece import Grain, Piece
 from taskvec.needs import Given
 
 if TYPE_CHECKING:
@@ -38,14 +38,18 @@ class MatrixWise(TensorWise):
     def merge(self, piece: Piece, given: Given | None, surveyed: Any) -> Tensor | None:
         """Return the merged matrix, or what the others get."""
         parts = piece.parts
-        if self.is_matrix(piece):
+        if self.is_matrix(piece.name, piece.shape):
             return self.matrix(parts, len(piece.deltas))
         if self.others == "none":
             return None
         total = sum(parts[1:], parts[0])
         return total / len(piece.deltas) if self.others == "mean" else total
 
-    def is_matrix(self, piece: Piece) -> bool:
+    def grain_of(self, name: str, shape: Sequence[int]) -> Grain:
+        """Return that a matrix is read as a whole, and anything else in pieces."""
+        return "tensor" if self.is_matrix(name, shape) else "entry"
+
+    def is_matrix(self, name: str, shape: Sequence[int]) -> bool:
         """Return whether a parameter is merged as a matrix."""
-        excluded = any(fnmatchcase(piece.name, pattern) for pattern in self.exclude)
-        return len(piece.shape) == 2 and 0 not in piece.shape and not excluded
+        excluded = any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return len(shape) == 2 and 0 not in shape and not excluded

@@ -43,6 +43,11 @@ class NuSlerp(TensorWise):
         ),
     )
 
+    @property
+    def relative(self) -> bool:
+        """Whether deltas are interpolated."""
+        return self.of == "deltas"
+
     def merge(self, piece: Piece, given: Given | None, surveyed: None) -> Tensor:
         """Return the interpolation, less theta_0 where weights are interpolated."""
         import torch

@@ -27,6 +27,16 @@ class Span(TensorWise):
 
     grid = AS_IT_IS
 
+    @property
+    def relative(self) -> bool:
+        """Whether deltas are combined."""
+        return self.of == "deltas"
+
+    @property
+    def passes(self) -> int:
+        """Inner products first."""
+        return 2
+
     @abstractmethod
     def coefficients(self, gram: Tensor) -> Tensor:
         """Return c [T] given the inner products [T, T]."""

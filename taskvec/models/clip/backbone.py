@@ -20,15 +20,14 @@ from taskvec.models.clip.config import (
     VisionConfig,
     check_shapes,
     expected_shapes,
-    key_map,
     linear_layers,
     local_folder,
     open_clip_config,
     trained_with_quick_gelu,
     vision_config,
 )
-from taskvec.models.clip.preprocessing import folder_preprocessing
-from taskvec.models.clip.spaces import clip_spaces
+from taskvec.models.clip.preprocessing import folder_preprocessing, malformed
+from taskvec.models.clip.spaces import clip_shapes, clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
 from taskvec.models.layers import Heads, LinearLayer
@@ -79,14 +78,9 @@ class Clip(Backbone):
     @cached_property
     def weights(self) -> Path | None:
         """The local weights file; None for a tag, which open_clip downloads and caches."""
-        folder = self.folder
-        return (
-            folder / WEIGHTS
-            if folder
-            else Path(self.checkpoint).expanduser()
-            if self.checkpoint
-            else None
-        )
+        if self.folder:
+            return self.folder / WEIGHTS
+        return Path(self.checkpoint).expanduser() if self.checkpoint else None
 
     @cached_property
     def vision(self) -> VisionConfig:
@@ -95,21 +89,14 @@ class Clip(Backbone):
         Raises:
             UserError: for an unknown architecture, or one that is not a plain vision transformer.
         """
-        try:
+        with malformed(self.name):
             by_tag = (
                 self.quick_gelu is None
                 and self.pretrained
                 and trained_with_quick_gelu(self.name, self.pretrained)
             )
-            return vision_config(
-                open_clip_config(self.name), quick_gelu=True if by_tag else self.quick_gelu
-            )
-        except (ValueError, OSError) as error:
-            raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"backbone.architecture: {self.name}: malformed model description ({error})"
-            ) from error
+            quick = True if by_tag else self.quick_gelu
+            return vision_config(open_clip_config(self.name), quick_gelu=quick)
 
     @cached_property
     def text(self) -> TextSide:
@@ -118,14 +105,13 @@ class Clip(Backbone):
         Raises:
             UserError: for a description that asks for more than it may.
         """
-        try:
+        with malformed(self.name):
             return text_side(self.name, open_clip_config(self.name), self.trust_remote_code)
-        except (ValueError, OSError) as error:
-            raise UserError(f"backbone.architecture: {error}") from error
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"backbone.architecture: {self.name}: malformed model description ({error})"
-            ) from error
+
+    @property
+    def tokenizer_source(self) -> Source | None:
+        """Where the tokenizer is; None for open_clip's own."""
+        return self.text.tokenizer
 
     @cached_property
     def tagged(self) -> Source | None:
@@ -136,6 +122,27 @@ class Clip(Backbone):
             else None
         )
         return Source(repository, key="backbone.pretrained") if repository else None
+
+    @property
+    def place(self) -> str:
+        """The model's folder, its weights file, or the hub's repository of its tag."""
+        local = self.folder or self.weights
+        if local:
+            return str(local)
+        return self.tagged.name if self.tagged else self.name
+
+    def function(self, description: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return the settings of the image tower, of an ``open_clip_config.json`` or its own.
+
+        Raises:
+            UserError: for a description without an image tower that is covered.
+        """
+        if description is None:
+            return vars(self.vision)
+        try:
+            return vars(vision_config(description["model_cfg"]))
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"not a plain open_clip image tower: {one_line(error)}") from error
 
     def remotes(self) -> list[Remote]:
         """Return a tag's weights, and the text side's files where they are of the hub."""
@@ -192,14 +199,19 @@ class Clip(Backbone):
         """Return how attention is cut into heads."""
         return Heads(self.vision.heads, self.vision.heads, self.vision.width // self.vision.heads)
 
-    def parameter_names(self) -> list[str]:
-        """Return the names of the image tower's trainable parameters."""
-        shapes, keys = expected_shapes(self.vision), key_map(self.vision.layers)
-        names = [
-            name for theirs, ours in keys.items() if f"visual.{theirs}" in shapes for name in ours
-        ]
-        fixed = {"positional_embedding"} if self.vision.pos_embed_type == "sin_cos_2d" else set()
-        return [name for name in names if name not in fixed]
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the image tower's trainable parameters by name."""
+        return clip_shapes(self.vision)
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return the description in the form of ``open_clip_config.json``, the activation as the weights want it."""
+        model = dict(open_clip_config(self.name))
+        if self.vision.activation == "quick_gelu":
+            model["quick_gelu"] = True
+        mean, std = self.normalisation()
+        prepared = self.preprocessing() | {"mean": list(mean), "std": list(std)}
+        del prepared["size"]
+        return {FOLDER_CONFIG: {"model_cfg": model, "preprocess_cfg": prepared}}
 
     def _spaces(self) -> Spaces:
         return clip_spaces(self.vision)

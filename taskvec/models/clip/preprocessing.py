@@ -1,9 +1,10 @@
-"""How a model's own folder says that its images are to be prepared."""
+"""How a model's description is read: what is malformed, and how its images are to be prepared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,23 @@ from typing import Any
 from taskvec.errors import UserError
 
 CHANNELS = 3
+
+
+@contextmanager
+def malformed(name: str) -> Iterator[None]:
+    """Tell what goes wrong while a model's description is read as one line about the backbone.
+
+    Raises:
+        UserError: for whatever is wrong with it.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"backbone.architecture: {error}") from error
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"backbone.architecture: {name}: malformed model description ({error})"
+        ) from error
 
 
 def folder_preprocessing(

@@ -1,10 +1,27 @@
-"""The activation spaces of a CLIP image tower."""
+"""The shapes and the activation spaces of a CLIP image tower's parameters."""
 
 from __future__ import annotations
 
-from taskvec.models.clip.config import VisionConfig
+from taskvec.models.clip.config import VisionConfig, expected_shapes, key_map
 from taskvec.models.layers import ATTENTION_ROLES, MLP_ROLES
 from taskvec.models.spaces import Spaces
+
+
+def clip_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every trainable parameter of a tower by its canonical name."""
+    stored, found = expected_shapes(config), {}
+    for theirs, ours in key_map(config.layers).items():
+        shape = stored.get(f"visual.{theirs}")
+        if shape is None:
+            continue
+        # open_clip packs the rows of q, k and v, and keeps the projection transposed
+        shape = (shape[0] // len(ours), *shape[1:])
+        if theirs == "proj":
+            shape = shape[::-1]
+        found |= dict.fromkeys(ours, shape)
+    if config.pos_embed_type == "sin_cos_2d":
+        del found["positional_embedding"]
+    return found
 
 
 def clip_spaces(config: VisionConfig) -> Spaces:

@@ -143,16 +143,15 @@ class Header:
         """Return the number of editable parameters; tied tensors that are stored twice count once."""
         return sum(prod(self.tensors[name][0]) for name in self._stored())
 
-    def names(self) -> list[str]:
-        """Return the editable parameters' canonical names, GPT-2's packed q, k and v apart."""
-        names = self._stored()
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the editable parameters' shapes by canonical name."""
+        stored = {name: self.tensors[name][0] for name in self._stored()}
         if self.layout.package != "gpt2":
-            return names
-        apart: list[str] = []
-        for name in names:
-            stem, packed, kind = name.partition(".c_attn.")
-            apart += [f"{stem}.c_attn.{letter}.{kind}" for letter in "qkv"] if packed else [name]
-        return apart
+            return stored
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in stored.items():
+            found |= _unpacked(name, shape)
+        return found
 
     def _stored(self) -> list[str]:
         """Return the names of the stored tensors that are parameters, tied ones once."""
@@ -163,6 +162,17 @@ class Header:
             skipped.add("lm_head.weight")
         buffers = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
         return [name for name in self.tensors if name not in skipped and not name.endswith(buffers)]
+
+
+def _unpacked(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the canonical shapes of one of GPT-2's stored tensors: q, k and v apart, linear weights transposed."""
+    *path, layer, leaf = name.split(".")
+    if layer.startswith("c_"):
+        shape = shape[::-1]
+    if layer != "c_attn":
+        return {name: shape}
+    third = (shape[0] // 3, *shape[1:])
+    return {".".join([*path, layer, part, leaf]): third for part in "qkv"}
 
 
 def stored_shapes(layout: Layout, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     from taskvec.models.language.tokens import Pieces
 
 
+# Of a model's description: what changes the function that the same weights compute
+FUNCTION = (
+    "model_type", "hidden_act", "hidden_activation", "activation_function", "feed_forward_proj", "num_attention_heads",
+    "num_key_value_heads", "n_head", "num_heads", "head_dim", "rope_theta", "rope_parameters", "rope_scaling",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "sliding_window", "scale_attn_weights",
+)  # fmt: skip
+
+
 class LanguageModel(Backbone):
     """A language model in transformers' format: a public name of the hub, a local folder, or ``pkg://NAME``.
 
@@ -166,6 +174,24 @@ class LanguageModel(Backbone):
     def _header(self, config: Mapping[str, Any]) -> Header:
         return Header(find_layout(config, self.style), config, tuple(self.source.weights.values()))
 
+    @property
+    def place(self) -> str:
+        """The model's folder, or its name on the hub."""
+        return self.model
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return the model's ``config.json``."""
+        told = dict(self.architecture)
+        for key in ("dtype", "torch_dtype"):
+            if key in told:
+                told[key] = "float32"
+        return {CONFIG: told}
+
+    def function(self, description: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return activation, heads, positions and normalisation of a ``config.json``."""
+        described = self.architecture if description is None else description
+        return {key: described.get(key) for key in FUNCTION}
+
     def remotes(self) -> list[Remote]:
         """Return the model and, where it is elsewhere, the tokenizer."""
         found = []
@@ -180,10 +206,10 @@ class LanguageModel(Backbone):
         config = self.source.config
         return 4 * self._header(config).parameters() if config and self.source.weights else 0
 
-    def parameter_names(self) -> list[str] | None:
-        """Return the editable parameters' names; None for a model not cached yet."""
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the editable parameters' shapes by name; None for a model not cached yet."""
         config = self.source.config
-        return self._header(config).names() if config and self.source.weights else None
+        return self._header(config).shapes() if config and self.source.weights else None
 
     def _spaces(self) -> Spaces:
         try:

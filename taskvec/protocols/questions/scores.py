@@ -95,6 +95,13 @@ class Scores(Question):
         )
         return answer, kept
 
+    def measure(
+        self, given: Given, composition: Composition, alphas: Collection[float], split: str
+    ) -> tuple[dict[float, dict[str, float]], dict[float, str]]:
+        """Return each task's score on a split by coefficient, and why some coefficients have none."""
+        found, excluded = self._scores(given, composition, alphas, split)
+        return {alpha: self._values(at) for alpha, at in found.items()}, excluded
+
     def _choose(self, given: Given, selection: Mapping, excluded: Mapping) -> float:
         curve = {alpha: selection[alpha] for alpha in self.grid if alpha in selection}
         if not curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -11,7 +11,8 @@ from pydantic import Field
 from taskvec.config import Config
 from taskvec.errors import UserError
 from taskvec.needs import Budget, Examples, Given, Needs, Scope, Vector
-from taskvec.transform.base import Fit, Transform
+from taskvec.transform.alignment.pictures import alignment_by_layer
+from taskvec.transform.base import Fit, Transform, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,22 @@ class Carrying(Transform):
 
     moves: ClassVar[bool] = True
     grid: ClassVar[tuple[float, ...]] = GRID
+
+    def check(self, source: Any, target: Any) -> None:
+        """Compare the depths of two backbones where their headers tell them.
+
+        Raises:
+            UserError: if the source is deeper, or less deep and not to be extended.
+        """
+        own, wanted = source.parameter_shapes(), target.parameter_shapes()
+        if own is None or wanted is None:
+            return
+        if not self.prepares:
+            _check_depth(own, wanted, self.kind)
+            return
+        from taskvec.transform.alignment.extension import lineages
+
+        lineages(own, wanted, self.depth.order, self.depth.spread)
 
     @property
     def prepares(self) -> bool:
@@ -111,13 +128,13 @@ class Carrying(Transform):
                 axes[name] = spaces
         found = self.found(given, axes)
         lengths = {name: tuple(aligned.shape) for name, aligned in found.maps.items()}
-        way = itinerary(_shapes(source), _shapes(target), found.axes, lengths)
+        way = itinerary(shapes_of(source), shapes_of(target), found.axes, lengths)
         tensors = {MAP + name: aligned.float() for name, aligned in found.maps.items()}
-        return Fit(
-            tensors,
-            {"carried": way.carried},
-            {"maps": found.report, "left_at_zero": way.left | left},
-        )
+        report: dict[str, Any] = {"maps": found.report, "left_at_zero": way.left | left}
+        picture = alignment_by_layer(found.report)
+        if picture:
+            report["figures"] = {"alignment": picture.data()}
+        return Fit(tensors, {"carried": way.carried}, report)
 
     def apply(self, vector: TaskVector, of: Vector, fit: Fit, given: Given) -> TaskVector:
         """Return the vector's image; parameters that are left at zero are absent."""
@@ -140,11 +157,7 @@ def spaces_of(axes: Mapping[str, Axes]) -> list[str]:
     return list(dict.fromkeys(spaces))
 
 
-def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-
-
-def _check_depth(source: Mapping[str, Tensor], target: Mapping[str, Tensor], kind: str) -> None:
+def _check_depth(source: Iterable[str], target: Iterable[str], kind: str) -> None:
     from taskvec.transform.alignment.extension import depths
 
     own, wanted = depths(source), depths(target)

@@ -156,6 +156,16 @@ def alignment_error(found: Tensor, moment: CrossMoment) -> float:
     return 1 - float(overlap / squares.sqrt())
 
 
+def random_spread(moment: CrossMoment) -> float:
+    """Return the standard deviation |C|_F / (sqrt(max(a, b)) |A| |B|) of a random map's error around its mean, 1.
+
+    Of a semi-orthogonal T drawn uniformly, E <T, C> = 0 and E <T, C>^2 = |C|_F^2 / max(a, b).
+    """
+    size = math.sqrt(max(moment.cross.shape))
+    squares = moment.squares[0] * moment.squares[1]
+    return float(moment.cross.norm() / (size * squares.sqrt()))
+
+
 def described(found: Alignment, held_out: CrossMoment | None) -> dict[str, Any]:
     """Return what a result reports of a map, as JSON values.
 
@@ -172,4 +182,5 @@ def described(found: Alignment, held_out: CrossMoment | None) -> dict[str, Any]:
     if held_out is not None:
         error = alignment_error(found.map, held_out)
         report["held_out_error"] = error if math.isfinite(error) else None
+        report["random_spread"] = random_spread(held_out)
     return report

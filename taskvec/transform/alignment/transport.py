@@ -13,8 +13,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from taskvec.transform.base import Shape
+
 Axes: TypeAlias = tuple[str | None, ...]
-Shape: TypeAlias = tuple[int, ...]
 
 # The sum of what a model's input layers put out: patches, class token, words, positions
 STEM = "residual"

@@ -1,0 +1,149 @@
+"""Vectors that a file holds: a task vector, or the fine-tuned weights of a model; they count by their content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from taskvec.data.files import sha256
+from taskvec.errors import UserError
+from taskvec.graph.artefact import Json, Work, aside
+from taskvec.graph.nodes.base import Base
+from taskvec.graph.nodes.vector import VectorNode
+from taskvec.needs import Imported
+from taskvec.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from taskvec.checkpoints.reading import Checkpoint
+    from taskvec.vectors import TaskVector
+
+FOLDER, SUFFIX = "vectors", ".safetensors"
+
+
+def vector_file(root: Path, name: str) -> Path:
+    """Return where a vector is kept that was imported under a name, below an outputs folder."""
+    return root / FOLDER / f"{name}{SUFFIX}"
+
+
+def found_vector(root: Path, name: str) -> Path:
+    """Return the file of an imported vector.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    path = vector_file(root, name)
+    if path.is_file():
+        return path
+    known = [other.stem for other in sorted(path.parent.glob(f"*{SUFFIX}"))]
+    hint = did_you_mean(name, known) if known else ""
+    raise UserError(
+        f"finetune=stored: no vector {name!r} in {path.parent}{hint}; "
+        f"`taskvec import vector FINE_TUNED --base BASE --as {name}` makes it"
+    )
+
+
+def header_of(place: str) -> Mapping[str, Any] | None:
+    """Return the metadata of a task vector's file, read without torch; None for anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    if not place.endswith(SUFFIX):
+        return None
+    try:
+        with safe_open(Path(place).expanduser(), "np") as file:
+            return json.loads(file.metadata()["taskvec"])["metadata"]
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        return None  # whoever opens it says what is wrong
+
+
+def imported(expression: Imported, base: Base) -> VectorNode:
+    """Return the vector of a task vector's file, whose header says its forward mode, or of a model's files.
+
+    Raises:
+        UserError: if there is nothing, or something that is neither.
+    """
+    header = header_of(expression.place)
+    if header is None:
+        return ImportedVector.of(expression, base)
+    return StoredVector(base, expression, header.get("forward_mode", "standard"))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVector(VectorNode):
+    """The vector in a task vector's file, which is opened when it is looked at."""
+
+    kind: ClassVar[str] = "imported"
+    copies: ClassVar[int] = 0
+
+    @property
+    def stored(self) -> bool:
+        """Never: it lies where the user put it."""
+        return False
+
+    def spec(self) -> Json:
+        """Return the hash of the file."""
+        expression: Imported = self.expression
+        return {"files": [sha256(Path(expression.place).expanduser())]}
+
+    def value(self, work: Work) -> TaskVector:
+        """Return the vector, on the CPU; its deltas are read from the file as they are used.
+
+        Raises:
+            UserError: if it was made on other base weights.
+        """
+        from taskvec.vectors import TaskVector
+
+        expression: Imported = self.expression
+        place = Path(expression.place).expanduser()
+        return TaskVector.load(place, base_hash=self.base.hash(work))
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedVector(VectorNode):
+    """What a checkpoint's weights differ from theta_0 by.
+
+    It counts with the bytes of its files and is read from them at every look.
+    """
+
+    kind: ClassVar[str] = "imported"
+    copies: ClassVar[int] = 0
+
+    opened: Checkpoint = aside()
+
+    @classmethod
+    def of(cls, expression: Imported, base: Base) -> ImportedVector:
+        """Open what an expression names.
+
+        Raises:
+            UserError: if there is nothing, or something that is no model.
+        """
+        from taskvec.checkpoints.reading import Checkpoint, open_any
+
+        opened = open_any(expression.place, f"--vector {expression.task}")
+        if not isinstance(opened, Checkpoint):
+            raise UserError(
+                f"--vector {expression.task}: {expression.place} is an adapter; merge it into its base first "
+                "(`taskvec merge`)"
+            )
+        return cls(base, expression, "standard", opened)
+
+    @property
+    def stored(self) -> bool:
+        """Never: it lies where the user put it."""
+        return False
+
+    def spec(self) -> Json:
+        """Return the hash of each file."""
+        return {"files": [sha256(Path(place)) for place in self.opened.places]}
+
+    def value(self, work: Work) -> TaskVector:
+        """Return the vector, on the CPU.
+
+        Raises:
+            UserError: if it lacks a weight, or has one of another shape.
+        """
+        from taskvec.checkpoints.names import difference
+
+        return difference(self.opened, self.base.value(work).parameters)

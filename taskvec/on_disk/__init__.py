@@ -1,0 +1,1 @@
+"""Merges of checkpoints on disk, read, merged and written piece by piece."""

@@ -1,0 +1,1 @@
+"""mergekit's recipes, read as they are, for the methods that we have."""

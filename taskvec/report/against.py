@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from taskvec.config import immaterial_keys
 from taskvec.errors import UserError
@@ -23,8 +24,11 @@ BELOW = "/*"  # ends the name of a row that stands for all rows below it
 LISTED = 8  # names in one line
 
 Setting: TypeAlias = frozenset[tuple[str, str]]
+Options: TypeAlias = Mapping[str, str]
 # Of each group, the option that stands for a published one at a smaller scale
-Choices: TypeAlias = Mapping[str, Mapping[str, str]]
+Choices: TypeAlias = Mapping[str, Options]
+Counts: TypeAlias = dict[str, int]
+Rows: TypeAlias = Sequence[Record]  # of one run
 
 
 @dataclass
@@ -32,11 +36,15 @@ class Job:
     """One setting of a table: what it is by key, and the rows of each finished run of it."""
 
     keys: Json
-    runs: list[list[Record]] = field(default_factory=list)
+    runs: list[Rows] = field(default_factory=list)
 
-    def says(self, conditions: Mapping[str, Any]) -> bool:
+    def says(self, conditions: Beside) -> bool:
         """Return whether every condition holds."""
-        return all(says(_text(value), self.keys.get(key)) for key, value in conditions.items())
+        for key, value in conditions.items():
+            wanted = "null" if value is None else str(value)
+            if not says(wanted, self.keys.get(key)):
+                return False
+        return True
 
     @property
     def tasks(self) -> list[str]:
@@ -48,15 +56,22 @@ class Numbers(NamedTuple):
     """One cell's numbers, one for each run, in one unit."""
 
     values: list[float]
-    unit: str
+    unit: str = "fraction"
 
 
 class Ask(NamedTuple):
-    """One line of the table: a published cell, the task of ours that stands in it, and their number."""
+    """One line of the table: a published cell, the job and the task of ours that stand in it, and their number."""
 
     place: Place
+    job: Job
     task: str
     theirs: float | None
+
+    @property
+    def name(self) -> str:
+        """The name of our number among a row's."""
+        metric = OURS.get(self.place.metric, self.place.metric)
+        return metric if self.task == MEAN else f"{metric}/{self.task}"
 
 
 @dataclass
@@ -66,44 +81,52 @@ class Comparison:
     lines: list[list[str]] = field(default_factory=list)
     deviations: dict[str, float] = field(default_factory=dict)
     filled: int = 0
-    not_run: dict[str, int] = field(default_factory=dict)
-    not_measured: dict[str, int] = field(default_factory=dict)
-    not_asked: dict[str, int] = field(default_factory=dict)
+    not_run: Counts = field(default_factory=dict)
+    not_measured: Counts = field(default_factory=dict)
+    not_asked: Counts = field(default_factory=dict)
     no_counterpart: dict[str, str] = field(default_factory=dict)
 
     def outside(self, tolerance: float) -> dict[str, float]:
         """Return the deviations, in points, that exceed a tolerance."""
-        return {name: points for name, points in self.deviations.items() if abs(points) > tolerance}
+        found = {}
+        for name, points in self.deviations.items():
+            if abs(points) > tolerance:
+                found[name] = points
+        return found
 
     def text(self, style: str = "md") -> str:
         """Return the table in a style of :mod:`taskvec.report.render`."""
-        return render(Grid(list(HEADS), self.lines), style)
+        grid = Grid(list(HEADS), self.lines)
+        return render(grid, style)
 
     def remarks(self) -> list[str]:
         """Return how many cells are ours and how far off, and which are empty and why, one line each."""
-        found = [f"{self.filled} of {len(self.lines)} cells are ours{self._spread()}"]
-        for what, counts in (
-            ("not run yet", self.not_run),
-            ("not measured", self.not_measured),
-            ("not among the jobs", self.not_asked),
-        ):
+        total = len(self.lines)
+        found = [f"{self.filled} of {total} cells are ours{self._spread()}"]
+        empty = {
+            "not run yet": self.not_run,
+            "not measured": self.not_measured,
+            "not among the jobs": self.not_asked,
+        }
+        for what, counts in empty.items():
             if counts:
                 found.append(f"{what}: {_counted(counts)}")
-        if self.no_counterpart:
-            reasons = [f"{row} ({reason})" for row, reason in self.no_counterpart.items()]
-            found.append(f"no counterpart here: {'; '.join(reasons)}")
+        reasons = []
+        for row, reason in self.no_counterpart.items():
+            reasons.append(f"{row} ({reason})")
+        if reasons:
+            listed = "; ".join(reasons)
+            found.append(f"no counterpart here: {listed}")
         return found
 
     def _spread(self) -> str:
         if not self.deviations:
             return ""
-        sizes = [abs(points) for points in self.deviations.values()]
-        mean = sum(sizes) / len(sizes)
-        worst = max(self.deviations, key=lambda name: abs(self.deviations[name]))
-        return (
-            f"; mean absolute deviation {mean:.1f} points, largest {self.deviations[worst]:+.1f} "
-            f"({worst})"
-        )
+        sizes = {name: abs(points) for name, points in self.deviations.items()}
+        mean = statistics.fmean(sizes.values())
+        worst = max(sizes, key=sizes.get)
+        largest = self.deviations[worst]
+        return f"; mean absolute deviation {mean:.1f} points, largest {largest:+.1f} ({worst})"
 
 
 def against(
@@ -121,18 +144,11 @@ def against(
     Raises:
         UserError: if a row stands for several settings.
     """
-    settings = _settings(jobs)
-    for run in runs:
-        job = settings.get(setting(run.result.config, run.result.immaterial))
-        if job is not None:
-            job.runs.append(list(records_of(run)))
-    found = Comparison()
-    known = list(settings.values())
-    for ask, job in _asks(name, published, known, choices, found):
-        selector = published.rows[ask.place.row]
-        numbers = _numbers(job, selector, ask, published.minus)
-        _add(found, ask, job, numbers, same=choices is None)
-    return found
+    table = _Table(published, _settings(jobs, runs), choices)
+    for place, theirs in published_cells()[name].items():
+        for ask in table.asks(place, theirs):
+            table.add(ask)
+    return table.found
 
 
 def setting(config: Json, immaterial: Iterable[str]) -> Setting:
@@ -141,119 +157,146 @@ def setting(config: Json, immaterial: Iterable[str]) -> Setting:
     return frozenset((key, str(value)) for key, value in found.items() if not is_seed(key))
 
 
-def _settings(jobs: Iterable[RunConfig]) -> dict[Setting, Job]:
+def _settings(jobs: Iterable[RunConfig], runs: Iterable[Run]) -> list[Job]:
+    """Return each setting once, with its finished runs."""
     found: dict[Setting, Job] = {}
     for job in jobs:
         recorded = job.recorded()
         keys = dict(flatten(recorded)) | labels_of(recorded)
-        found.setdefault(setting(recorded, immaterial_keys(job)), Job(keys))
-    return found
+        own = setting(recorded, immaterial_keys(job))
+        found.setdefault(own, Job(keys))
+    for run in runs:
+        result = run.result
+        own = setting(result.config, result.immaterial)
+        if own in found:
+            rows = list(records_of(run))
+            found[own].runs.append(rows)
+    return list(found.values())
 
 
-def _asks(
-    name: str,
-    published: Published,
-    jobs: Sequence[Job],
-    choices: Choices | None,
-    found: Comparison,
-) -> Iterator[tuple[Ask, Job]]:
-    """Yield the lines of a table that a job of ours answers, and note the others."""
-    spread: set[Place] = set()  # rows whose tasks are ours, at a smaller scale
-    for place, theirs in published_cells()[name].items():
-        selector = published.rows.get(place.row, "not said")
+@dataclass
+class _Table:
+    """A table while it is filled."""
+
+    published: Published
+    jobs: list[Job]
+    choices: Choices | None
+    found: Comparison = field(default_factory=Comparison)
+    spread: set[Place] = field(default_factory=set)  # rows whose tasks stand there already
+
+    def asks(self, place: Place, theirs: float) -> Iterator[Ask]:
+        """Yield the lines that a published cell becomes, or note why there is none."""
+        selector = self.published.rows.get(place.row, "not said")
         if isinstance(selector, str):
-            found.no_counterpart[place.row] = selector
-            continue
-        job = _job_of(place, selector, jobs, choices)
+            self.found.no_counterpart[place.row] = selector
+            return
+        job = self._job(place, selector)
+        row = place._replace(task="")
         if job is None:
-            where = f"{place.backbone} on {place.suite}"
-            found.not_asked[where] = found.not_asked.get(where, 0) + 1
-        elif choices is None or place.task == MEAN:
-            yield Ask(place, place.task, theirs), job
-        elif place._replace(task="") not in spread:
-            spread.add(place._replace(task=""))
+            _count(self.found.not_asked, f"{place.backbone} on {place.suite}")
+        elif self.choices is None or place.task == MEAN:
+            yield Ask(place, job, place.task, theirs)
+        elif row not in self.spread:
+            self.spread.add(row)
             for task in job.tasks:
-                yield Ask(place, task, None), job
+                yield Ask(place, job, task, None)
+
+    def _job(self, place: Place, selector: Beside) -> Job | None:
+        """Return the one job that a row stands for, None if there is none on its backbone and suite.
+
+        Raises:
+            UserError: if there are several: their numbers must not be averaged.
+        """
+        wanted = dict(selector)
+        del wanted["row"]
+        wanted["backbone"] = self._standing("backbone", place.backbone)
+        wanted["suite"] = self._standing("suite", place.suite)
+        chosen = [job for job in self.jobs if job.says(wanted)]
+        if len(chosen) > 1:
+            several = f"{len(chosen)} settings on {place.backbone}"
+            raise UserError(f"published.rows: {place.row!r} stands for {several}")
+        return chosen[0] if chosen else None
+
+    def _standing(self, group: str, named: str) -> str:
+        """Return the option that stands for a published one."""
+        if self.choices is None:
+            return named
+        options = self.choices.get(group, {})
+        return options.get(named, named)
+
+    def add(self, ask: Ask) -> None:
+        """Add one line, with the deviation where the setting is the same."""
+        place, keys = ask.place, ask.job.keys
+        numbers = self._numbers(ask)
+        ours, _ = mean_and_deviation(numbers.values, numbers.unit)
+        theirs = deviation = ""
+        if ask.theirs is not None:
+            theirs = f"{ask.theirs:g}"
+        if ours is None:
+            self._empty(ask)
+        else:
+            self.found.filled += 1
+        if ours is not None and self.choices is None:
+            points = ours - ask.theirs
+            deviation = f"{points:+.1f}"
+            self.found.deviations[f"{place.row}, {place.backbone}, {ask.task}"] = points
+        line = [place.row, keys["backbone"], keys["suite"], place.metric, ask.task]
+        shown = summarised(numbers.values, numbers.unit)
+        self.found.lines.append([*line, shown, theirs, deviation])
+
+    def _empty(self, ask: Ask) -> None:
+        """Note an empty cell."""
+        found = self.found
+        counts = found.not_measured if ask.job.runs else found.not_run
+        backbone = ask.job.keys["backbone"]
+        _count(counts, f"{ask.place.row} on {backbone}")
+
+    def _numbers(self, ask: Ask) -> Numbers:
+        """Return a cell's numbers, one for each run that has it."""
+        selector = self.published.rows[ask.place.row]
+        row, minus = str(selector["row"]), self.published.minus
+        values = []
+        unit = "fraction"
+        for rows in ask.job.runs:
+            own = _mean_of(rows, row, ask.name)
+            base = _mean_of(rows, minus, ask.name) if minus else Numbers([0.0])
+            if own.values and base.values:
+                gain = own.values[0] - base.values[0]
+                values.append(gain)
+                unit = own.unit
+        return Numbers(values, unit)
 
 
-def _job_of(
-    place: Place, selector: Beside, jobs: Sequence[Job], choices: Choices | None
-) -> Job | None:
-    """Return the one job that a row stands for, None if there is none on its backbone and suite.
-
-    Raises:
-        UserError: if there are several: their numbers must not be averaged.
-    """
-    stand = choices or {}
-    wanted: dict[str, Any] = {key: value for key, value in selector.items() if key != "row"}
-    for group in ("backbone", "suite"):
-        named = getattr(place, group)
-        wanted.setdefault(group, stand.get(group, {}).get(named, named))
-    chosen = [job for job in jobs if job.says(wanted)]
-    if len(chosen) > 1:
-        raise UserError(
-            f"published.rows: {place.row!r} stands for {len(chosen)} settings on {place.backbone}"
-        )
-    return chosen[0] if chosen else None
-
-
-def _numbers(job: Job, selector: Beside, ask: Ask, minus: str | None) -> Numbers:
-    """Return a cell's numbers, one for each run that has it."""
-    metric = OURS.get(ask.place.metric, ask.place.metric)
-    name = metric if ask.task == MEAN else f"{metric}/{ask.task}"
-    values, unit = [], "fraction"
-    for rows in job.runs:
-        own = _mean_of(rows, str(selector["row"]), name)
-        taken_off = _mean_of(rows, minus, name) if minus else Numbers([0.0], unit)
-        if own.values and taken_off.values:
-            values.append(own.values[0] - taken_off.values[0])
-            unit = own.unit
-    return Numbers(values, unit)
-
-
-def _mean_of(rows: Sequence[Record], row: str, name: str) -> Numbers:
+def _mean_of(rows: Rows, row: str, name: str) -> Numbers:
     """Return the mean of a metric over the rows of one run that a name stands for, nothing if none has it."""
-    start = row.removesuffix(BELOW)
     measured = []
     for record in rows:
-        called = record.text("row")
-        meant = called.startswith(f"{start}/") if row.endswith(BELOW) else called == row
-        if meant and name in record.metrics:
+        if _means(row, record.text("row")) and name in record.metrics:
             measured.append(record.metrics[name])
     if not measured:
-        return Numbers([], "fraction")
-    mean = sum(number.value for number in measured) / len(measured)
+        return Numbers([])
+    values = [number.value for number in measured]
+    mean = statistics.fmean(values)
     return Numbers([mean], measured[0].unit)
 
 
-def _add(found: Comparison, ask: Ask, job: Job, numbers: Numbers, *, same: bool) -> None:
-    """Add one line, with the deviation where the setting is the same."""
-    place = ask.place
-    ours, _ = mean_and_deviation(numbers.values, numbers.unit)
-    theirs = "" if ask.theirs is None else f"{ask.theirs:g}"
-    deviation = ""
-    if ours is not None:
-        found.filled += 1
-        if same and ask.theirs is not None:
-            points = ours - ask.theirs
-            deviation = f"{points:+.1f}"
-            found.deviations[f"{place.row}, {place.backbone}, {ask.task}"] = points
-    else:
-        counts = found.not_measured if job.runs else found.not_run
-        where = f"{place.row} on {job.keys['backbone']}"
-        counts[where] = counts.get(where, 0) + 1
-    models = [job.keys["backbone"], job.keys["suite"]]
-    numbers_shown = [summarised(numbers.values, numbers.unit), theirs, deviation]
-    found.lines.append([place.row, *models, place.metric, ask.task, *numbers_shown])
+def _means(row: str, called: str) -> bool:
+    """Return whether a row's name, or the beginning that ``merged/*`` stands for, is that of a row."""
+    if row.endswith(BELOW):
+        start = row.removesuffix("*")
+        return called.startswith(start)
+    return called == row
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _count(counts: Counts, name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _counted(counts: Counts) -> str:
     """Return names with the number of their cells, the first of many."""
-    said = [f"{name} ({count})" for name, count in counts.items()]
-    more = len(said) - LISTED
+    said = []
+    for name, count in counts.items():
+        said.append(f"{name} ({count})")
     listed = ", ".join(said[:LISTED])
+    more = len(said) - LISTED
     return f"{listed}, and {more} more" if more > 0 else listed
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -35,8 +35,11 @@ class PaperTable:
 
 def names() -> list[str]:
     """Return the names of all tables, PAPER/TABLE."""
-    experiments = options("experiment")
-    return [name.removeprefix(FOLDER) for name in experiments if name.startswith(FOLDER)]
+    found = []
+    for name in options("experiment"):
+        if name.startswith(FOLDER):
+            found.append(name.removeprefix(FOLDER))
+    return found
 
 
 def published_of(name: str) -> Published:
@@ -46,8 +49,10 @@ def published_of(name: str) -> Published:
         UserError: if there is no such table, or its section does not fit.
     """
     name = name.removeprefix(FOLDER)
-    if name not in names():
-        raise UserError(f"no published table {name!r}{did_you_mean(name, names())}")
+    known = names()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise UserError(f"no published table {name!r}{hint}")
     composed = compose.compose([f"experiment={FOLDER}{name}"])
     section = OmegaConf.to_container(composed.node.published)
     try:
@@ -59,8 +64,10 @@ def published_of(name: str) -> Published:
 def jobs_of(name: str, words: Sequence[str] = ()) -> list[list[str]]:
     """Return the overrides of each job of a table, ``words`` being those of a command line."""
     name = name.removeprefix(FOLDER)
-    sweeps = unions([f"experiment={FOLDER}{name}", *words])
-    return [job for sweep in sweeps for job in expand(sweep)]
+    jobs = []
+    for sweep in unions([f"experiment={FOLDER}{name}", *words]):
+        jobs += expand(sweep)
+    return jobs
 
 
 def paper_table(name: str, words: Sequence[str] = ()) -> PaperTable:
@@ -70,9 +77,13 @@ def paper_table(name: str, words: Sequence[str] = ()) -> PaperTable:
         UserError: if there is no such table, or a job's config is wrong.
     """
     published = published_of(name)
-    jobs = [compose.resolve(compose.compose(job)) for job in jobs_of(name, words)]
+    jobs = []
+    for job in jobs_of(name, words):
+        composed = compose.compose(job)
+        jobs.append(compose.resolve(composed))
     chosen, _ = scale.taken(words)
-    return PaperTable(name.removeprefix(FOLDER), published, tuple(jobs), chosen)
+    plain = name.removeprefix(FOLDER)
+    return PaperTable(plain, published, tuple(jobs), chosen)
 
 
 def comparison(table: PaperTable, runs: Iterable[Run]) -> Comparison:
@@ -101,11 +112,13 @@ def told(table: PaperTable, found: Comparison, style: str = "md") -> list[str]:
 def outside(table: PaperTable, found: Comparison) -> list[str]:
     """Return a line that names the cells beyond the table's tolerance, none where it holds or there is none."""
     tolerance = table.published.tolerance
-    far = found.outside(tolerance) if tolerance else {}
-    if not far:
+    if tolerance is None:
         return []
-    cells = ", ".join(f"{name} {points:+.1f}" for name, points in far.items())
-    return [f"beyond {tolerance:g} points: {cells}"]
+    cells = []
+    for name, points in found.outside(tolerance).items():
+        cells.append(f"{name} {points:+.1f}")
+    listed = ", ".join(cells)
+    return [f"beyond {tolerance:g} points: {listed}"] if cells else []
 
 
 def beside(overrides: Sequence[str]) -> int:
@@ -114,10 +127,14 @@ def beside(overrides: Sequence[str]) -> int:
     for name in _reproduced(overrides):
         words = [word for word in overrides if not word.startswith("experiment=")]
         table = paper_table(name, words)
-        found = comparison(table, finished({config.root for config in table.jobs}))
-        text = "\n".join(["", *told(table, found)])
+        roots = {config.root for config in table.jobs}
+        runs = finished(roots)
+        found = comparison(table, runs)
+        lines = ["", *told(table, found)]
+        text = "\n".join(lines)
         print(printable_lines(text))
-        status = max(status, int(bool(outside(table, found))))
+        if outside(table, found):
+            status = 1
     return status
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from taskvec.config import Config
 from taskvec.errors import UserError
@@ -13,7 +13,8 @@ from taskvec.runner.configs import search_dirs
 from taskvec.runner.yaml_files import read_yaml
 
 WORD = "scale="
-Job = list[str]
+Job: TypeAlias = list[str]
+Settings: TypeAlias = Mapping[str, Any]
 
 
 class Scale(Config):
@@ -31,9 +32,13 @@ class Scale(Config):
 
 def taken(overrides: Sequence[str]) -> tuple[str | None, Job]:
     """Return the name of the scale among some overrides, None if there is none, and the others."""
-    named = [word.removeprefix(WORD) for word in overrides if word.startswith(WORD)]
-    others = [word for word in overrides if not word.startswith(WORD)]
-    return (named[-1] if named else None), others
+    name, others = None, []
+    for word in overrides:
+        if word.startswith(WORD):
+            name = word.removeprefix(WORD)
+        else:
+            others.append(word)
+    return name, others
 
 
 def refuse(overrides: Sequence[str]) -> None:
@@ -56,15 +61,18 @@ def load(name: str) -> Scale:
     Raises:
         UserError: if there is none of that name.
     """
-    for folder in search_dirs():
-        path = folder / "scale" / f"{name}.yaml"
-        if path.is_file():
-            return Scale.model_validate(read_yaml(path))
-    known = [path.stem for folder in search_dirs() for path in (folder / "scale").glob("*.yaml")]
-    raise UserError(f"scale={name}: no such scale{did_you_mean(name, known)}")
+    known = {}
+    for folder in reversed(search_dirs()):  # the user's own last, so that it is the one that counts
+        for path in (folder / "scale").glob("*.yaml"):
+            known[path.stem] = path
+    if name not in known:
+        hint = did_you_mean(name, list(known))
+        raise UserError(f"scale={name}: no such scale{hint}")
+    rules = read_yaml(known[name])
+    return Scale.model_validate(rules)
 
 
-def scaled(jobs: Sequence[Job], name: str | None, published: Mapping[str, Any]) -> list[Job]:
+def scaled(jobs: Sequence[Job], name: str | None, published: Settings) -> list[Job]:
     """Return the overrides of each job at a scale; what the table itself says of it (``mini``) comes last.
 
     Raises:
@@ -73,23 +81,28 @@ def scaled(jobs: Sequence[Job], name: str | None, published: Mapping[str, Any]) 
     if name is None:
         return list(jobs)
     if not published:
-        raise UserError(
-            f"scale={name}: only an experiment of papers/ has one; `taskvec papers` lists them"
-        )
+        remedy = "`taskvec papers` lists them"
+        raise UserError(f"scale={name}: only an experiment of papers/ has one; {remedy}")
     rules = load(name)
     own = published.get(name) or {}
     return [_small(job, rules, own) for job in jobs]
 
 
-def _small(job: Job, rules: Scale, own: Mapping[str, Any]) -> Job:
+def _small(job: Job, rules: Scale, own: Settings) -> Job:
     """Return one job's overrides."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for word in job:
         key, _, value = word.partition("=")
-        changed[key] = rules.choices.get(key, {}).get(value, value)
-    for key in {*rules.without, *(key for key, value in own.items() if value is None)}:
+        options = rules.choices.get(key, {})
+        changed[key] = options.get(value, value)
+    for key in rules.without:
         changed.pop(key, None)
-    instead = {key: value for key, value in rules.instead.items() if key in changed}
-    given = {key: value for key, value in own.items() if value is not None}
-    changed |= rules.always | instead | given
+    changed |= rules.always
+    for key, value in rules.instead.items():
+        if key in changed:
+            changed[key] = value
+    for key, value in own.items():
+        changed.pop(key, None)
+        if value is not None:
+            changed[key] = value
     return [f"{key}={value}" for key, value in changed.items()]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TASKVEC := $(BIN)/taskvec
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo papers-mini matrix matrix-plan test lint format bench faults fuzz assets clean
+.PHONY: help install demo papers-mini matrix matrix-plan test first-day cluster lint format bench faults fuzz assets clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,12 @@ matrix-plan: install ## record which pairs of choices are refused, and write doc
 
 test: install lint ## lint and all tests (under 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+first-day: install ## the ten jobs of docs/ on an install of the wheel outside the checkout (about 10 minutes)
+	$(BIN)/python tests/campaigns/first_day.py --here
+
+cluster: install ## a sweep on a real SLURM and a real Ray, killed and resumed (root, Debian's slurmctld slurmd slurm-client munge)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/cluster.py --report tests/campaigns/cluster.md
 
 lint: install ## check style, names of things, docstrings, sizes
 	$(BIN)/ruff check .

@@ -239,12 +239,17 @@ def _task(name: str, kind: type[Suite], folders: Folders) -> Config:
     try:
         return schema.model_validate(node)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
+        details = error.errors(include_url=False)
+        # a misspelt key tells more than the one that is missing for it
+        unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+        detail = (unknown or details)[0]
         key = ".".join(map(str, detail["loc"]))[:200]
         hint = ""
         if detail["type"] == "extra_forbidden":
             hint = did_you_mean(key, list(schema.model_fields))
         message = detail["msg"].removeprefix("Value error, ")[:500]
+        if hint:
+            message = "unknown key"
         raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
 
 

@@ -37,10 +37,10 @@ class Stage(Config):
 class Result(Config):
     """Rows of metrics, how they were chosen, what they stand on, what they cost.
 
-    ``criterion`` is what a sweep ranks the run by. ``reports`` holds what stages have to say under their names;
-    pictures among it under "figures" (:mod:`taskvec.panel`). ``data_seen`` lists "task/split" by use. ``immaterial``
-    are the dotted keys of the config that cannot change a result. ``migrated_from`` is the schema version of the file
-    that it was read from, where an earlier program wrote it. Numbers may be infinite, but never NaN.
+    ``criterion`` sums the run up; one of validation data ranks it in a sweep. ``reports`` holds what stages have to say
+    under their names; pictures among it under "figures" (:mod:`taskvec.panel`). ``data_seen`` lists "task/split" by
+    use. ``immaterial`` are the dotted keys of the config that cannot change a result. ``migrated_from`` is the schema
+    version of the file that it was read from, where an earlier program wrote it. Numbers may be infinite, never NaN.
     """
 
     schema_version: int = SCHEMA_VERSION

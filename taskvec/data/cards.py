@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 from pydantic import ValidationError
 
-from taskvec.data.tasks import BY_HAND, Facts, Task
+from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
 
@@ -204,7 +204,7 @@ def _of_suite(name: str, task: Config, node: Node) -> Config:
     if node.get("split_rule"):
         changed["split_rule"] = node["split_rule"]
     if node.get("check_counts") is False:
-        changed["facts"] = Facts()
+        changed["facts"] = task.facts.model_copy(update={"rows": {}})
     mirror = node.get("data_dir")
     if mirror and task.folder is None:
         folder = _mirrored(name, task, mirror)

@@ -28,6 +28,7 @@ VERBS = {
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
+    "papers": "list published tables: command, what each needs and has, runs done, cost",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
     "report": "write all results as one page, or show it while a sweep runs",

@@ -27,7 +27,7 @@ from taskvec.runner.replaced import GROUPS
 from taskvec.runner.yaml_files import read_yaml
 
 PRIMARY = "config"  # the file that a run's config starts with
-NOT_OF_A_RUN = ("sweep", "parts")
+NOT_OF_A_RUN = ("sweep", "parts", "published")
 
 __all__ = ["Composed", "compose", "from_data", "register_all", "resolve", "sweep_config"]
 

@@ -21,7 +21,7 @@ from taskvec.config import Config, Seeded
 from taskvec.errors import UserError
 
 INCLUDE = "TASKVEC_INCLUDE"
-PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts"})
+PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts", "published"})
 
 
 def conf_dir() -> Path:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, progress, quoting, sweeps
+from taskvec.runner import compose, papers, progress, quoting, scale, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -81,6 +81,7 @@ def many(overrides: Sequence[str]) -> int:
     overrides = [at_home(word) for word in overrides]
     if plugins.plugged(overrides):
         plugins.check(overrides)
+        scale.refuse(overrides)
     else:
         refuse_hydra(overrides)
     settings = sweep_settings(overrides)
@@ -98,7 +99,8 @@ def many(overrides: Sequence[str]) -> int:
                 return 1
     else:
         _run(jobs, named, settings)
-    return told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
+    status = told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
+    return max(status, papers.beside(overrides))
 
 
 def sweep_settings(overrides: Sequence[str]) -> SweepConfig:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TASKVEC := $(BIN)/taskvec
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo matrix matrix-plan test lint format bench faults fuzz assets clean
+.PHONY: help install demo papers-mini matrix matrix-plan test first-day cluster lint format bench faults fuzz assets clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,12 @@ demo: install ## six methods and two combinations on the embedded suites, a tabl
 	$(TASKVEC) table --where experiment=demo row=merged --rows suite method merge transform --columns backbone metric --metrics accuracy normalised
 	$(BIN)/python experiments/demo/picture.py
 
+papers-mini: install ## every published table on the embedded suites, ours beside theirs (about half an hour on 2 cores)
+	for file in conf/experiment/papers/*/*.yaml; do \
+	    table=$${file#conf/experiment/}; \
+	    OMP_NUM_THREADS=1 $(TASKVEC) -m experiment=$${table%.yaml} scale=mini sweep.jobs=2 || exit 1; \
+	done
+
 matrix: install ## run combinations that hold every allowed pair of choices (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/matrix.py run
 
@@ -31,6 +37,12 @@ matrix-plan: install ## record which pairs of choices are refused, and write doc
 
 test: install lint ## lint and all tests (under 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+first-day: install ## the ten jobs of docs/ on an install of the wheel outside the checkout (about 10 minutes)
+	$(BIN)/python tests/campaigns/first_day.py --here
+
+cluster: install ## a sweep on a real SLURM and a real Ray, killed and resumed (root, Debian's slurmctld slurmd slurm-client munge)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/cluster.py --report tests/campaigns/cluster.md
 
 lint: install ## check style, names of things, docstrings, sizes
 	$(BIN)/ruff check .

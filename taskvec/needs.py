@@ -34,6 +34,13 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Beyond(Budget):
+    """``count`` rows that the same draw takes after its first ``after`` ones."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True)
 class Examples:
     """Rows of one split of a task, for a use, with labels or without."""
 

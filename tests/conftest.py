@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import world
 
+pytest_plugins = ["shown"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

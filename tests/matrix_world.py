@@ -17,7 +17,7 @@ FAMILIES = {  # family: (backbone, a wider one, suite)
     "encoder": ("tiny_roberta", "tiny_roberta_wide", "tiny_texts"),
     "text_to_text": ("tiny_t5", "tiny_t5_wide", "tiny_texts"),
 }
-WIDER = {"hidden_size": 48, "intermediate_size": 80, "d_model": 48, "d_ff": 80}
+WIDER = {"hidden_size": 48, "intermediate_size": 80, "d_model": 48, "d_ff": 80, "n_embd": 48}
 THINGS = ("film", "song", "book", "play")
 QUALITIES = ("good", "fine", "bad", "dull")
 VERBS = {"train": "was", "val": "is", "test": "seemed"}

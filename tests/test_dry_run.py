@@ -117,23 +117,22 @@ def test_the_flags_of_hydra_print_what_its_users_expect(words, expected, capsys)
         (["--cfg", "job", "merge=tiees"], "did you mean 'ties'"),
         (["--config-name", "mine"], "experiment=NAME"),
         (["--config-path=mine"], "--include FOLDER"),
-        (["--config-dir", "/nowhere", "seed=1"], "no such folder"),
+        (["--config-dir", "/nowhere", "seed=1"], "no such file or folder"),
         (["--experimental-rerun", "x"], "taskvec retry"),
         (["-sc"], "taskvec completion bash"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_line(words, expected, capsys, monkeypatch):
-    monkeypatch.setenv("TASKVEC_CONFIG_DIR", "")
+    monkeypatch.setenv("TASKVEC_INCLUDE", "")
     status, text = said(capsys, *words)
     assert status == 2 and expected in text and text.count("\n") == 1
 
 
-def test_a_config_dir_gives_presets_and_runs_no_python(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TASKVEC_CONFIG_DIR", "")
+def test_a_config_dir_is_an_include(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TASKVEC_INCLUDE", "")
     (tmp_path / "merge").mkdir()
     schema = "defaults: [/schema/merge/ties@_here_, _self_]\ndensity: 0.37\n"
     (tmp_path / "merge/mine.yaml").write_text(schema)
-    (tmp_path / "mine.py").write_text("raise SystemExit(9)\n")
     words = ["--config-dir", str(tmp_path), "--cfg", "job", "-p", "merge", "merge=mine"]
     status, text = said(capsys, *words)
     assert status == 0 and "density: 0.37" in text

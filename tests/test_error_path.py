@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 import forked
 import pytest
 import world
+from conftest import command
 from test_results import made
 
 from taskvec import cli
@@ -38,6 +40,24 @@ HOSTILE = {
     + b'"a",' * 100
     + b'"b"]}',
 }
+BROKEN = """
+from typing import Literal
+from taskvec.merge.base import Merge
+from taskvec.registry import register
+
+@register("merge", "broken")
+class Broken(Merge):
+    \"\"\"A method with a mistake that shows when it works, or when it is planned.\"\"\"
+    kind: Literal["broken"] = "broken"
+    early: bool = False
+
+    def needs(self, scope):
+        return [1 / 0] if self.early else []
+
+    def compose(self, base, vectors, given):
+        return base["nothing of that name"]
+"""
+PACKAGE = Path(cli.__file__).resolve().parent.parent
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x9b\u202e]")
 
 
@@ -153,6 +173,60 @@ def test_a_mistake_of_ours_names_the_file_with_its_traceback(monkeypatch, capfd)
     )
     log = Path(re.search(r"the traceback is in (\S+\.log)", said)[1])
     assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_a_traceback_in_any_test_is_noticed(no_traceback, capfd):
+    """``shown.py`` watches all tests: in this process, in processes of their own, in forks."""
+    ours = [sys.executable, "-c", "raise SystemExit(print(1 / 0))", "taskvec"]
+    subprocess.run(ours, capture_output=True)
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "Traceback (most recent call last)"}))
+    capfd.readouterr()
+    assert len(no_traceback) == 2 and "ZeroDivisionError" in no_traceback[0]
+    no_traceback.clear()
+    subprocess.run([sys.executable, "-c", "1 / 0"], capture_output=True)
+    assert not no_traceback
+
+
+def test_one_place_tells_errors():
+    """Tracebacks are made in ``errors.py`` alone, and go to the log of a run or to the file of a mistake of ours."""
+    printing = {
+        "print_exc",
+        "print_exception",
+        "print_tb",
+        "print_stack",
+        "format_exc",
+        "exception",
+    }
+    makers, keepers = set(), set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import) and node.names[0].name == "traceback":
+                makers.add(name)
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                named = {word.arg for word in node.keywords}
+                assert called not in printing and "exc_info" not in named, f"{name}:{node.lineno}"
+                if called == "details":
+                    keepers.add(name)
+    assert makers == {"errors.py"}
+    assert keepers == {"cli/__init__.py", "runner/execute.py"}
+
+
+def test_a_mistake_in_a_users_component_names_the_log_with_its_traceback(tiny, outputs, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["--include", str(tmp_path / "broken.py"), *world.FAST, f"outputs={outputs}"]
+    ended = command(tiny, *words, "merge=broken")
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if "failed" in line]
+    assert "KeyError: 'nothing of that name' (broken.py:" in line
+    log = Path(re.search(r"the traceback is in (\S+)", line)[1])
+    assert "Traceback" in log.read_text()
+    ended = command(tiny, *words, "merge=broken", "merge.early=true")
+    assert ended.returncode == 70 and ended.stderr.count("\n") == 1
+    log = Path(re.search(r"the traceback is in (\S+)", ended.stderr)[1])
+    assert "ZeroDivisionError" in log.read_text()
     log.unlink()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +17,12 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import UserError
+from taskvec.graph.locking import held
 from taskvec.runner import compose, expand, quoting
 from taskvec.runner.folder import word
-from taskvec.runner.launch import processes
+from taskvec.runner.launch import devices, processes
 from taskvec.runner.launch.devices import chosen
+from taskvec.runner.neighbours import notice
 from taskvec.runner.sweep import at_home
 from taskvec.runner.track.wandb import inherited_id
 
@@ -29,7 +33,8 @@ from taskvec.runner.launch import processes
 processes.COMMAND = (sys.executable, sys.argv[1], sys.argv[2])
 signals.install()
 try:
-    processes.run_processes([["a=1"], ["a=2"], ["a=3"]], processes.SweepConfig(jobs=2))
+    jobs = [["a=1"], ["a=2"], ["a=3"]]
+    processes.run_processes(jobs, ["1/3", "2/3", "3/3"], processes.SweepConfig(jobs=2))
 except KeyboardInterrupt as error:
     sys.exit(128 + getattr(error, "number", 2))
 """
@@ -106,6 +111,7 @@ def test_no_job_outlives_a_killed_sweep(sweep):
     ("granted", "asked", "expected"),
     [
         (None, (0, 3), ("0", "3")),
+        (None, ("GPU-77", 1), ("GPU-77", "1")),
         ("2,5", (5, 2), ("5", "2")),
         ("GPU-1a2b-33,GPU-9f00-44", (0, "GPU-9f00"), ("GPU-1a2b-33", "GPU-9f00-44")),
         ("MIG-aa,MIG-bb", ("MIG-bb", 0), ("MIG-bb", "MIG-aa")),
@@ -114,9 +120,11 @@ def test_no_job_outlives_a_killed_sweep(sweep):
 )
 def test_devices_are_among_those_that_were_given(granted, asked, expected, monkeypatch):
     grant(monkeypatch, granted)
+    monkeypatch.setattr(devices, "count", lambda: 4)
     assert chosen(asked) == expected
 
 
+NOT_THERE = ((None, 4), (None, -1), (None, "cuda"))
 NOT_GRANTED = (("2,5", 0), ("", 0), ("GPU-1a", 1), ("MIG-aa,MIG-ab", "MIG-a"), ("3", "GPU-1"))
 LABELS = (
     "paper/two",
@@ -144,9 +152,10 @@ ODD = (
 )
 
 
-@pytest.mark.parametrize(("granted", "asked"), NOT_GRANTED)
+@pytest.mark.parametrize(("granted", "asked"), (*NOT_THERE, *NOT_GRANTED))
 def test_other_devices_are_refused(granted, asked, monkeypatch):
     grant(monkeypatch, granted)
+    monkeypatch.setattr(devices, "count", lambda: 4)
     with pytest.raises(UserError, match=f"sweep.devices: {asked} is not among"):
         chosen((asked,))
 
@@ -189,7 +198,9 @@ def mine(tmp_path, monkeypatch):
         "experiment/two": "# @package _global_\nparts:\n- {seed: [5, 6], finetune.lr: 0.2}\n",
         "experiment/picky": "# @package _global_\n"
         "defaults:\n  - override /merge: ties\n  - override /transform: [pave]\n"
-        "merge: {density: 0.4, dnsity: 1}\ntransform: {pave: {ratio: 0.5}}\n",
+        "merge: {density: 0.4}\ntransform: {pave: {ratio: 0.5}}\n",
+        "experiment/sloppy": "# @package _global_\n"
+        "defaults:\n  - override /merge: ties\nmerge: {dnsity: 1}\n",
         "suite/bomb": "a: &a [x,x,x,x,x,x]\n"
         + "".join(f"k{i}: &k{i} [{', '.join(['*a'] * 9)}]\n" for i in range(20)),
     }
@@ -225,14 +236,14 @@ def test_settings_of_an_option_that_the_command_line_replaces_are_left_out(mine,
     assert resolved(words).tracker.kind == "none"
     with pytest.raises(UserError, match=r"tracker.mode \(command line\): unknown key"):
         resolved([*words, "tracker.mode=offline"])
-    own = ["experiment=picky", "~merge.dnsity"]
+    own = ["experiment=picky"]
     assert resolved(own).merge.density == resolved([*own, "merge=dare"]).merge.density == 0.4
     for transforms in ("[]", "[identity]"):
         config = resolved([*own, "merge=tsv", f"transform={transforms}"])
         assert config.merge.kind == "tsv" and "pave" not in config.transform
     # A key that no option has is a mistake, whichever is chosen
-    with pytest.raises(UserError, match=r"merge.dnsity \(experiment/picky.yaml\): unknown key"):
-        resolved(["experiment=picky", "merge=tsv"])
+    with pytest.raises(UserError, match=r"merge.dnsity \(experiment/sloppy.yaml\): unknown key"):
+        resolved(["experiment=sloppy", "merge=tsv"])
 
 
 def resolved(words):
@@ -268,3 +279,51 @@ def test_a_tilde_in_outputs_is_the_home_folder_for_every_launcher(monkeypatch):
     monkeypatch.setenv("HOME", "/home/o'neil")
     assert quoting.literal(at_home("outputs='~/out'")) == "/home/o'neil/out"
     assert at_home("outputs=here") == "outputs=here"
+
+
+# Cores and neighbours.
+
+
+def test_jobs_side_by_side_share_the_cores(monkeypatch):
+    for name in processes.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert set(processes.share(3)) == set(processes.THREADS)
+    for jobs, threads in ((1, "8"), (2, "4"), (3, "2"), (8, "1"), (20, "1")):
+        assert set(processes.share(jobs).values()) == {threads}
+    monkeypatch.setenv("MKL_NUM_THREADS", "5")
+    assert "MKL_NUM_THREADS" not in processes.share(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes.share(2) == {}, "the user's own wins for all"
+    assert processes.environment(None, {"A": "b"})["A"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("pid", "host", "state", "told"),
+    [
+        (-1, "here", "running", True),
+        (0, "here", "running", False),
+        (-1, "elsewhere", "running", False),
+        (-1, "here", "done", False),
+    ],
+)
+def test_two_commands_on_one_outputs_folder_are_told_of_each_other(
+    pid, host, state, told, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("TASKVEC_SWEEP", raising=False)
+    folder = tmp_path / "runs" / "kfac-s0-1a2b"
+    name = socket.gethostname() if host == "here" else "another"
+    status = {"state": state, "pid": os.getpid() + pid, "host": name}
+    with held(folder / "run.lock", "works"):
+        (folder / "status.json").write_text(json.dumps(status))
+        notice(tmp_path)
+        assert (
+            "another command works on kfac-s0-1a2b in this outputs folder" in caplog.text
+        ) == told
+        caplog.clear()
+        monkeypatch.setenv("TASKVEC_SWEEP", "1")
+        notice(tmp_path)
+        assert caplog.text == "", "a job of a sweep shares already"
+    monkeypatch.delenv("TASKVEC_SWEEP")
+    notice(tmp_path)
+    assert caplog.text == "", "one that died is no neighbour"

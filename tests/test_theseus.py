@@ -187,6 +187,20 @@ def test_undetermined_maps_are_flagged_and_partial_isometries_are_deterministic(
     assert report["rank"] == 8
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tolerance", ROUTES)
+def test_single_and_double_precision_agree_on_the_same_moments(shape, tolerance):
+    own, other = rows(60, shape[0]), rows(60, shape[1])
+    cross = moment(own, other).cross
+    tau = rows(shape[0], shape[0])
+    carried = {}
+    for dtype in (torch.float32, torch.float64):
+        maps = {"s": align(cross, tolerance).map.to(dtype)}
+        carried[dtype] = carry(tau.to(dtype), ("s", "s"), maps).double()
+    difference = carried[torch.float32] - carried[torch.float64]
+    assert difference.norm() < 1e-6 * carried[torch.float64].norm()
+
+
 def test_error_is_the_distance_of_matched_rows():
     own = rows(30, 4)
     exact = own @ orthogonal(4)

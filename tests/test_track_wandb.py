@@ -122,7 +122,7 @@ def test_config_keys_are_uniform_over_protocols(sweep):
     assert all(
         not isinstance(value, (dict, list)) for key, value in addition.items() if key != "resolved"
     )
-    assert sweep.runs[1]["tags"] == ["task_arithmetic", "tiny", "negation", "trial"]
+    assert sweep.runs[1]["tags"] == ["tiny", "full", "task_arithmetic", "negation", "trial"]
 
 
 def test_curves_stand_over_an_axis_of_their_own(sweep):

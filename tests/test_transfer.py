@@ -17,6 +17,7 @@ from taskvec.graph.workspace import Workspace
 from taskvec.needs import Selected
 from taskvec.panel import panel
 from taskvec.protocols.rows import Row, metric
+from taskvec.protocols.selection import Patient, choose, early_stopping
 from taskvec.protocols.transfer import with_gain
 from taskvec.runner import compose
 
@@ -150,6 +151,42 @@ def test_one_coefficient_for_all_tasks(worlds, carried):
         own = carried.curves[f"transported/{task}"]
         for point, single in zip(found.curves["transported"], own, strict=True):
             assert point["accuracy"][task] == single["accuracy"][task]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "expected"),
+    [
+        ((0.5, 0.6, 0.55, 0.5, 0.9), 1, 2),
+        ((0.5, 0.6, 0.55, 0.5, 0.9), 2, 5),
+        ((0.5, 0.4, 0.9), 0, 1),
+        ((0.5, 0.4, 0.5, 0.4, 0.9), 1, 5),  # an equal one takes the count back
+        ((0.5, 0.5, 0.5), 0, 1),
+    ],
+)
+def test_early_stopping_counts(accuracies, patience, expected):
+    curve = {float(number): {"a": value} for number, value in enumerate(accuracies, 1)}
+    assert early_stopping(curve, ["a"], patience) == expected
+    rule = Patient(patience=patience)
+    assert choose(rule, curve, ["a"], None, {}) == expected
+
+
+def test_patience_stops_before_a_later_peak(worlds, carried):
+    grid = "protocol.grid=[0.25,0.5,1,2]"
+    found = run(worlds, *CARRIED, "protocol=transfer", grid, "protocol.patience=0")
+    for task, alpha in rows_of(found)["transported"].alphas.items():
+        curve = {}
+        for point in found.curves[f"transported/{task}"]:
+            curve[point["alpha"]] = point["accuracy"]
+        assert alpha == early_stopping(curve, [task], 0)
+
+
+def test_carrying_and_adding_change_places(worlds):
+    """The same maps for all tasks, and task arithmetic: merged then carried is carried then merged."""
+    words = [*CARRIED, *TRANSFER, "protocol.models=[merged]", "protocol.individual=false"]
+    words.append("transform.theseus.calibration=colours")
+    first = run(worlds, *words)
+    second = run(worlds, *words, "transform.theseus.on=merged")
+    assert first.curves["merged"] == second.curves["merged"]
 
 
 def test_a_models_of_others_is_made_without_a_look_at_the_target(worlds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +63,15 @@ def like(model: ClipModel, weights: dict[str, Tensor]) -> ClipModel:
     other = tower()
     other.module.load_state_dict(weights)
     other.parameters = dict(weights)
+    return other
+
+
+def copied(model: ClipModel, dtype: torch.dtype) -> ClipModel:
+    """Return a copy of a model in a precision."""
+    other = deepcopy(model)
+    other.module.to(dtype)
+    other.prepare = lambda inputs: tuple(part.to(dtype) for part in model.prepare(inputs))
+    other.parameters = {name: weight.to(dtype) for name, weight in model.parameters.items()}
     return other
 
 
@@ -310,6 +320,40 @@ def test_identical_models_keep_the_vector():
 
 
 @pytest.mark.parametrize("hidden", ["shared", "own"])
+def test_determined_maps_do_not_depend_on_precision(hidden):
+    """End to end from images: maps whose gap exceeds the tolerance agree to 1e-2, and the others are flagged."""
+    source, target = tower(), tower(width=24, heads=3, mlp_width=60, embed_dim=20)
+    worlds = []
+    for cast in (torch.float32, torch.float64):
+        world = given(copied(target, cast), copied(source, cast), tasks=("a",), rows=60)
+        world.head = torch.randn(3, 20, dtype=cast)
+        worlds.append(world)
+    worlds[1].images = worlds[0].images
+    transform = Theseus(held_out=0, hidden=hidden, tolerance=0)
+    single, double = [transform.fit(world) for world in worlds]
+    agreeing = 0
+    for name, report in double.report["maps"].items():
+        difference = single.tensors[f"map/{name}"] - double.tensors[f"map/{name}"]
+        if report["determined"]:
+            assert difference.norm() < 1e-2 * double.tensors[f"map/{name}"].norm()
+            agreeing += 1
+        elif report["gap"] < 1e-12:  # rounding decides: flagged in both
+            assert not single.report["maps"][name]["determined"]
+    assert agreeing > 10
+    if hidden == "own":
+        assert not double.report["maps"]["blocks.0.mlp.fc"]["determined"]
+
+
+def test_nothing_of_a_vector_leaves_the_target_as_it_is():
+    source, target = tower(), tower(width=24, heads=3, mlp_width=60, embed_dim=20)
+    world = given(target, source, tasks=("a",), rows=40)
+    world.head = torch.randn(3, 20)
+    weights = changed(Theseus(held_out=0), world).apply_to(target.parameters, 0.0)
+    for name, weight in target.parameters.items():
+        assert torch.equal(weights[name], weight)
+
+
+@pytest.mark.parametrize("hidden", ["shared", "own"])
 def test_theseus_carries_all_but_the_stem(hidden):
     source, target = tower(), tower(width=24, heads=3, mlp_width=60, embed_dim=20)
     world = given(target, source, tasks=("a",), rows=60)
@@ -358,6 +402,11 @@ def test_added_blocks_are_carried(blocks, correction):
         "class_embedding",
         "positional_embedding",
     }
+    control = changed(transform.model_copy(update={"added": "zero"}), world)
+    kept = {name for name in found if not name.startswith(("blocks.1.", "blocks.3."))}
+    assert set(control) == kept
+    for name in kept:
+        assert torch.equal(control[name], found[name])
     assert source.module.blocks[1].mlp.proj.weight.equal(
         source.parameters["blocks.1.mlp.proj.weight"]
     )

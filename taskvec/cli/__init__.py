@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -12,14 +11,12 @@ import tempfile
 
 from taskvec.errors import UserError, describe, details, disk_is_full
 from taskvec.runner import signals
-from taskvec.text import printable, printable_lines
+from taskvec.runner.progress import to_standard_error
+from taskvec.text import printable
 
 SIGNALLED = 128
-INCLUDES = {
-    "--include": "TASKVEC_INCLUDE",
-    "--config-dir": "TASKVEC_CONFIG_DIR",
-    "-cd": "TASKVEC_CONFIG_DIR",
-}
+INCLUDES = ("--include", "--config-dir", "-cd")
+VALUED = ("--package", "-p", "--cfg", "-c", "--info", "-i")
 
 VERBS = {
     "run": "run an experiment or sweep (the default: `taskvec key=value ...`)",
@@ -31,6 +28,7 @@ VERBS = {
     "prefetch": "fetch what a command reads from the hub, and say how large it is",
     "transform": "purify vectors on disk, or carry them to another model",
     "table": "print results as a table: any rows and columns, mean and deviation over seeds",
+    "papers": "list published tables: command, what each needs and has, runs done, cost",
     "compare": "print the difference between two rows with its 95 % interval",
     "figure": "draw a run's maps, matrices and coefficient curves",
     "report": "write all results as one page, or show it while a sweep runs",
@@ -38,6 +36,8 @@ VERBS = {
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",
     "doctor": "check versions, devices, caches and tracker, and say what is missing",
+    "help": "explain a method, a component or a key: types, ranges, defaults, paper",
+    "docs": "print a page of the documentation",
     "completion": "print the shell completion script",
 }
 
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     try:
         signals.install()
-        _set_up_logging()
+        to_standard_error()
         signals.die_with_sweep()
         arguments = _take_includes(arguments)
-        verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
+        verb = _take_verb(arguments)
         status = importlib.import_module(f"taskvec.cli.{verb}").main(arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -101,48 +101,42 @@ def _drop_output() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
-class _Printable(logging.Formatter):
-    """Formats messages as lines that cannot steer a terminal; tracebacks stay in log files."""
+def _take_verb(arguments: list[str]) -> str:
+    """Take the verb out of a command line, wherever it stands; without one the command runs an experiment.
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the message alone."""
-        return printable_lines(record.getMessage())
-
-
-def _set_up_logging() -> None:
-    # A full disk is told once, not with a traceback for each line of the log
-    logging.raiseExceptions = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    level = os.environ.get("TASKVEC_LOG", "INFO").upper()
-    known = level in logging.getLevelNamesMapping()
-    logging.getLogger("taskvec").setLevel(level if known else "INFO")
+    A word that follows an option may be its value: it is the verb only where no other word is one, and never after an
+    option of a run that takes a value.
+    """
+    before = ["", *arguments]
+    places = [place for place, word in enumerate(arguments) if word in VERBS]
+    places = [place for place in places if before[place] not in VALUED]
+    free = [place for place in places if not before[place].startswith("-")]
+    if not places:
+        return "run"
+    return arguments.pop((free or places)[0])
 
 
 def _take_includes(arguments: list[str]) -> list[str]:
     """Move ``--include PATH`` (a user's folder or Python file) into the environment, for child processes too.
 
-    ``--config-dir PATH`` is Hydra's: a folder of configs, whose Python files are not run.
+    Hydra's own name of the option, ``--config-dir``, means the same.
 
     Raises:
         UserError: if the path is missing.
     """
-    rest: list[str] = []
-    paths: dict[str, list[str]] = {variable: [] for variable in INCLUDES.values()}
+    rest, paths = [], []
     queue = iter(arguments)
     for argument in queue:
-        option, given, path = argument.partition("=")
+        option, equals, path = argument.partition("=")
         if option not in INCLUDES:
             rest.append(argument)
             continue
-        if not given:
+        if not equals:
             path = next(queue, "")
         if not path:
-            raise UserError(f"{option} needs a path")
-        paths[INCLUDES[option]].append(os.path.abspath(path))
-    for variable, added in paths.items():
-        known = os.environ.get(variable)
-        if added:
-            os.environ[variable] = os.pathsep.join([*added, *([known] if known else [])])
+            raise UserError(f"{option} needs a folder or a Python file")
+        paths.append(os.path.abspath(os.path.expanduser(path)))
+    if paths:
+        known = os.environ.get("TASKVEC_INCLUDE")
+        os.environ["TASKVEC_INCLUDE"] = os.pathsep.join([*paths, *([known] if known else [])])
     return rest

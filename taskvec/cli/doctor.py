@@ -21,7 +21,7 @@ REQUIRED = (
 )
 EXTRAS = {
     "hydra-submitit-launcher": "slurm",
-    "hydra-ray-launcher": "ray",
+    "ray": "ray",
     "peft": "llm",
     "lm-eval": "llm",
 }

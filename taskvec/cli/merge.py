@@ -66,7 +66,10 @@ def settings_of(options: Namespace) -> dict[str, Any]:
     Raises:
         UserError: for a device or a size that there is not.
     """
+    from taskvec import __version__
+
     return {
+        "version": __version__,
         "tokenizer": options.tokenizer,
         "adapter": _rank(options.adapter),
         "device": _device(options.device),

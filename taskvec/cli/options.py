@@ -5,9 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from taskvec.errors import UserError
 from taskvec.text import printable_lines
+
+LISTING = "--list-options"  # for the shell's completion
+
+
+class _ListOptions(argparse.Action):
+    """Prints each option of a verb with the words that it takes, then those of its arguments, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for action in parser._actions:
+            if action.help != argparse.SUPPRESS:
+                print(" ".join([*action.option_strings, *(action.choices or ())]))
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument(LISTING, action=_ListOptions, nargs=0, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> None:
         """Turn argparse's complaint into the command's own kind of error.

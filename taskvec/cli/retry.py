@@ -16,9 +16,10 @@ def main(arguments: list[str]) -> int:
     """Run failed and interrupted runs again, each with the config it was started with, and sum up."""
     from taskvec.errors import UserError
     from taskvec.runner import compose
+    from taskvec.runner.configs import include
     from taskvec.runner.execute import execute
     from taskvec.runner.folder import run_folders
-    from taskvec.runner.survey import Survey, config_of
+    from taskvec.runner.survey import Survey, config_of, trusted
 
     parser = Parser("retry", "Run again what failed or was interrupted.", EXAMPLES)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="only these run ids")
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     failed = 0
     for folder in again:
         try:
+            include(trusted(folder))
             config = config_of(folder).model_copy(update={"outputs": str(options.outputs)})
             outcome = execute(
                 config, tuple(folder.status_on_disk().get("overrides", ())), refuse=False

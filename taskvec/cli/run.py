@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskvec.cli import VERBS
+from taskvec.cli.options import write
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ taskvec: task arithmetic and model merging, composable, exact, resumable.
   taskvec -m seed=0,1 merge=ties,dare --dry-run          what it would compute and fetch; nothing is written
   taskvec merge=ties --cfg job                           Hydra's --cfg, --resolve, --package, --info, --config-dir
   taskvec --include my_folder merge=mine                 your own configs (*.yaml) and components (*.py)
+  taskvec help merge=ties                                what a component is, and its keys
 
 verbs:
 {verbs}
 
-`taskvec VERB --help` explains a verb. Exit status: 0 well, 1 a run failed, 2 input that cannot be worked with.
+`taskvec VERB --help` explains a verb, `taskvec docs` lists the pages of the documentation. Exit status: 0 well, 1 a run
+failed, 2 input that cannot be worked with.
 """
 
 
@@ -36,12 +39,9 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: for an unknown verb or option, and all that a run's input can be wrong in.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(
-            HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())),
-            end="",
-        )
-        return 0
+    asked = [word for word in arguments if word not in ("-h", "--help")]
+    if len(asked) < len(arguments) or not arguments:
+        return _help(asked)
     from taskvec.cli import flags
     from taskvec.runner import compose, sweep
 
@@ -63,6 +63,17 @@ def main(arguments: list[str]) -> int:
 
         return dry.run(words, multirun=given.multirun)
     return sweep.many(words) if given.multirun else sweep.one(words)
+
+
+def _help(asked: list[str]) -> int:
+    """Print what the command takes, or explain the components that the line names."""
+    if asked:
+        from taskvec.cli import help as explaining
+
+        return explaining.main([word for word in asked if not word.startswith("-")])
+    verbs = [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
+    write(HELP.format(verbs="\n".join(verbs)).rstrip("\n"))
+    return 0
 
 
 def _check_words(overrides: list[str]) -> None:

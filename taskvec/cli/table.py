@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 from taskvec.cli.options import Parser, write
@@ -12,7 +13,9 @@ EXAMPLES = """\
   taskvec table --rows row --metrics accuracy/mnist accuracy/emoji --format latex
   taskvec table --where row=merged --columns backbone --metrics accuracy --format latex --best --interval
   taskvec table --where protocol=negation --metrics accuracy control
-  taskvec table outputs/runs/RUN other/outputs        some runs only"""
+  taskvec table outputs/runs/RUN other/outputs        some runs only
+  taskvec table --against tak/addition                ours beside the published numbers, cell by cell
+  taskvec table --against tak/addition seed=0,1,2     the same of three seeds"""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +44,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these records"
     )
+    parser.add_argument(
+        "--against",
+        metavar="PAPER/TABLE",
+        help="beside a published table; KEY=VALUE words change its jobs (`taskvec papers` lists them)",
+    )
     parser.add_argument("--format", choices=list(STYLES), default="md")
     parser.add_argument(
         "--best", action="store_true", help="each column's best number bold, the second underlined"
@@ -54,6 +62,8 @@ def main(arguments: list[str]) -> int:
     parser.stale()
     parser.outputs()
     options = parser.read(arguments)
+    if options.against:
+        return beside_published(options)
     where = parser.conditions(options.where)
     runs = find_results(options.places or [options.outputs], standing(), stale=options.stale)
     text = table(
@@ -66,10 +76,37 @@ def main(arguments: list[str]) -> int:
         best=options.best,
         interval=options.interval,
     )
-    if options.output:
-        from taskvec.runner.folder import write_atomically
-
-        write_atomically(options.output, f"{text}\n")
-    else:
-        write(text)
+    tell(text, options.output)
     return 0
+
+
+def beside_published(options: Namespace) -> int:
+    """Print a published table with ours beside it; exit 1 if a table that is a check does not hold.
+
+    Raises:
+        UserError: if there is no such table, or no finished run.
+    """
+    from taskvec.report.runs import find_results
+    from taskvec.runner import compose, papers
+    from taskvec.runner.survey import standing
+
+    compose.register_all()
+    words = [str(place) for place in options.places if "=" in str(place)]
+    places = [place for place in options.places if "=" not in str(place)]
+    table = papers.paper_table(options.against, words)
+    runs = find_results(places or [options.outputs], standing(), stale=options.stale)
+    found = papers.comparison(table, runs)
+    plain = options.format == "csv"
+    lines = [found.text("csv")] if plain else papers.told(table, found, options.format)
+    tell("\n".join(lines), options.output)
+    return int(bool(papers.outside(table, found)))
+
+
+def tell(text: str, output: Path | None) -> None:
+    """Print a table, or write it to a file."""
+    if output is None:
+        write(text)
+        return
+    from taskvec.runner.folder import write_atomically
+
+    write_atomically(output, f"{text}\n")

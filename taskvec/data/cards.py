@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 from pydantic import ValidationError
 
-from taskvec.data.tasks import BY_HAND, Facts, Task
+from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 from taskvec.registry import did_you_mean
 
 if TYPE_CHECKING:
     from taskvec.config import Config
     from taskvec.data.tasks import Suite
+
+Node: TypeAlias = Mapping[str, Any]  # the settings of a suite
+Folders: TypeAlias = Sequence[Path]
 
 WORDS = ("classes", "keep", "words", "templates")
 PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -124,103 +127,147 @@ def resolved(path: str, card: Path) -> str:
     return path
 
 
-def load_tasks(
-    suite: Mapping[str, Any], kind: type[Suite], folders: Sequence[Path]
-) -> dict[str, Config]:
-    """Return the definition of every task a suite names, from its card in the first folder that has one.
+def load_tasks(node: Node, kind: type[Suite], folders: Folders) -> dict[str, Config]:
+    """Return the definition of every task that a suite's settings name, from the first folder that has its card.
 
-    The card of a task NAME is ``task/CARDS/NAME.yaml`` for the folders that ``suite.cards`` lists, else
-    ``task/NAME.yaml``. A card may start from another with ``extends: FOLDER/NAME``.
+    The card of a task NAME is ``task/CARDS/NAME.yaml`` for the folders that ``cards`` lists, else ``task/NAME.yaml``. A
+    card may start from another with ``extends: FOLDER/NAME``.
 
     Raises:
         UserError: for a list of another type, a task without a card, a card that does not fit the schema, or a mirror
             that lacks a task.
     """
-    for key in ("tasks", "held_out", "cards"):
-        if not isinstance(suite.get(key), list | None):
-            raise UserError(
-                f"suite.{key}: must be a list of names, got {suite[key]!r}; write suite.{key}=[NAME,...]"
-            )
-    names = [
-        *(suite.get("tasks") or []),
-        *filter(None, [suite.get("control")]),
-        *(suite.get("held_out") or []),
-    ]
-    places = [f"{folder}/" for folder in suite.get("cards") or []]
+    names = [*_listed(node, "tasks"), *_listed(node, "held_out")]
+    if node.get("control"):
+        names.append(node["control"])
+    places = [f"{place}/" for place in _listed(node, "cards")]
+    places.append("")
     found = {}
     for name in map(str, names):
-        called = _called(name, [*places, ""], folders)
-        task = _task(called, kind, folders)
-        found[name] = _of_suite(name, task, suite)
+        card = _called(name, places, folders)
+        task = _task(card, kind, folders)
+        found[name] = _of_suite(name, task, node)
     return found
 
 
-def _called(name: str, places: Sequence[str], folders: Sequence[Path]) -> str:
+def _listed(node: Node, key: str) -> list[Any]:
+    """Return a list of names, empty where there is none.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    value = node.get(key)
+    if not isinstance(value, list | None):
+        remedy = f"write suite.{key}=[NAME,...]"
+        raise UserError(f"suite.{key}: must be a list of names, got {value!r}; {remedy}")
+    return value or []
+
+
+def _called(name: str, places: Sequence[str], folders: Folders) -> str:
     """Return the name of a task's card with the folder that it lies in.
 
     Raises:
         UserError: if there is none.
     """
     for place in places:
-        # False for a name too long, where Path raises
-        if any(os.path.isfile(folder / "task" / f"{place}{name}.yaml") for folder in folders):
-            return f"{place}{name}"
-    known = {path.stem for folder in folders for place in places for path in _cards(folder, place)}
-    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, sorted(known))}")
+        called = f"{place}{name}"
+        if _file(called, folders) is not None:
+            return called
+    raise UserError(_unknown(name, places, folders))
 
 
-def _cards(folder: Path, place: str) -> list[Path]:
-    return list((folder / "task" / place).glob("*.yaml"))
+def _file(name: str, folders: Folders) -> Path | None:
+    """Return the file of a card in the first folder that has it."""
+    for folder in folders:
+        path = folder / "task" / f"{name}.yaml"
+        if os.path.isfile(path):  # False for a name too long, where Path raises
+            return path
+    return None
 
 
-def _of_suite(name: str, task: Config, suite: Mapping[str, Any]) -> Config:
+def _unknown(name: str, places: Sequence[str], folders: Folders) -> str:
+    """Return what is said of a task without a card."""
+    known: set[str] = set()
+    for folder in folders:
+        for place in places:
+            cards = (folder / "task" / place).glob("*.yaml")
+            known.update(path.stem for path in cards)
+    hint = did_you_mean(name, sorted(known))
+    return f"suite.tasks: unknown task {name[:200]!r}{hint}"
+
+
+def _of_suite(name: str, task: Config, node: Node) -> Config:
     """Return a task with what its suite decides: where files are, how validation comes about, what is checked."""
     if not isinstance(task, Task):
         return task
     changed: dict[str, Any] = {}
-    if suite.get("split_rule"):
-        changed["split_rule"] = suite["split_rule"]
-    if suite.get("check_counts") is False:
-        changed["facts"] = Facts()
-    return _mirrored(name, task, suite.get("data_dir")).model_copy(update=changed)
+    if node.get("split_rule"):
+        changed["split_rule"] = node["split_rule"]
+    if node.get("check_counts") is False:
+        changed["facts"] = task.facts.model_copy(update={"rows": {}})
+    mirror = node.get("data_dir")
+    if mirror and task.folder is None:
+        folder = _mirrored(name, task, mirror)
+        changed |= {"path": str(folder), "config": None, "revision": None}
+    return task.model_copy(update=changed)
 
 
-def _mirrored(name: str, task: Task, mirror: str | None) -> Task:
-    if not mirror or task.folder is not None:
-        return task
+def _mirrored(name: str, task: Task, mirror: str) -> Path:
+    """Return a task's folder in a local mirror.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    root = os.path.expanduser(mirror)
     path = task.path.removeprefix(BY_HAND)
-    folder = Path(os.path.expanduser(mirror), path, task.config or "").resolve()
-    if not folder.is_dir():
-        files = ", ".join(f"{file}.parquet" for file in task.splits.values() if file)
-        raise UserError(f"suite.data_dir: task {name} needs the folder {folder} with {files}")
-    return task.model_copy(update={"path": str(folder), "config": None, "revision": None})
+    folder = Path(root, path, task.config or "").resolve()
+    if folder.is_dir():
+        return folder
+    called = filter(None, task.splits.values())
+    files = ", ".join(f"{file}.parquet" for file in called)
+    raise UserError(f"suite.data_dir: task {name} needs the folder {folder} with {files}")
 
 
-def _task(name: str, kind: type[Suite], folders: Sequence[Path]) -> Config:
+def _task(name: str, kind: type[Suite], folders: Folders) -> Config:
+    """Return what a card says.
+
+    Raises:
+        UserError: if it does not fit its schema.
+    """
     node = _read(name, folders)
     schema = kind.schema(node)
     try:
         return schema.model_validate(node)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
+        details = error.errors(include_url=False)
+        # a misspelt key tells more than the one that is missing for it
+        unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+        detail = (unknown or details)[0]
         key = ".".join(map(str, detail["loc"]))[:200]
-        hint = (
-            did_you_mean(key, list(schema.model_fields))
-            if detail["type"] == "extra_forbidden"
-            else ""
-        )
+        hint = ""
+        if detail["type"] == "extra_forbidden":
+            hint = did_you_mean(key, list(schema.model_fields))
         message = detail["msg"].removeprefix("Value error, ")[:500]
+        if hint:
+            message = "unknown key"
         raise UserError(f"task/{name}.yaml: {key}: {message}{hint}") from error
 
 
-def _read(name: str, folders: Sequence[Path], extending: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(name: str, folders: Folders, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a card's mapping, over that of the card that it extends.
+
+    Raises:
+        UserError: if there is no such card, or it extends itself.
+    """
+    chain = (*extending, name)
     if name in extending:
-        raise UserError(f"task/{name}.yaml: extends itself: {' -> '.join((*extending, name))}")
-    for folder in folders:
-        path = folder / "task" / f"{name}.yaml"
-        if os.path.isfile(path):  # False for a name too long, where Path raises
-            node = read_card(path)
-            parent = node.pop("extends", None)
-            return {**_read(str(parent), folders, (*extending, name)), **node} if parent else node
-    known = sorted({path.stem for folder in folders for path in _cards(folder, "")})
-    raise UserError(f"suite.tasks: unknown task {name[:200]!r}{did_you_mean(name, known)}")
+        circle = " -> ".join(chain)
+        raise UserError(f"task/{name}.yaml: extends itself: {circle}")
+    path = _file(name, folders)
+    if path is None:
+        raise UserError(_unknown(name, [""], folders))
+    node = read_card(path)
+    parent = node.pop("extends", None)
+    if not parent:
+        return node
+    return _read(str(parent), folders, chain) | node

@@ -13,7 +13,7 @@ from taskvec.data.files import joint_sha256, sha256
 from taskvec.data.images import image_files
 from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
-from taskvec.data.texts import check_texts, corpus_table
+from taskvec.data.texts import FIRST, check_texts, corpus_table
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
 
 
 def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
+    if split not in FIRST:
+        raise UserError(
+            f"task {name}: a corpus has the splits {' and '.join(FIRST)}, and no {split}"
+        )
     table = corpus_table(name, corpus)
     check_texts(table, (corpus.text,), split, corpus.max_text_mb, blank=True)
     return {"sha256": joint_sha256(table.files), "split": split, "column": corpus.text}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from taskvec.errors import UserError
+from taskvec.needs import Beyond
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,11 +120,17 @@ def chosen(view: View, budget: Budget) -> Tensor:
     class in that permutation, for which the view must be labelled.
 
     Raises:
-        UserError: if a class has fewer examples than ``shots``.
+        UserError: if a class has fewer examples than ``shots``, or no rows are left after those of a ``Beyond``.
     """
     import torch
 
     order = torch.randperm(len(view), generator=torch.Generator().manual_seed(budget.seed))
+    if isinstance(budget, Beyond):
+        order = order[budget.after :]
+        if not len(order):
+            raise UserError(
+                f"{view.name} has {len(view)} examples, and none beyond the first {budget.after}; ask for fewer"
+            )
     if budget.shots is None:
         count = (
             budget.count if budget.fraction is None else max(1, round(budget.fraction * len(view)))

@@ -20,24 +20,24 @@ def reasons(
     Inputs that differ are followed to the settings in which they differ; those that are not stored yet are looked up in
     ``planned`` (recipes by fingerprint). An empty list means there is none to compare.
     """
-    own = flat(recipe)
-    best: tuple[int, float, Mapping[str, Any]] | None = None
+    recipes = dict(planned or {})
+
+    def recipe_of(fingerprint: str | None) -> Recipe | None:
+        if fingerprint not in recipes:
+            recipes[fingerprint] = stored_record(store, fingerprint)
+        return recipes[fingerprint]
+
+    best: tuple[int, float, list[str]] | None = None
     for folder, record in store.records():
         if not record or record["kind"] != recipe["kind"] or record["label"] != label:
             continue
         if all(record[key] == recipe[key] for key in ("version", "spec", "inputs")):
             continue
-        other = flat(record)
-        score = sum(own.get(key) != other.get(key) for key in own.keys() | other.keys())
+        found = list(differences(record, recipe, recipe_of))
         age = -(folder / RECORD).stat().st_mtime
-        if best is None or (score, age) < best[:2]:
-            best = (score, age, record)
-    known = dict(planned or {})
-
-    def recipe_of(fingerprint: str | None) -> Recipe | None:
-        return known.get(fingerprint) or stored_record(store, fingerprint)
-
-    return list(differences(best[2], recipe, recipe_of)) if best else []
+        if best is None or (len(found), age) < best[:2]:
+            best = (len(found), age, found)
+    return best[2] if best else []
 
 
 def differences(

@@ -37,10 +37,10 @@ class Stage(Config):
 class Result(Config):
     """Rows of metrics, how they were chosen, what they stand on, what they cost.
 
-    ``criterion`` is what a sweep ranks the run by. ``reports`` holds what stages have to say under their names;
-    pictures among it under "figures" (:mod:`taskvec.panel`). ``data_seen`` lists "task/split" by use. ``immaterial``
-    are the dotted keys of the config that cannot change a result. ``migrated_from`` is the schema version of the file
-    that it was read from, where an earlier program wrote it. Numbers may be infinite, but never NaN.
+    ``criterion`` sums the run up; one of validation data ranks it in a sweep. ``reports`` holds what stages have to say
+    under their names; pictures among it under "figures" (:mod:`taskvec.panel`). ``data_seen`` lists "task/split" by
+    use. ``immaterial`` are the dotted keys of the config that cannot change a result. ``migrated_from`` is the schema
+    version of the file that it was read from, where an earlier program wrote it. Numbers may be infinite, never NaN.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -80,15 +80,25 @@ class Result(Config):
 
     def settings(self) -> Json:
         """Return the settings that can change the result, by dotted key."""
-        found = dict(flatten(self.config))
-        for key in self.immaterial_among(found):
-            del found[key]
-        return found
+        return settings_of(self.config, self.immaterial)
 
     def immaterial_among(self, keys: Iterable[str]) -> frozenset[str]:
         """Return which dotted keys of the config, or the records that they belong to, cannot change results."""
-        records = tuple(f"{declared}." for declared in self.immaterial)
-        return frozenset(key for key in keys if f"{key}.".startswith(records))
+        return immaterial_among(keys, self.immaterial)
+
+
+def settings_of(config: Json, immaterial: Iterable[str]) -> Json:
+    """Return the settings of a recorded config that can change results, by dotted key."""
+    found = dict(flatten(config))
+    for key in immaterial_among(found, immaterial):
+        del found[key]
+    return found
+
+
+def immaterial_among(keys: Iterable[str], immaterial: Iterable[str]) -> frozenset[str]:
+    """Return which dotted keys are among those declared immaterial, or belong to a record that is."""
+    records = tuple(f"{declared}." for declared in immaterial)
+    return frozenset(key for key in keys if f"{key}.".startswith(records))
 
 
 def flatten(node: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:

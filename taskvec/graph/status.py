@@ -17,7 +17,15 @@ from taskvec.graph.result import first_problem
 STATUS = "status.json"
 
 State = Literal[
-    "done", "running", "failed", "interrupted", "stale", "older", "missing", "unreadable"
+    "done",
+    "running",
+    "failed",
+    "interrupted",
+    "stale",
+    "older",
+    "unchecked",
+    "missing",
+    "unreadable",
 ]
 
 
@@ -33,7 +41,10 @@ class Status(Config):
     reason: str | None = None
     command: str = ""
     overrides: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     started: float | None = None
+    pid: int | None = None
+    host: str | None = None
     experiments: tuple[str, ...] = ()
     artefacts: tuple[str, ...] = ()
     mirrored_to: str | None = None

@@ -138,7 +138,7 @@ def require_finite_piece(piece: Tensor, name: str, label: str) -> None:
         UserError: if one is infinite or no number; the message names vector and parameter.
     """
     # The sum is the cheapest look: it is finite for finite entries, or it overflowed and the entries are asked.
-    if piece.sum().isfinite() or piece.isfinite().all():
+    if math.isfinite(piece.sum().item()) or piece.isfinite().all():
         return
     raise UserError(
         f"the task vector of {label} is not finite in {name}; repair or leave out its checkpoint"

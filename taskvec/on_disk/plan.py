@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -125,7 +124,7 @@ class Plan:
         if self.inputs.reference.kind == "transformers":
             front["library_name"] = "transformers"
         lines = [
-            f"Made by `taskvec merge`, version {version('taskvec')}: {self.request.rules.described}.",
+            f"Made by `taskvec merge` {self.request.version}: {self.request.rules.described}.",
             "",
         ]
         if base:
@@ -152,7 +151,7 @@ class Plan:
                 places.append([str(path), state.st_size, state.st_mtime_ns])
         request = self.request
         asked = [request.recipe, request.alpha, request.dtype, request.tokenizer, str(self.limit)]
-        text = json.dumps([version("taskvec"), torch.__version__, asked, places])
+        text = json.dumps([self.request.version, torch.__version__, asked, places])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def lines(self) -> list[str]:

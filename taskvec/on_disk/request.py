@@ -79,7 +79,7 @@ class Request:
 
     ``zero`` says that the deltas are the weights themselves, on theta_0 = 0, although there is no base. ``tokenizer``
     is "base", "union" or a folder; None where vocabularies are the same. ``adapter`` is the rank of an adapter that is
-    written in place of a model. Models may be stacks of layers of others.
+    written in place of a model. Models may be stacks of layers of others. ``version`` is this program's, for the card.
     """
 
     models: tuple[Place, ...]
@@ -95,6 +95,7 @@ class Request:
     shard_bytes: float = SHARD_BYTES
     notes: Sequence[str] = field(default=())
     recipe: str = ""
+    version: str = ""
 
 
 def tensor_wise(merge: Merge) -> TensorWise:

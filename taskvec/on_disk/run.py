@@ -10,7 +10,7 @@ import torch
 
 from taskvec.checkpoints.writing import write_file, write_folder
 from taskvec.on_disk.low_rank import LowRankAdapter, write_adapter
-from taskvec.on_disk.meter import Peak
+from taskvec.on_disk.meter import Peak, keep_freed_memory
 from taskvec.on_disk.plan import Plan, gigabytes
 from taskvec.on_disk.stream import Stream
 
@@ -57,6 +57,7 @@ def carry_out(plan: Plan, observe: Observe = lambda *_: None) -> Report:
     plan.observe = lambda read: observe(min(read, total), total)
     request = plan.request
     labels = [part.label for part in plan.inputs.parts]
+    keep_freed_memory()
     started = time.perf_counter()
     adapter = None
     with Peak() as peak, torch.inference_mode():

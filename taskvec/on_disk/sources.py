@@ -155,8 +155,13 @@ class _Made:
                 return self._of_rows(name, rows, start, stop)
             if weights is None:
                 return self._moved(name, latest.flat(name)[start:stop])
-            own = self._moved(name, weights[name].reshape(-1)[start:stop])
-            return own if self.inputs.base is None else own - base(name, start, stop)
+            stored = weights[name].reshape(-1)[start:stop]
+            own = self._moved(name, stored)
+            if self.inputs.base is None:
+                return own
+            theta = base(name, start, stop)
+            # A copy of another dtype is ours to change, a view of the file is not
+            return own - theta if own.dtype == stored.dtype else own.sub_(theta)
 
         return cut
 

@@ -52,13 +52,18 @@ class Row(Config):
 
 
 class Criterion(Config):
-    """The number by which a sweep ranks its runs: never a test figure unless a protocol has no other."""
+    """The number that sums a run up; only one of validation data ranks the runs of a sweep."""
 
     name: str
     value: float
     unit: str = "fraction"
     better: Better = "higher"
     split: str = "val"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether runs may be chosen by it: it was measured on validation data, and has a better direction."""
+        return self.split == "val" and self.better != "neither"
 
 
 class Report(Config):

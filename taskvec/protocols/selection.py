@@ -14,7 +14,10 @@ from taskvec.errors import NoFeasibleCoefficientError
 from taskvec.protocols.base import SELECTION, Answer
 
 Curve = Mapping[float, Mapping[str, float]]  # alpha -> task -> accuracy
-Named = Literal["highest_normalised", "highest_accuracy", "lowest_target", "largest_feasible"]
+Named = Literal[
+    "highest_normalised", "highest_accuracy", "early_stopping", "lowest_target", "largest_feasible"
+]
+BETTER = 1e-12  # by which an accuracy must exceed the best so far
 
 
 class Rule(Config):
@@ -27,6 +30,13 @@ class Rule(Config):
     kind: Named
     control_threshold: float | None = None
     perplexity_tolerance: float | None = None
+
+
+class Patient(Rule):
+    """The rule of a search that stops early: after more than ``patience`` coefficients below the best."""
+
+    kind: Literal["early_stopping"] = "early_stopping"
+    patience: int
 
 
 def choose(
@@ -45,6 +55,8 @@ def choose(
         return highest_normalised(curve, denominators(targets, answers, SELECTION))
     if rule.kind == "highest_accuracy":
         return highest_accuracy(curve, targets)
+    if isinstance(rule, Patient):
+        return early_stopping(curve, targets, rule.patience)
     keeps = _keeps(rule, control, answers["zero_shot"])
     pick = lowest_target if rule.kind == "lowest_target" else largest_feasible
     return pick(curve, targets[0], keeps)
@@ -72,6 +84,26 @@ def highest_accuracy(curve: Curve, targets: Sequence[str]) -> float:
         return sum(curve[alpha][task] for task in targets) / len(targets)
 
     return max(sorted(curve), key=accuracy)
+
+
+def early_stopping(curve: Curve, targets: Sequence[str], patience: int) -> float:
+    """Return the best alpha up to where a search in ascending order stops (spec theseus 1.5).
+
+    A lower mean target accuracy than the best so far counts one, an equal one takes the count back to zero, and the
+    search stops when the count exceeds ``patience``.
+    """
+    best, chosen, worse = -1.0, min(curve), 0
+    for alpha in sorted(curve):
+        accuracy = sum(curve[alpha][task] for task in targets) / len(targets)
+        if accuracy > best + BETTER:
+            best, chosen, worse = accuracy, alpha, 0
+        elif accuracy >= best - BETTER:
+            worse = 0
+        else:
+            worse += 1
+        if worse > patience:
+            break
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Targeted(Protocol):
         return make.joined(name, parts)
 
     def criterion(self, merged: Row) -> Criterion:
-        """Return what a sweep is ranked by: validation where it was looked at, else the report itself."""
+        """Return what sums the run up: validation where it was looked at, else the report, which ranks nothing."""
         if self.select == "validation":
             return Criterion(name="merged/validation", value=merged.mean("validation"))
         return Criterion(name="merged/accuracy", value=merged.mean("accuracy"), split=REPORT)

@@ -21,7 +21,7 @@ from taskvec.protocols.base import (
 from taskvec.protocols.course import pictured
 from taskvec.protocols.questions.scores import scores
 from taskvec.protocols.rows import Criterion, Metric, Report, Row, mean
-from taskvec.protocols.selection import Rule
+from taskvec.protocols.selection import Patient, Rule
 from taskvec.protocols.summing import Rows, curve, individual, zero_shot
 from taskvec.registry import register
 
@@ -41,7 +41,7 @@ class Transfer(Protocol):
     merge, one model), ``others`` (a target's model of the other tasks' vectors, made without a look at the target) and
     ``drawn`` (a random vector of the norms of the task's own). Each coefficient is that of highest validation accuracy:
     one for each task and model, or with ``alpha`` shared one for all tasks of a model. Zero is among them only where
-    ``grid`` says so.
+    ``grid`` says so. ``patience`` chooses among those up to which the authors' early stopping searches.
 
     ``gain`` is (a - z) / (f - z) for accuracy a, zero-shot z and the model fine-tuned on the task, f (row
     ``individual``); its mean is that of the mean accuracies. Baselines are other transforms of a sweep; each searches
@@ -54,6 +54,7 @@ class Transfer(Protocol):
     kind: Literal["transfer"] = "transfer"
     models: tuple[Model, ...] = Field(("transported",), min_length=1)
     alpha: Literal["per_task", "shared"] = "per_task"
+    patience: int | None = Field(None, ge=0)
     individual: bool = True
     starts: tuple[Model, ...] = ()
     course: tuple[float, ...] = Field((0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0), min_length=1)
@@ -150,7 +151,10 @@ class Transfer(Protocol):
         grid = ask.grid
         if self.grid is None:
             grid = tuple(alpha for alpha in grid if alpha > 0)
-        return Cell(name, composed, scores(ask.suite, tasks, grid=grid, rule=HIGHEST))
+        rule = HIGHEST
+        if self.patience is not None:
+            rule = Patient(patience=self.patience)
+        return Cell(name, composed, scores(ask.suite, tasks, grid=grid, rule=rule))
 
     def _courses(self, ask: Ask) -> list[Cell]:
         """Return the cells of each start's models along its training."""

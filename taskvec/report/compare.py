@@ -87,8 +87,23 @@ class Side:
             hint = did_you_mean(self.row, rows)
             raise UserError(f"compare: no run has a row {self.row!r}{hint}")
         check_keys([line.record for line in lines], self.where, "compare")
-        own = [line for line in lines if line.row.row == self.row]
-        return [line for line in own if line.says(self.where) and line.says(where)]
+        own = [line for line in lines if line.row.row == self.row and line.says(where)]
+        for key, text in self.where.items():
+            own = _only(own, key, text)
+        return own
+
+
+def _only(lines: Lines, key: str, text: str) -> list[Line]:
+    """Return the lines that fulfil a condition.
+
+    Raises:
+        UserError: if none does, though there are some with other values.
+    """
+    found = [line for line in lines if line.says({key: text})]
+    if lines and not found:
+        hint = did_you_mean(text, sorted({line.record.text(key) for line in lines}))
+        raise UserError(f"compare: no run has {key}={text}{hint}")
+    return found
 
 
 @dataclass(frozen=True)

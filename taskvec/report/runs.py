@@ -66,12 +66,12 @@ def find_results(
     for path in paths:
         with problems.noted():
             found += read_run(path)
-    problems.tell()
     if not found:
         named = ", ".join(map(str, places))
         raise UserError(
             f"no finished run in {named}{problems.first()}; `taskvec status` lists all runs"
         )
+    problems.tell()
     runs = [_judged(run, standing) for run in _once(found)]
     return runs if stale else _fresh(runs)
 

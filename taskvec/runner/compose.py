@@ -27,7 +27,7 @@ from taskvec.runner.replaced import GROUPS
 from taskvec.runner.yaml_files import read_yaml
 
 PRIMARY = "config"  # the file that a run's config starts with
-NOT_OF_A_RUN = ("sweep", "parts")
+NOT_OF_A_RUN = ("sweep", "parts", "published")
 
 __all__ = ["Composed", "compose", "from_data", "register_all", "resolve", "sweep_config"]
 
@@ -55,6 +55,9 @@ def compose(overrides: Sequence[str], primary: str = PRIMARY) -> Composed:
     Raises:
         UserError: for an unknown key or option or an override that cannot be parsed, with key, place and nearest match.
     """
+    for word in overrides:
+        if word.startswith("~"):
+            raise UserError(explain.taken_away(word))
     for file in user_files(overrides):
         read_yaml(file)  # Hydra itself would follow it to any depth
     by_hydra = partial(_by_hydra, primary=primary)
@@ -90,20 +93,28 @@ def grouped(override: str) -> str:
 
 
 def known_keys(parent: str, overrides: Sequence[str], primary: str = PRIMARY) -> list[str]:
-    """Return the keys that exist below ``parent``, given the overrides that select groups."""
+    """Return the keys that exist below ``parent``, given the overrides that select groups.
+
+    At the top those inside groups are among them, with dots.
+    """
     chosen = (*GROUPS, "method", "experiment")
     groups = [grouped(word) for word in overrides if word.split("=", 1)[0].lstrip("+~") in chosen]
     own = parent.startswith("hydra")
     with hydra_context():
         node = hydra_compose(primary, overrides=groups, return_hydra_config=own)
-    selected = OmegaConf.select(node, parent) if parent else node
-    keys = (
-        [key for key in selected if key not in ("kind", "_target_")]
-        if isinstance(selected, DictConfig)
-        else []
-    )
-    more = ["experiment", "source"] if primary == PRIMARY else []
-    return keys if parent else [*keys, *more]
+    if parent:
+        return _own_keys(OmegaConf.select(node, parent))
+    more = ["method", "experiment", "source"] if primary == PRIMARY else []
+    keys = [*_own_keys(node), *more]
+    for group in node:
+        keys += [f"{group}.{key}" for key in _own_keys(node[group])]
+    return keys
+
+
+def _own_keys(node: Any) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    return [key for key in node if key not in ("kind", "_target_")]
 
 
 def resolve(composed: Composed) -> RunConfig:
@@ -126,16 +137,15 @@ def resolve(composed: Composed) -> RunConfig:
         key, _, message = str(error).partition(": ")
         if key not in ("suite.tasks", *(f"{group}.kind" for group in GROUPS)):
             raise
-        raise UserError(
-            f"{key} ({explain.place(key, composed.overrides, sources(composed))}): {message}"
-        ) from error
+        where = explain.place(key, composed.overrides, sources(composed))
+        raise UserError(f"{key} ({where}): {message}") from error
 
 
 def plain_of(composed: Composed) -> dict[str, Any]:
     """Return a composed config as plain data, references resolved.
 
     Raises:
-        UserError: for a reference that leads nowhere, a missing value or a number that is not finite.
+        UserError: for a reference that leads nowhere, an unknown key, a missing value or a number that is not finite.
     """
     try:
         data: dict[str, Any] = OmegaConf.to_container(
@@ -143,6 +153,10 @@ def plain_of(composed: Composed) -> dict[str, Any]:
         )
     except Exception as error:
         raise UserError(" ".join(str(error).split())) from error
+    for path, known in unknown_keys(composed.node):
+        where = explain.place(path, composed.overrides, sources(composed))
+        hint = registry.did_you_mean(path.rpartition(".")[2], known)
+        raise UserError(f"{path} ({where}): unknown key{hint}")
     for path in missing_values(data):
         raise UserError(f"{path}: no value given and it has no default; set it with {path}=...")
     for path in not_finite(data):
@@ -212,7 +226,11 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{group}.{name}: must be a component with its settings, got {node!r}")
-    entry = registry.lookup(group, str(node.get("kind")))
+    if "kind" not in node:
+        names = ", ".join(entry.name for entry in registry.entries(group))
+        start = f"`defaults: [/schema/{group}/NAME@_here_, _self_]`"
+        raise UserError(f"{group}.kind: missing; begin the file with {start}, NAME of {names}")
+    entry = registry.lookup(group, str(node["kind"]))
     node = dict(node)
     if group == "suite" and not node.get("definitions"):
         with as_bad_input():
@@ -221,6 +239,16 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
         return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
     except TypeError as error:  # a user's class that lacks a method
         raise UserError(f"{group}={entry.name} ({entry.source.name}): {error}") from error
+
+
+def unknown_keys(node: DictConfig) -> Iterator[tuple[str, list[str]]]:
+    """Yield the dotted path of every key that its component does not have, with those that it has."""
+    for group in GROUPS:
+        known = replaced.known(node, group) - {"kind"}
+        # a transform's own keys are checked with it; without a kind there is nothing to compare with
+        if group != "transform" and known:
+            for key in replaced.unknown(node, group):
+                yield f"{group}.{key}", sorted(known)
 
 
 def missing_values(data: Any, path: str = "") -> Iterator[str]:

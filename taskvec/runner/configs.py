@@ -20,8 +20,8 @@ from taskvec import registry
 from taskvec.config import Config, Seeded
 from taskvec.errors import UserError
 
-INCLUDE, CONFIG_DIR = "TASKVEC_INCLUDE", "TASKVEC_CONFIG_DIR"
-PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts"})
+INCLUDE = "TASKVEC_INCLUDE"
+PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts", "published"})
 
 
 def conf_dir() -> Path:
@@ -33,19 +33,26 @@ def conf_dir() -> Path:
 
 def included() -> list[Path]:
     """Return the user's own folders and files, from ``--include`` and the environment."""
-    return _places(INCLUDE)
-
-
-def _places(variable: str) -> list[Path]:
-    """Return the paths that a variable of the environment lists."""
-    places = os.environ.get(variable, "").split(os.pathsep)
+    places = os.environ.get(INCLUDE, "").split(os.pathsep)
     return [Path(place).expanduser().resolve() for place in places if place]
 
 
+def include(paths: Sequence[Path]) -> None:
+    """Make folders and files of the user's known, as ``--include`` does, before those that are known already.
+
+    Raises:
+        UserError: if one is missing, or a file of it fails to import.
+    """
+    known = included()
+    new = [path for path in paths if path not in known]
+    if new:
+        os.environ[INCLUDE] = os.pathsep.join(map(str, [*new, *known]))
+        register_all()
+
+
 def search_dirs() -> list[Path]:
-    """Return the config folders, the user's first: those of ``--include``, then those of ``--config-dir``."""
-    own = [path for path in included() + _places(CONFIG_DIR) if path.is_dir()]
-    return [*own, conf_dir()]
+    """Return the config folders, the user's first."""
+    return [path for path in included() if path.is_dir()] + [conf_dir()]
 
 
 def register_all() -> None:
@@ -54,9 +61,6 @@ def register_all() -> None:
     Raises:
         UserError: if an included path is missing or a file of it fails to import.
     """
-    for path in _places(CONFIG_DIR):
-        if not path.is_dir():
-            raise UserError(f"--config-dir {path}: no such folder")
     Plugins.instance().register(UserFolders)
     registry.load_builtin()
     for path in included():

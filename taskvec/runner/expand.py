@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from taskvec.errors import UserError
-from taskvec.runner import compose, explain, quoting
+from taskvec.runner import compose, explain, quoting, scale
 from taskvec.runner.configs import options, presets
 
 
@@ -81,21 +81,18 @@ def _text(value: object) -> str:
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep, from the command line and the experiment file.
+    """Return the overrides of each job of a sweep, from the command line and the experiment file, as ``scale=`` says.
 
     Raises:
-        UserError: for an override that cannot be parsed.
+        UserError: for an override that cannot be parsed, or an experiment that has no such scale.
     """
+    chosen, overrides = scale.taken(overrides)
     experiment = [word for word in overrides if word.startswith("experiment=")]
     with compose.hydra_context():
         loader = GlobalHydra.instance().config_loader()
         try:
-            params = (
-                hydra_package.compose(
-                    "config", experiment, return_hydra_config=True
-                ).hydra.sweeper.get("params")
-                or {}
-            )
+            composed = hydra_package.compose("config", experiment, return_hydra_config=True)
+            params = composed.hydra.sweeper.get("params") or {}
             given = {override.split("=", 1)[0] for override in overrides}
             words = [f"{key}={value}" for key, value in params.items() if key not in given] + list(
                 overrides
@@ -106,5 +103,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             raise UserError(
                 explain.composition(error, overrides, compose.known_keys, options, presets)
             ) from error
-    jobs = batches[0]
-    return [[word for word in job if not word.startswith(("hydra", "sweep."))] for job in jobs]
+    jobs = [
+        [word for word in job if not word.startswith(("hydra", "sweep."))] for job in batches[0]
+    ]
+    return scale.scaled(jobs, chosen, OmegaConf.to_container(composed.published))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,17 @@ def composition(
     if not full_key:
         return " ".join(message.split())
     parent, _, key = full_key.rpartition(".")
-    hint = did_you_mean(key, known_keys(parent, overrides))
-    return f"{full_key} ({place(full_key, overrides, [])}): unknown key{hint}"
+    known = known_keys(parent, overrides)
+    return f"{full_key} ({place(full_key, overrides, [])}): unknown key{nearest(key, known)}"
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """Return the hint for an unknown key; one of a group's own (``lr``) is looked for inside the groups too."""
+    here = [name for name in known if "." not in name]
+    inside = [name for name in known if name.endswith(f".{key}")]
+    if inside and not get_close_matches(key, here, n=1, cutoff=0.8):
+        return f"; did you mean {' or '.join(inside)}?"
+    return did_you_mean(key, here)
 
 
 def unknown_option(
@@ -68,7 +78,7 @@ class InvalidError(ValueError):
 
     def explain(self, overrides: Sequence[str], sources: list[tuple[str, Path]]) -> str:
         """Return the first complaint as one line that names the key and the file that set it."""
-        detail = self.error.errors(include_url=False)[0]
+        detail = most_telling(self.error)
         parts = [str(part) for part in detail["loc"]]
         path = ".".join([self.prefix, *parts] if self.prefix else parts)
         where = place(path, overrides, sources)
@@ -88,6 +98,25 @@ class InvalidError(ValueError):
         if isinstance(given, Mapping):  # a group, which has many values
             return message
         return f"{message}, got {given!r}"
+
+
+def most_telling(error: ValidationError) -> Mapping[str, Any]:
+    """Return the complaint that says most: a misspelt key before the one that is missing for it, else the first."""
+    details = error.errors(include_url=False)
+    unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+    return (unknown or details)[0]
+
+
+def taken_away(word: str) -> str:
+    """Return why ``~key`` is no override, and what to type in its place."""
+    key = word.removeprefix("~").partition("=")[0]
+    if "." in key:
+        remedy = f"{key}=null leaves it to the defaults where there is one"
+    elif key in ("transform", "tracker", "merge"):
+        remedy = f"{key}=none is the way to have none"
+    else:
+        remedy = "leave the word out"
+    return f"~{key} (command line): nothing is taken away from a config; {remedy}"
 
 
 def checked(schema: type[Config], data: Mapping[str, Any], prefix: str) -> Any:
@@ -116,4 +145,5 @@ def place(path: str, overrides: Sequence[str], sources: list[tuple[str, Path]]) 
             OmegaConf.load(file), key, default=None
         ) is not None:
             return f"{file.parent.name}/{file.name}"
-    return "default"
+    named = [file for prefix, file in sources if prefix and path == f"{prefix}.kind"]
+    return f"{named[0].parent.name}/{named[0].name}" if named else "default"

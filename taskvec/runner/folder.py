@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,42 @@ from taskvec.graph.plan import Plan
 from taskvec.graph.result import SCHEMA_VERSION, Result, read_result
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import STATUS, State, exists, folders, read_status
+from taskvec.runner.configs import included
 
 log = logging.getLogger(__name__)
 LABEL = 40  # characters of a label in a run's name; the hash tells runs apart
+USUAL = {"finetune": "full", "merge": "task_arithmetic"}
+ALWAYS_NAMED = ("backbone", "suite", "protocol")
 KILLED = "the process was killed; the same command resumes it"
 
 
 def run_id(config: RunConfig) -> str:
-    """Return a run's name: readable labels and a hash of every setting that can change its result."""
-    chosen = config.choices
-    labels = [
-        config.method,
-        chosen.get("backbone"),
-        chosen.get("suite"),
-        chosen.get("protocol"),
-        f"s{config.seed}",
-    ]
-    named = [word(str(label)) for label in labels if label]
-    return "-".join([*named, fingerprint(config.settings())[:8]])
+    """Return a run's name: what was chosen, the seed, and a hash of every setting that can change its result."""
+    return "-".join([study(config), f"s{config.seed}", fingerprint(config.settings())[:8]])
+
+
+def study(config: RunConfig) -> str:
+    """Return what a run has in common with those of other seeds, in words.
+
+    The recipe, the transforms and the merge are named where they are not the usual ones.
+    """
+    labels = [*unusual(config), *[choice(config, group) for group in ALWAYS_NAMED]]
+    if config.source is not None:
+        labels.append(f"from_{choice(config, 'source')}")
+    return "-".join(word(label) for label in labels)
+
+
+def unusual(config: RunConfig) -> list[str]:
+    """Return the fine-tuning, the transforms and the merge of a run, without those that every run has by default."""
+    recipe, merge = choice(config, "finetune"), choice(config, "merge")
+    found = [] if recipe == USUAL["finetune"] else [recipe]
+    found += config.transform
+    return found if merge == USUAL["merge"] else [*found, merge]
+
+
+def choice(config: RunConfig, group: str) -> str:
+    """Return what a run takes of a group, as it was typed; else the component's own name."""
+    return str(config.choices.get(group) or getattr(config, group).kind)
 
 
 def word(label: str) -> str:
@@ -144,6 +163,7 @@ class RunFolder:
             "running",
             overrides=list(overrides),
             command=command(overrides),
+            include=[str(path) for path in included()],
             started=time.time(),
             experiments=self._experiments(config),
             artefacts=sorted({*artefacts, *self._left_behind()}),
@@ -196,6 +216,10 @@ class RunFolder:
             with self.working():
                 self._set(self.status_on_disk()["state"], experiments=self._experiments(config))
 
+    def included(self) -> list[Path]:
+        """Return the user's folders and files that the run was started with."""
+        return [Path(place) for place in self.status_on_disk().get("include", [])]
+
     def _experiments(self, config: RunConfig) -> list[str]:
         return list(
             dict.fromkeys(
@@ -219,11 +243,14 @@ class RunFolder:
         write_atomically(self.path / STATUS, json.dumps(status, indent=1) + "\n")
 
 
-def command(overrides: tuple[str, ...]) -> str:
-    """Return the shell command that starts a run with these overrides."""
+def command(overrides: Iterable[str]) -> str:
+    """Return the shell command that starts a run with these overrides and the user's folders of this process."""
     import shlex
 
-    return shlex.join(["taskvec", *overrides])
+    words = ["taskvec"]
+    for path in included():
+        words += ["--include", str(path)]
+    return shlex.join([*words, *overrides])
 
 
 def run_folders(root: Path) -> list[RunFolder]:

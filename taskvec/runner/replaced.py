@@ -25,7 +25,9 @@ def leave_out(
     """
     typed = [word.partition("=")[0].lstrip("+~") for word in overrides]
     for group in GROUPS:
-        if group not in typed:
+        # what has no kind is no option: it is refused later
+        kindless = group != "transform" and not known(node, group)
+        if group not in typed or kindless:
             continue
         named = [key for key in unknown(node, group) if f"{group}.{key}" not in typed]
         if not named:

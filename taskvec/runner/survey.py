@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from taskvec.errors import UserError, describe
 from taskvec.graph.ground import given_of, leaves_of, program
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
-from taskvec.graph.status import State
+from taskvec.graph.status import STATUS, State
 from taskvec.runner import compose, explain
+from taskvec.runner.configs import included
 from taskvec.runner.folder import RunFolder
 from taskvec.runner.yaml_files import read_yaml
 
@@ -35,6 +37,31 @@ def config_of(folder: RunFolder) -> RunConfig:
         raise UserError(
             f"{path}: not a config of this program: {describe(error)[:LENGTH]}"
         ) from error
+
+
+def without(folder: RunFolder) -> str | None:
+    """Return which of a run's own ``--include`` this command lacks, None if it has them all."""
+    lacking = [path for path in folder.included() if path not in included()]
+    gone = [path for path in lacking if not path.exists()]
+    if gone:
+        return f"made with --include {gone[0]}, which is no longer there"
+    options = " ".join(f"--include {path}" for path in lacking)
+    return f"made with {options}; give it here too" if lacking else None
+
+
+def trusted(folder: RunFolder) -> list[Path]:
+    """Return the includes of a run, for code that is about to be run again.
+
+    Raises:
+        UserError: if the run's status belongs to somebody else, whose word would make this process load any file.
+    """
+    paths = folder.included()
+    owner = (folder.path / STATUS).stat().st_uid if paths else None
+    if paths and hasattr(os, "getuid") and owner != os.getuid():
+        raise UserError(
+            f"{folder.path}/{STATUS} is another user's: give --include {paths[0]} yourself"
+        )
+    return paths
 
 
 class Survey:
@@ -64,7 +91,8 @@ class Survey:
         try:
             found = self._planned(folder)
         except UserError as error:
-            return "stale", str(error)
+            lacking = without(folder)
+            return ("unchecked", lacking) if lacking else ("stale", str(error))
         except Exception as error:  # one run that cannot be looked at hides no other
             return "stale", f"cannot be checked: {describe(error)}"
         if found != result.fingerprint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -14,18 +15,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, quoting, sweeps
+from taskvec.runner import compose, papers, progress, quoting, scale, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
 from taskvec.runner.expand import expand, unions
 from taskvec.runner.folder import RunFolder, run_id
+from taskvec.runner.launch import plugins
+from taskvec.runner.launch.devices import chosen
 from taskvec.runner.launch.processes import OF_ONE_RUN, SweepConfig, run_processes
+from taskvec.runner.launch.ray import run_on_ray
+from taskvec.runner.neighbours import notice
+from taskvec.runner.ranking import Job, summary
 from taskvec.runner.signals import IN_SWEEP
-from taskvec.text import printable, printable_lines
+from taskvec.text import printable_lines
 
 log = logging.getLogger(__name__)
-PLUGINS = ("hydra/launcher=", "hydra/sweeper=")
+Typed = tuple[RunConfig, Sequence[str]]  # a job as a config, and as overrides
 
 
 def one(overrides: Sequence[str]) -> int:
@@ -35,7 +41,9 @@ def one(overrides: Sequence[str]) -> int:
         UserError: for input that cannot be worked with.
     """
     in_sweep = IN_SWEEP in os.environ
+    refuse_hydra(overrides)
     config = single(overrides, in_sweep=in_sweep)
+    notice(config.root)
     outcome = execute(config, tuple(overrides), refuse=not in_sweep)
     if outcome.state == "failed":
         return 1  # the reason is logged and recorded
@@ -71,23 +79,68 @@ def many(overrides: Sequence[str]) -> int:
     for name in OF_ONE_RUN:
         os.environ.pop(name, None)
     overrides = [at_home(word) for word in overrides]
-    parts = unions(overrides)
-    jobs = distinct([job for words in parts for job in expand(words)])
-    local = compose.sweep_config(
-        compose.compose([word for word in overrides if word.startswith("sweep.")])
-    )
-    log.info("%d jobs", len(jobs))
-    sweeps.record([RunFolder.of(config) for config, _ in jobs.values()], local.jobs)
-    status = 0
-    if any(word.startswith(PLUGINS) for word in overrides):
-        for words in parts:
-            status = max(status, hydra(["--multirun", *map(grouped, words)]))
-    elif local == SweepConfig():
-        for config, words in jobs.values():
-            execute(config, tuple(words), refuse=False)
+    if plugins.plugged(overrides):
+        plugins.check(overrides)
+        scale.refuse(overrides)
     else:
-        run_processes([words for _, words in jobs.values()], local)
-    return summary([config for config, _ in jobs.values()]) or status
+        refuse_hydra(overrides)
+    settings = sweep_settings(overrides)
+    parts = unions(overrides)
+    jobs = list(distinct([job for words in parts for job in expand(words)]).values())
+    named = progress.titles([words for _, words in jobs])
+    log.info("%d jobs", len(jobs))
+    sweeps.record([RunFolder.of(config) for config, _ in jobs], settings.jobs)
+    for config, _ in jobs[:1]:
+        notice(config.root)
+    if plugins.plugged(overrides):
+        for words in parts:
+            if hydra(["--multirun", *map(grouped, words)]):
+                log.error("the launcher failed; `taskvec status` says how the runs stand")
+                return 1
+    else:
+        _run(jobs, named, settings)
+    status = told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
+    return max(status, papers.beside(overrides))
+
+
+def sweep_settings(overrides: Sequence[str]) -> SweepConfig:
+    """Return how a sweep's jobs are to be run, on devices that are there.
+
+    Raises:
+        UserError: for a wrong value, or a device that is not there.
+    """
+    own = [word for word in overrides if word.startswith("sweep.")]
+    found = compose.sweep_config(compose.compose(own))
+    chosen(found.devices)
+    return found
+
+
+def _run(jobs: Sequence[Typed], named: Sequence[str], settings: SweepConfig) -> None:
+    """Run jobs one after the other in this process, side by side in others, or on a cluster."""
+    commands = [words for _, words in jobs]
+    if settings.launcher == "ray":
+        run_on_ray(commands, named, settings)
+    elif settings != SweepConfig():
+        run_processes(commands, named, settings)
+    else:
+        for title, (config, words) in zip(named, jobs, strict=True):
+            with progress.job(title):
+                execute(config, tuple(words), refuse=False)
+
+
+def refuse_hydra(overrides: Sequence[str]) -> None:
+    """Refuse settings of Hydra's own, which nothing on this machine would follow.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if key.startswith(("hydra.", "hydra/")):
+            raise UserError(
+                f"{key} (command line): runs on this machine do not follow it; outputs=FOLDER moves what they write, "
+                "hydra/launcher=NAME with -m gives the jobs to a cluster"
+            )
 
 
 def at_home(word: str) -> str:
@@ -98,7 +151,7 @@ def at_home(word: str) -> str:
     return f"outputs={quoting.quote(os.path.expanduser(text))}"
 
 
-def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequence[str]]]:
+def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, Typed]:
     """Return each different job once, by the name of its run: typed, and as overrides."""
     found = {}
     for words in jobs:
@@ -107,19 +160,10 @@ def distinct(jobs: Sequence[Sequence[str]]) -> dict[str, tuple[RunConfig, Sequen
     return found
 
 
-def summary(jobs: Sequence[RunConfig]) -> int:
-    """Print one line per job with its state and validation number, and return 1 if any is not done."""
-    print(f"\n{len(jobs)} jobs:")
-    left = 0
-    for folder in {f.name: f for f in map(RunFolder.of, jobs)}.values():
-        status = folder.status()
-        state = status.get("state", "missing")
-        left += state != "done"
-        result = folder.result() if state == "done" else None
-        said = status.get("reason") or ""
-        if result is not None:
-            said = f"{result.criterion.name} {result.criterion.value:.4f}"
-        print(printable(f"  {state:<12}{folder.name}  {said}".rstrip()))
+def told(jobs: Sequence[Job]) -> int:
+    """Print how a sweep ended and which of its jobs is best on validation data; return 1 if any job is not done."""
+    print("\n" + "\n".join(summary(jobs)))
+    left = sum(job.state != "done" for job in jobs)
     if left:
         print(f"{left} failed; `taskvec retry` runs them again", file=sys.stderr)
     return 1 if left else 0
@@ -130,7 +174,7 @@ def hydra(arguments: Sequence[str]) -> int:
     decorated = hydra_package.main(
         version_base="1.3", config_path=str(conf_dir()), config_name="config"
     )(job)
-    with _argv(arguments):
+    with _argv(arguments), _held_back("--multirun" not in arguments):
         try:
             decorated()
         except SystemExit as end:
@@ -139,19 +183,32 @@ def hydra(arguments: Sequence[str]) -> int:
 
 
 def job(node: DictConfig) -> float:
-    """Run one job of a sweep and return its validation number, nan if it failed; other jobs go on."""
+    """Run one job of a sweep and return its validation number, nan if there is none; other jobs go on."""
     overrides = tuple(HydraConfig.get().overrides.task)
     choices = dict(HydraConfig.get().runtime.choices)
     plain = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
-    compose.register_all()  # in another process nobody has yet
+    # in another process nobody has yet
+    progress.to_standard_error()
+    compose.register_all()
+    title = f"{HydraConfig.get().job.num + 1}: {' '.join(overrides)}"
     try:
-        outcome = execute(
-            compose.resolve(Composed(plain, choices, overrides)), overrides, refuse=False
-        )
+        config = compose.resolve(Composed(plain, choices, overrides))
+        with progress.job(title):
+            outcome = execute(config, overrides, refuse=False)
     except Exception as error:  # Hydra would print a traceback of its own
         log.error("%s: %s", " ".join(overrides), describe(error))
         return float("nan")
-    return outcome.result.criterion.value if outcome.result else float("nan")
+    ranks = outcome.result is not None and outcome.result.criterion.ranks
+    return outcome.result.criterion.value if ranks else float("nan")
+
+
+@contextlib.contextmanager
+def _held_back(held: bool) -> Iterator[None]:
+    """Print what a block prints at its end: in Hydra's hands a closed pipe would be a traceback."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text) if held else contextlib.nullcontext():
+        yield
+    sys.stdout.write(text.getvalue())
 
 
 @contextlib.contextmanager

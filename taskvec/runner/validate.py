@@ -32,6 +32,7 @@ def _checked(config: RunConfig, plan: Plan) -> None:
     for name, backbone in backbones(config).items():
         readable(config, name, backbone)
     compatible(config)
+    present(config.compute.device)
     config.protocol.check(config.suite)
     check_known(config)
     for backbone in backbones(config).values():
@@ -106,6 +107,18 @@ def readable(config: RunConfig, group: str, backbone: Any) -> None:
             f"protocol={config.protocol.kind} reports on tasks whose labels must not be learned from, and {named} "
             "would learn a head from them; take a causal or text-to-text model"
         )
+
+
+def present(device: str) -> None:
+    """Check that a device is here; ``auto`` and ``cpu`` always are, and need no torch to say so.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if device not in ("auto", "cpu"):
+        from taskvec.graph.workspace import resolve_device
+
+        resolve_device(device)
 
 
 def carried(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from taskvec.needs import Budget, Examples, Given, Needs, Scope, Statistics
+from taskvec.needs import Beyond, Budget, Examples, Given, Needs, Scope, Statistics
 from taskvec.registry import register
 from taskvec.statistics.cross_moments import CrossMoments
 from taskvec.transform.alignment.component import Carrying, Found, spaces_of
@@ -21,19 +21,22 @@ class Theseus(Carrying):
     """tau_B = T_out^T tau_A T_in, with T the orthogonal Procrustes maps between the two base models' activations.
 
     The maps come from ``examples`` unlabelled rows of the training split of the vector's own tasks, or of the task
-    ``calibration``. ``align`` pairs tokens where the models have different numbers of them. With ``centre`` the rows'
+    ``calibration``, which may be held out or a corpus; ``split`` val takes validation rows (a corpus has no others).
+    ``align`` pairs tokens where the models have different numbers of them. With ``centre`` the rows'
     means are taken off; ``whiten`` p in [0, 1/2] turns C into G_A^-p C G_B^-p with ``whiten_eps`` on the Grams'
     diagonals.
 
     Directions whose singular value lies below ``tolerance`` times the largest are not carried, and ``hidden`` shared
     uses one map for an MLP's hidden units, that of the activation function's outputs: before it the data cannot
     determine more than a quarter of the directions. ``tolerance=0 hidden=own`` is what the authors do; rounding errors
-    decide the rest then. The result lists rank, gap and error of every map, the error on ``held_out`` validation rows.
+    decide the rest then. The result lists rank, gap and error of every map, the error on ``held_out`` validation rows,
+    others than those of ``examples``.
     """
 
     kind: Literal["theseus"] = "theseus"
     examples: int = Field(320, ge=1)
     calibration: str | None = None
+    split: Literal["train", "val"] = "train"
     held_out: int = Field(128, ge=0)
     align: Literal["interpolate2d", "interpolate", "cls", "mean"] = "interpolate2d"
     centre: bool = False
@@ -48,18 +51,23 @@ class Theseus(Carrying):
 
     def _fitted(self, scope: Scope) -> list[Statistics]:
         what = CrossMoments(align=self.align, grams=self.whiten > 0)
-        return self._pairs(scope, what, "train", self.examples)
+        return self._pairs(scope, what, self.split, Budget(count=self.examples))
 
     def _measured(self, scope: Scope) -> list[Statistics]:
         if not self.held_out:
             return []
-        return self._pairs(scope, CrossMoments(align=self.align), "val", self.held_out)
+        budget = Budget(count=self.held_out)
+        if self.split == "val":
+            budget = Beyond(count=self.held_out, after=self.examples)
+        return self._pairs(scope, CrossMoments(align=self.align), "val", budget)
 
-    def _pairs(self, scope: Scope, what: CrossMoments, split: str, count: int) -> list[Statistics]:
+    def _pairs(
+        self, scope: Scope, what: CrossMoments, split: str, budget: Budget
+    ) -> list[Statistics]:
         tasks = scope.tasks if self.calibration is None else (self.calibration,)
         needs = []
         for task in tasks:
-            examples = Examples(task, split, "calibration", budget=Budget(count=count))
+            examples = Examples(task, split, "calibration", budget=budget)
             needs.append(Statistics(what, examples, pair=True))
         return needs
 

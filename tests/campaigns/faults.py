@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import forked
 import world
 
+from taskvec.errors import UserError
 from taskvec.graph.result import Result, read_result
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
@@ -36,15 +37,20 @@ WORDS = [
     "protocol.grid=[0,1]",
     "finetune.checkpoint_every=0",
 ]
-SHAPES = {"run": 0.6, "sweep": 0.25, "race": 0.15}  # the share of signals
+SHAPES = {
+    "run": 0.7,
+    "sweep": 0.08,
+    "race": 0.22,
+}  # the share of signals; a sweep starts whole processes
 REPORTED = 20
+COUNTED = ("small", "full", "damage", "seed")
 
 
 class Campaign:
     """A folder for everything, the undisturbed results, and what went wrong."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.drawn = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, tell: Callable[[Campaign], None]):
+        self.folder, self.drawn, self.tell = folder, random.Random(seed), tell
         self.tiny = world.build(folder / "world")
         self.counts: collections.Counter[str] = collections.Counter()
         self.problems: list[str] = []
@@ -81,9 +87,13 @@ class Campaign:
             self.problems.append(f"{what}: {' '.join(problem.split())}")
 
     def results(self, outputs: Path) -> dict[int, Result]:
-        """Return the results of an outputs folder by seed."""
-        found = [read_result(path) for path in outputs.glob("runs/*/result.json")]
-        return {result.config["seed"]: result for result in found}
+        """Return the results of an outputs folder that can be read, by seed."""
+        found = {}
+        for path in outputs.glob("runs/*/result.json"):
+            with contextlib.suppress(UserError):
+                result = read_result(path)
+                found[result.config["seed"]] = result
+        return found
 
     def said(self, ended: forked.Finished, what: str) -> None:
         """Check that a command told its end in words for people."""
@@ -97,6 +107,7 @@ class Campaign:
         left = [path for path in outputs.rglob("*") if ".tmp" in path.name]
         self.check(not left, what, f"left behind: {left[:1]}")
         self.check(not list(processes(outputs)), what, "a process is left")
+        self.tell(self)  # now, so that an interrupted campaign has its report
         shutil.rmtree(outputs.parent, ignore_errors=True)
 
 
@@ -281,12 +292,20 @@ def main() -> int:
     started = time.perf_counter()
     parts: tuple[tuple[Callable[[Campaign, int], None], int], ...] = (
         (signals, options.signals),
-        (damage, options.damage),
-        (full, options.full),
         (small, options.small),
+        (full, options.full),
+        (damage, options.damage),
     )
+    named = [f"--{name} {getattr(options, name)}" for name in ("signals", *COUNTED)]
+    command = f"python tests/campaigns/faults.py {' '.join(named)}"
+
+    def tell(campaign: Campaign) -> None:
+        if options.report:
+            text = report(campaign, command, time.perf_counter() - started)
+            options.report.write_text(text)
+
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        campaign = Campaign(Path(folder), options.seed)
+        campaign = Campaign(Path(folder), options.seed, tell)
         for part, count in parts:
             if count:
                 part(campaign, count)
@@ -295,16 +314,8 @@ def main() -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-    arguments = " ".join(
-        f"--{name} {getattr(options, name)}"
-        for name in ("signals", "damage", "full", "small", "seed")
-    )
-    text = report(
-        campaign, f"python tests/campaigns/faults.py {arguments}", time.perf_counter() - started
-    )
-    if options.report:
-        options.report.write_text(text)
-    print(text)
+    tell(campaign)
+    print(report(campaign, command, time.perf_counter() - started))
     return 1 if campaign.problems else 0
 
 

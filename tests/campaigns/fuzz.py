@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import random
 import re
 import resource
@@ -106,8 +107,6 @@ class Fuzz:
     """A world whose files are edited, one at a time, and looked at by the program in this process."""
 
     def __init__(self, folder: Path, seed: int):
-        import os
-
         from taskvec.runner import compose
 
         self.folder, self.drawn = folder, random.Random(seed)
@@ -124,12 +123,15 @@ class Fuzz:
             "backbone": (folder / "world/clip/open_clip_config.json", "json", self.planned),
             "result.json": (self.record("result.json"), "json", self.listed),
             "status.json": (self.record("status.json"), "json", self.listed),
+            "config.yaml": (self.record("config.yaml"), "yaml", self.listed),
         }
         self.planned()
 
     def record(self, name: str) -> Path:
         """Return a file of a finished run, written here."""
         from test_results import made
+
+        from taskvec.runner import compose
 
         result = made()
         run = self.folder / "outputs/runs" / "one"
@@ -138,6 +140,8 @@ class Fuzz:
         (run / "status.json").write_text(
             json.dumps({"state": "done", "experiments": ["a"], "artefacts": []})
         )
+        config = compose.resolve(compose.compose(self.words))
+        (run / "config.yaml").write_text(config.to_yaml())
         return run / name
 
     def composing(self) -> None:
@@ -173,7 +177,7 @@ class Fuzz:
         """Edit one file, look, and put it back."""
         from taskvec.errors import UserError
 
-        weights = [3, 1, 3, 2, 2]
+        weights = [3, 1, 3, 2, 2, 2]
         name = self.drawn.choices(list(self.targets), weights)[0]
         path, kind, look = self.targets[name]
         before = path.read_bytes()
@@ -224,6 +228,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
+    # A path that became the name of a data set of the hub is not looked for there
+    os.environ["HF_HUB_OFFLINE"] = "1"
     target = options.report.resolve() if options.report else None
     started = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))

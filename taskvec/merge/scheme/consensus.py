@@ -23,7 +23,11 @@ class Election(NamedTuple):
 
 def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return sum_t w_t x_t in the order of the parts, so that every way of cutting arrays gives the same bits."""
-    return summed([_scaled(part, weight) for part, weight in zip(parts, weights, strict=True)])
+    total = parts[0] * weights[0]
+    # One product at a time, so that it is still in the cache when it is added
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total += _scaled(part, weight)
+    return total
 
 
 def summed(parts: Sequence[Tensor]) -> Tensor:

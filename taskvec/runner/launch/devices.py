@@ -24,16 +24,37 @@ def chosen(asked: Sequence[int | str]) -> tuple[str, ...]:
     """Return the names for ``CUDA_VISIBLE_DEVICES`` of the devices that a sweep asks for.
 
     Where the variable is set, a sweep chooses among its devices: by their names (a UUID by its first characters), or
-    by position, from 0, where these names are no numbers.
+    by position, from 0, where these names are no numbers. Where it is not, among those of the machine.
 
     Raises:
         UserError: if a device is not among them.
     """
-    granted = inherited()
     names = [str(device) for device in asked]
+    if not names:
+        return ()
+    granted = inherited()
     if granted is None:
-        return tuple(names)
+        return tuple(_on_this_machine(name, count()) for name in names)
     return tuple(_among(granted, name) for name in names)
+
+
+def count() -> int:
+    """Return how many CUDA devices this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _on_this_machine(name: str, devices: int) -> str:
+    """Return a device's number or name.
+
+    Raises:
+        UserError: if there is no such number; what devices are called, their driver alone knows.
+    """
+    numbered = name.isdecimal() and int(name) < devices
+    if numbered or (devices and name.startswith(NAMED)):
+        return name
+    raise UserError(f"sweep.devices: {name} is not among this machine's {devices} CUDA devices")
 
 
 def _among(granted: Sequence[str], name: str) -> str:

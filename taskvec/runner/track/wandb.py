@@ -22,6 +22,7 @@ from pydantic import Field
 from taskvec.errors import describe
 from taskvec.graph.result import flat_metrics, row_metrics
 from taskvec.registry import register
+from taskvec.runner.folder import choice, study
 from taskvec.runner.track.base import Session, Tracker
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class WandbTracker(Tracker):
     """Mirrors each run to Weights & Biases: online, or below ``<outputs>/wandb`` for ``wandb leet`` and ``wandb sync``.
 
     ``mode=auto`` is online where an API key is configured, offline where none is. A server that has not answered after
-    ``timeout_s`` is given up and the run recorded offline. ``group`` None takes the experiment's or the method's name.
+    ``timeout_s`` is given up and the run recorded offline. ``group`` None takes the experiment's name, else what
+    runs of all seeds have in common.
     """
 
     kind: Literal["wandb"] = "wandb"
@@ -88,7 +90,7 @@ class WandbTracker(Tracker):
                 mode=mode_of(mode, wandb.setup(settings).settings),
                 project=self.project,
                 entity=self.entity,
-                group=self.group or config.experiment or config.method,
+                group=self.group or config.experiment or study(config)[:128],
                 name=run_id,
                 job_type=keys["protocol"],
                 tags=self._tags(keys),
@@ -104,8 +106,10 @@ class WandbTracker(Tracker):
 
     def _tags(self, keys: Mapping[str, Any]) -> list[str]:
         """Return what the run is, and the user's own, each once and within the length that W&B takes."""
-        own = [keys[key] for key in ("method", "backbone", "suite", "protocol")]
-        short = [tag[:64] for tag in (*own, *self.tags)]
+        chosen = [keys[group] for group in GROUPS]
+        transforms = (keys["transform"] or "").split("+")
+        named = filter(None, [*chosen, *transforms, *self.tags])
+        short = [tag[:64] for tag in named]
         return list(dict.fromkeys(short))
 
 
@@ -142,7 +146,7 @@ def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:
         found[key] = getattr(config, key)
     found["precision"] = config.compute.precision
     for group in GROUPS:
-        found[group] = config.choices.get(group) or getattr(config, group).kind
+        found[group] = choice(config, group)
     found["transform"] = "+".join(config.transform) or None
     tuned = config.method_on("source" if config.moves else "target")
     for key in RECIPE:
@@ -196,7 +200,7 @@ class WandbSession(Session):
     def finish(self, result: Result) -> None:
         """Log metrics, then the curves over coefficients, then both as tables."""
         with self._tolerant():
-            self._run.log(flat_metrics(result.rows) | {"criterion": result.criterion.value})
+            self._run.log(flat_metrics(result.rows) | criterion(result))
             usage = {key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}
             self._run.summary.update(
                 {"state": "done", "reason": None, "fingerprint": result.fingerprint} | usage
@@ -243,6 +247,11 @@ def reason(error: BaseException) -> str:
         if isinstance(error, KeyboardInterrupt)
         else describe(error)
     )
+
+
+def criterion(result: Result) -> dict[str, float]:
+    """Return the number that a sweep of W&B may optimise; a test figure is none."""
+    return {"criterion": result.criterion.value} if result.criterion.ranks else {}
 
 
 def clean(label: str) -> str:

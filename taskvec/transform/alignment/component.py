@@ -51,11 +51,13 @@ class Carrying(Transform):
     """Carries vectors to the target by a map for each space that an axis of a parameter lies in.
 
     ``stem`` says whether the input layers (patches, class token, positions, words) are carried too; by the paper's rule
-    their update is zero. A source with fewer blocks than the target is extended as ``depth`` says.
+    their update is zero. A source with fewer blocks than the target is extended as ``depth`` says; with ``added`` zero
+    the update of added blocks is zero, a control.
     """
 
     stem: Literal["zero", "carry"] = "zero"
     depth: Depth = Depth()
+    added: Literal["carry", "zero"] = "carry"
 
     moves: ClassVar[bool] = True
     grid: ClassVar[tuple[float, ...]] = GRID
@@ -146,7 +148,8 @@ class Carrying(Transform):
         maps = {name.removeprefix(MAP): found for name, found in fit.tensors.items()}
         carried = {}
         for name, axes in fit.meta["carried"].items():
-            if name in deltas:
+            left_out = self.added == "zero" and deepening is not None and deepening.rule.added(name)
+            if name in deltas and not left_out:
                 carried[name] = carry(deltas[name], tuple(axes), maps)
         return TaskVector(carried)
 

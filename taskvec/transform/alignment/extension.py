@@ -104,6 +104,13 @@ class Extension:
     def __init__(self, grown: Mapping[str, Lineage], names: Iterable[str], *, average: bool):
         self.grown, self.names, self.average = grown, list(names), average
 
+    def added(self, name: str) -> bool:
+        """Return whether a tensor of the extended model belongs to an added block."""
+        match = IN_STACK.fullmatch(name)
+        if not match or match["stack"] not in self.grown:
+            return False
+        return self.grown[match["stack"]][int(match["index"])].added
+
     def parents(self, name: str) -> list[str]:
         """Return the names of the original tensors whose mean an extended tensor is."""
         match = IN_STACK.fullmatch(name)

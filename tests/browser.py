@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,12 @@ from typing import Any
 
 import pytest
 
+PATIENCE = 300  # seconds: the machine may be busy
+GO = """state => new Promise(done => {
+  if (location.hash.slice(1) === state) return done();
+  addEventListener("hashchange", () => setTimeout(done), { once: true });
+  location.hash = state;
+})"""
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
 
 
@@ -41,12 +48,18 @@ class Watched:
 
     def at(self, state: str) -> None:
         """Go to an address of the same page, as a link does."""
-        self.page.evaluate("state => { location.hash = state; }", state)
-        self.page.wait_for_function("document.body.dataset.drawn")
+        self.page.evaluate(GO, state)
 
     def drawn(self) -> None:
         """Wait until the charts are drawn."""
-        self.page.wait_for_function("document.body.dataset.drawn")
+        self.until("document.body.dataset.drawn")
+
+    def until(self, condition: str) -> None:
+        """Wait until an expression holds; Playwright's own way to wait is forbidden by the page's policy."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < deadline, condition
+            self.page.wait_for_timeout(50)
 
     def rows(self, selector: str = "th[scope=row]") -> list[str]:
         """The texts of the visible rows of the leaderboard."""

@@ -170,10 +170,10 @@ def test_a_run_says_what_it_was(page: Watched, real: Path):
     said = details.inner_text()
     for part in (status["command"], "torch: ", "seed: 0", "stripes/test", "changed keys"):
         assert part in said, part
-    page.page.wait_for_function("location.hash.includes('run=')")
+    page.until("location.hash.includes('run=')")
     assert f"run={run.name}" in page.page.url
     details.locator("summary").click()
-    page.page.wait_for_function("!location.hash.includes('run=')")
+    page.until("!location.hash.includes('run=')")
     page.at(f"run={run.name}")
     assert details.get_attribute("open") is not None
 
@@ -181,7 +181,7 @@ def test_a_run_says_what_it_was(page: Watched, real: Path):
 def test_it_fits_a_narrow_screen_and_prints(page: Watched):
     page.at("row=merged&backbone=clip_a")
     page.page.set_viewport_size({"width": 360, "height": 740})
-    page.page.wait_for_function("document.documentElement.scrollWidth <= 360")
+    page.until("document.documentElement.scrollWidth <= 360")
     printed = page.page.pdf(format="A4")
     assert printed.startswith(b"%PDF") and len(printed) > 50_000
     page.page.emulate_media(media="print")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,21 +23,20 @@ from taskvec.runner import sweeps
 from taskvec.runner.folder import RunFolder
 
 pytest.importorskip("plotly")
-LONG = 300_000  # milliseconds: the machine may be busy
 
 
 @contextmanager
 def served(outputs: Path) -> Iterator[str]:
     """The address of a server over an outputs folder."""
     words = ["report", "--serve", "--port", "0", "--outputs", str(outputs)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "taskvec", *words], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "taskvec", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().split()[0]
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0 and said == ""
 
 
 def asked(address: str, method: str, path: str = "/", host: str | None = None) -> int:
@@ -56,14 +56,8 @@ def test_it_follows_a_sweep_of_four_runs(tiny: Path, outputs: Path):
         assert done.returncode == 1, done.stderr
         said = page.page.locator("#progress [role=status]")
         text = "4 of 4 runs ended, 2 done, 2 failed"
-        page.page.wait_for_function(
-            "text => document.querySelector('#progress').innerText.includes(text)",
-            arg=text,
-            timeout=LONG,
-        )
-        page.page.wait_for_function(
-            "document.querySelectorAll('#table tbody tr').length == 8", timeout=LONG
-        )
+        page.until(f"document.querySelector('#progress').innerText.includes('{text}')")
+        page.until("document.querySelectorAll('#table tbody tr').length == 8")
         assert said.inner_text() == text and "lower the learning rate" in page.page.content()
         assert page.page.evaluate("window.here"), "without a reload"
         assert {url.partition("?")[0] for url in page.requests} == {
@@ -84,6 +78,12 @@ def test_it_answers_to_its_own_name_and_only_to_be_read(warm_outputs: Path):
         assert asked(address, "GET", "/../status.json") == 404
         assert asked(address, "HEAD") == asked(address, "GET", "/progress") == 200
         assert sorted((warm_outputs / "runs").rglob("*")) == before
+        impatient = socket.create_connection((host, int(port)))
+        linger = struct.pack("ii", 1, 0)
+        impatient.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        impatient.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        impatient.close()  # with a reset
+        assert asked(address, "HEAD") == 200
         for other in addresses():
             with pytest.raises(OSError), socket.create_connection((other, int(port)), timeout=5):
                 pass

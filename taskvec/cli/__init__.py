@@ -35,6 +35,7 @@ VERBS = {
     "status": "say which runs are done, running, failed or stale",
     "retry": "run again what failed",
     "store": "list, verify, explain and prune stored artefacts",
+    "wandb": "build a report of mirrored runs in W&B, or send what ran offline",
     "doctor": "check versions, devices, caches and tracker, and say what is missing",
     "help": "explain a method, a component or a key: types, ranges, defaults, paper",
     "docs": "print a page of the documentation",

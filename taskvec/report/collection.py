@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 from taskvec.errors import UserError
 from taskvec.graph.result import Json
-from taskvec.report.records import Names, Record, read, select, usual_metrics
+from taskvec.report.drawn import Drawn
+from taskvec.report.leaderboard import leaderboard
+from taskvec.report.records import Names, Record, Where, read, select, usual_metrics
 from taskvec.report.render import render
 from taskvec.report.runs import Run, find_results
+from taskvec.report.summary import picture
 from taskvec.report.table import aggregate, short_grid
 from taskvec.runner.survey import standing
 
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
 class Runs(Sequence[Json]):
     """The rows of finished runs: flat dicts of config keys, ``row`` and numbers (``accuracy``, ``accuracy/TASK``).
 
-    ``finished`` are the runs that they come from, with their folders.
+    ``finished`` are the runs that they come from, with their folders, ``where`` the conditions that chose them.
     """
 
-    def __init__(self, finished: Sequence[Run], records: Sequence[Record]):
-        self.finished, self.records = list(finished), list(records)
+    def __init__(self, finished: Sequence[Run], records: Sequence[Record], where: Where):
+        self.finished, self.records, self.where = list(finished), list(records), where
 
     @overload
     def __getitem__(self, place: int) -> Json: ...
@@ -42,6 +45,19 @@ class Runs(Sequence[Json]):
 
     def __repr__(self) -> str:
         return f"Runs({len(self)} records of {len(self.finished)} runs)"
+
+    def _repr_html_(self) -> str:
+        """Return the mean and deviation over seeds as a notebook shows them."""
+        return self.table(style="html")
+
+    def figure(self, kind: str = "bars", metric: str = "accuracy") -> Drawn:
+        """Return one of the pictures over runs that ``taskvec figure --of`` draws.
+
+        Raises:
+            UserError: for an unknown kind or metric, or runs of which there is nothing to draw.
+        """
+        lines = leaderboard(self.finished, self.where)
+        return Drawn([picture(lines, kind, metric)])
 
     def frame(self) -> pandas.DataFrame:
         """Return the records as a pandas data frame, one line each.
@@ -81,7 +97,7 @@ def runs(*places: str | Path, where: Mapping[str, Any] | None = None, stale: boo
     chosen = select(read(found), conditions)
     named = {record.get("run") for record in chosen}
     kept = [run for run in found if run.result.run_id in named]
-    return Runs(kept, chosen)
+    return Runs(kept, chosen, conditions)
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ SLENDER = 3  # how many times as long as wide a matrix may be to have square ent
 MARKED = 12  # points of a curve that are marked
 BAR = {"fraction": 0.046, "pad": 0.03}  # a colour bar as high as its square panel
 # Names are not formulas, whatever dollar signs they hold; the same picture is the same file.
-DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+DATELESS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 SCREEN, PRINT = 150, 300  # dots per inch
 SETTINGS = {"text.parse_math": False, "svg.hashsalt": "taskvec"}
 
@@ -61,19 +61,29 @@ def paint(chosen: Sequence[Picture], title: str, target: Path, paper: Paper | No
     if target.suffix not in FORMATS:
         raise UserError(f"figure: {target} must end in {', '.join(FORMATS)}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(chosen, title, target, target.suffix.removeprefix("."), paper)
+    except OSError as error:
+        raise UserError(f"figure: {target}: cannot be written: {error.strerror}") from error
+
+
+def write(
+    chosen: Sequence[Picture], title: str, target: Any, form: str, paper: Paper | None = None
+) -> None:
+    """Write pictures to a path or an open file in a format of matplotlib's.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    try:
         import matplotlib
     except ImportError as error:
         raise UserError("figure: matplotlib is missing; pip install 'taskvec[figures]'") from error
-    metadata = DATELESS.get(target.suffix)
     settings = SETTINGS | ({} if paper is None else paper.settings())
     dots = SCREEN if paper is None else PRINT
     with matplotlib.rc_context(settings):
         figure = laid_out(chosen, title, paper)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target, dpi=dots, metadata=metadata)
-        except OSError as error:
-            raise UserError(f"figure: {target}: cannot be written: {error.strerror}") from error
+        figure.savefig(target, format=form, dpi=dots, metadata=DATELESS.get(form))
 
 
 def chosen_of(result: Result, only: Sequence[str] | None) -> list[Picture]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
@@ -79,7 +79,7 @@ def page(content: Content, title: str, note: str, *, live: bool = False) -> str:
             note=note,
             live=live,
             made=now.strftime("%Y-%m-%d %H:%M UTC"),
-            version=version("taskvec"),
+            version=own_version(),
             style=asset("page.css"),
             programs=programs,
             policy=policy(programs, live=live),
@@ -87,6 +87,14 @@ def page(content: Content, title: str, note: str, *, live: bool = False) -> str:
             fragments=fragments(content),
         )
     )
+
+
+def own_version() -> str:
+    """Return this program's version; of a checkout that is not installed none is known."""
+    try:
+        return version("taskvec")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def policy(programs: Sequence[str], *, live: bool) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import sys
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 from typing import Any
 
-from taskvec.errors import UserError
+from taskvec.errors import UserError, describe
 from taskvec.report.page.follow import Follower
 from taskvec.report.page.render import environment, fragments, page
 
+log = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -84,6 +87,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class Server(ThreadingHTTPServer):
+    """A server that is not troubled by browsers that leave before they were answered."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in the log what went wrong with a request, unless it is that nobody waits for the answer."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            log.warning("report: a request failed: %s", describe(error))
+
+
 class Site:
     """What the server has to say: the page, how runs stand, and what the page shows now."""
 
@@ -111,7 +124,7 @@ class Site:
         return json.dumps(parts)
 
 
-def server(follower: Follower, title: str, port: int) -> ThreadingHTTPServer:
+def server(follower: Follower, title: str, port: int) -> Server:
     """Return a server that is bound to the loopback address; port 0 takes one that is free.
 
     Raises:
@@ -119,7 +132,7 @@ def server(follower: Follower, title: str, port: int) -> ThreadingHTTPServer:
     """
     handler = partial(Handler, Site(follower, title))
     try:
-        return ThreadingHTTPServer((ADDRESS, port), handler)
+        return Server((ADDRESS, port), handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         hint = (

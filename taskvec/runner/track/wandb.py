@@ -23,6 +23,7 @@ from taskvec.errors import describe
 from taskvec.graph.result import flat_metrics, row_metrics
 from taskvec.registry import register
 from taskvec.runner.folder import choice, study
+from taskvec.runner.track import content
 from taskvec.runner.track.base import Session, Tracker
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GROUPS = ("backbone", "suite", "finetune", "merge", "protocol")
 RECIPE = ("lr", "steps", "epochs", "batch_size", "weight_decay")
-AXES = {"train": "train/step", "alpha_curve": "alpha_curve/alpha"}
+AXES = {"train": "train/step", "alpha_curve": "alpha_curve/alpha", "layer": "layer/index"}
+PICTURES = 24  # of a run that are mirrored
 
 
 @register("tracker", "wandb")
@@ -51,13 +53,16 @@ class WandbTracker(Tracker):
     group: str | None = None
     tags: tuple[str, ...] = ()
     timeout_s: float = Field(30, gt=0)
+    artifacts: bool = False
 
     def open(self, config: RunConfig, run_id: str) -> Session:
         """Return the session of one run; one that mirrors nothing where W&B does not work at all."""
         problems = []
         for mode in dict.fromkeys((self.mode, "offline")):
             try:
-                session = WandbSession(self._start(mode, config, run_id), self.timeout_s)
+                store = config.root / "store" if self.artifacts else None
+                run = self._start(mode, config, run_id)
+                session = WandbSession(run, self.timeout_s, store)
             except Exception as error:
                 problems.append(f"{mode}: {one_line(error)}")
                 continue
@@ -171,8 +176,8 @@ def has_key(base_url: str) -> bool:
 class WandbSession(Session):
     """One W&B run. Whatever a call into it raises is told once and forgotten."""
 
-    def __init__(self, run: Any, timeout_s: float = 30):
-        self._run, self._timeout_s = run, timeout_s
+    def __init__(self, run: Any, timeout_s: float = 30, store: Path | None = None):
+        self._run, self._timeout_s, self._store = run, timeout_s, store
         self._broken = False
         with self._tolerant():
             for section, axis in AXES.items():
@@ -200,6 +205,10 @@ class WandbSession(Session):
     def finish(self, result: Result) -> None:
         """Log metrics, then the curves over coefficients, then both as tables."""
         with self._tolerant():
+            for one in content.described(result):
+                if one["axis"] is None:
+                    self._run.define_metric(one["metric"])
+        with self._tolerant():
             self._run.log(flat_metrics(result.rows) | criterion(result))
             usage = {key: result.timing.get(key) for key in ("wall_s", "peak_memory_bytes")}
             self._run.summary.update(
@@ -208,10 +217,41 @@ class WandbSession(Session):
         with self._tolerant():
             for point in curve_points(result):
                 self._point("alpha_curve", point.pop("curve"), point.pop("alpha"), point)
+            for at in content.by_layer(result):
+                self._point("layer", at.picture, at.layer, at.values)
+        self._pictures(result)
+        if self._store is not None:
+            self._artifacts(content.artefacts(result, self._store))
         tables = Thread(target=self._tables, args=(result,), daemon=True)
         tables.start()
         # To log a table, wandb asks the server and waits for the answer
         tables.join(self._timeout_s)
+
+    def _pictures(self, result: Result) -> None:
+        with self._tolerant():
+            import wandb
+
+            found = {}
+            for name, image in content.images(result, PICTURES).items():
+                found[f"pictures/{clean(name)}"] = wandb.Image(image, caption=name)
+            if found:
+                self._run.log(found)
+
+    def _artifacts(self, found: Sequence[content.Artefact]) -> None:
+        """Mirror vectors and merged models: what the run made as its outputs, the rest as its inputs.
+
+        Offline nothing can be looked up, so that inputs are outputs too; their content tells W&B that they are one.
+        """
+        with self._tolerant():
+            import wandb
+
+            for one in found:
+                made = wandb.Artifact(one.name, one.type, metadata=one.metadata)
+                made.add_dir(str(one.folder), policy="immutable")
+                if one.made or self._run.offline:
+                    self._run.log_artifact(made)
+                else:
+                    self._run.use_artifact(made)
 
     def _tables(self, result: Result) -> None:
         with self._tolerant():
@@ -219,9 +259,13 @@ class WandbSession(Session):
             for row in result.rows:
                 about = {"row": row.row, "selected_on": row.selected_on, "rule": row.rule}
                 rows.append(about | row_metrics(row))
-            self._run.log(
-                {"tables/rows": table(rows), "tables/alpha_curve": table(curve_points(result))}
-            )
+            tables = {
+                "rows": rows,
+                "alpha_curve": curve_points(result),
+                "tasks": content.by_task(result),
+                "metrics": content.described(result),
+            }
+            self._run.log({f"tables/{name}": table(found) for name, found in tables.items()})
 
     def _point(self, section: str, what: str, at: float, values: Mapping[str, Any]) -> None:
         point = {AXES[section]: at}

@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from taskvec.text import printable
+
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LINE = 1_000
 NAME = 200  # characters of a file's name in a message
@@ -15,10 +17,11 @@ SPACE = "free space or set outputs=FOLDER on another disk; the same command resu
 class UserError(ValueError):
     """Input that cannot be worked with: one line naming the cause and the remedy; the command exits with 2.
 
-    A message that quotes input of any size is cut to :data:`LINE` characters.
+    What a message quotes of the input may break no line, and it is cut to :data:`LINE` characters.
     """
 
     def __init__(self, message: str = ""):
+        message = printable(message)
         super().__init__(message if len(message) <= LINE else f"{message[:LINE]} ...")
 
 

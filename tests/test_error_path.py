@@ -22,6 +22,7 @@ from taskvec import cli
 from taskvec.errors import UserError, describe, disk_is_full
 from taskvec.graph import locking
 from taskvec.graph.store import MANIFEST
+from taskvec.runner import progress
 from taskvec.runner.folder import RunFolder, run_folders
 from taskvec.runner.yaml_files import read_yaml
 
@@ -208,7 +209,9 @@ def test_one_place_tells_errors():
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 named = {word.arg for word in node.keywords}
                 assert called not in printing and "exc_info" not in named, f"{name}:{node.lineno}"
-                if called == "details":
+            if isinstance(node, ast.ImportFrom) and node.module == "taskvec.errors":
+                imported = {alias.name for alias in node.names}
+                if "details" in imported:
                     keepers.add(name)
     assert makers == {"errors.py"}
     assert keepers == {"cli/__init__.py", "runner/execute.py"}
@@ -241,6 +244,11 @@ def test_a_full_output_is_told_and_a_closed_one_is_not(tmp_path):
     )
 
 
+def test_an_error_that_quotes_the_input_is_one_line():
+    error = UserError("task 'a\nb\u2028\x1b[2J' is not known")
+    assert str(error) == r"task 'a\nb\u2028\x1b[2J' is not known"
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -270,7 +278,7 @@ def test_a_disk_that_fills_in_mid_run_leaves_one_line_and_its_reason(tmp_path_fa
 
 
 def test_logging_to_a_full_disk_prints_no_traceback(capfd, monkeypatch):
-    cli._set_up_logging()
+    progress.to_standard_error()
     assert logging.raiseExceptions is False
 
 

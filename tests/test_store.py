@@ -160,6 +160,19 @@ def test_a_run_repairs_what_it_needs(kind, tiny, config, done, warm_outputs, tmp
     assert only(done).result().same_as(only(warm_outputs).result())
 
 
+@pytest.mark.parametrize("kind", ["head", "decoded", "vector", "answer"])
+def test_an_artefact_without_its_manifest_is_computed_again(
+    kind, tiny, done, warm_outputs, tmp_path
+):
+    """Answers to several questions are written together: what is left of one is in nobody's way."""
+    for manifest in done.glob(f"store/{kind}/*/SHA256SUMS"):
+        manifest.unlink()
+    shutil.rmtree(done / "runs")
+    ended = forked.run(tiny, *world.FAST, f"outputs={done}", folder=tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert only(done).result().same_as(only(warm_outputs).result())
+
+
 def test_every_bit_of_a_manifest_and_many_of_its_record_count(done):
     store = Store(done / "store")
     folder = next(done.glob("store/answer/*"))

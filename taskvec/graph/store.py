@@ -70,7 +70,6 @@ class Store:
                 # Another process may have been first
                 stored = self._read_if_intact(artefact, warn=True)
                 if stored is None:
-                    shutil.rmtree(self.folder(artefact), ignore_errors=True)
                     return self._compute(artefact, compute)
         self._tidy(artefact)
         return stored
@@ -108,9 +107,9 @@ class Store:
         return self.root / "locks" / f"{artefact.fingerprint}.lock"
 
     def _compute(self, artefact: Node, compute: Callable[[], Content]) -> Stored:
+        # Of a killed process, or damaged: this one holds the lock
         leftovers = self.root.glob(f"{artefact.kind}/.tmp-{artefact.fingerprint}-*")
-        for leftover in leftovers:
-            # Of a killed process: this one holds the lock
+        for leftover in (self.folder(artefact), *leftovers):
             shutil.rmtree(leftover, ignore_errors=True)
         content, usage = measured(compute)
         said = {"label": artefact.label, "meta": dict(content.meta), "usage": usage}

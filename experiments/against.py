@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from taskvec.errors import UserError
 from taskvec.report.compare import Line, Pairs, Side, difference, grouped, lines_of, seed_keys
 from taskvec.report.runs import find_results
 
@@ -54,12 +55,18 @@ def read(arguments: Sequence[str]) -> argparse.Namespace:
 
 def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str]) -> list[list[str]]:
     """Return the lines of the table, those of highest accuracy first."""
-    seeds = sorted(seed_keys(lines))
     own = [line for line in lines if line.row.row == row]
+    others = reference.of(lines, {})
     shared = [key for key in by if key not in reference.where]
-    references = grouped(reference.of(lines, {}), shared, seeds)
+    try:
+        groups = grouped(own, by, ["seed"])
+        references = grouped(others, shared, ["seed"])
+    except UserError:  # runs of one seed whose components have seeds of their own
+        seeds = sorted(seed_keys(lines))
+        groups = grouped(own, by, seeds)
+        references = grouped(others, shared, seeds)
     found = []
-    for group, rows in grouped(own, by, seeds).items():
+    for group, rows in groups.items():
         keys = dict(zip(by, group, strict=True))
         peers = references.get(tuple(keys[key] for key in shared), {})
         pairs = [(line, peers[seed]) for seed, line in rows.items() if seed in peers]

@@ -38,10 +38,15 @@ def ask(protocol: Any, suite: Any, *, joint: bool = False) -> Asking:
     """Return what a protocol asks with in a run of a suite; ``joint``: with one transform, which is fitted jointly."""
     transform = SimpleNamespace(on="vectors", joint=True, moves=False, grid=None)
     transforms = {JOINT: transform} if joint else {}
+    backbone = SimpleNamespace(kind="any", gives=frozenset())
+    method = SimpleNamespace(stored_as=lambda task, called: None)
     config = SimpleNamespace(
         suite=suite,
         protocol=protocol,
-        backbone=None,
+        choices={},
+        backbone_of=lambda side: backbone,
+        method_on=lambda side: method,
+        backbone=backbone,
         source=None,
         transform=transforms,
         merge=TaskArithmetic(),

@@ -194,7 +194,7 @@ def test_groups_and_conditions(tmp_path: Path):
     } == {"2"}
     for words, reason in (
         (("merged", "zero_shot"), "are the same but for other keys"),
-        (("merged@seed=7", "zero_shot", ["finetune"]), "no seed has both"),
+        (("merged@seed=7", "zero_shot", ["finetune"]), "no run has seed=7"),
         (("merged", "zero_shot", ["finetne"]), "did you mean 'finetune'"),
         (("merged", "zero_shot", [], {"seed": "9"}), "no seed has both"),
         (("mergd", "zero_shot", ["finetune"]), "no run has a row 'mergd'; did you mean 'merged'"),

@@ -21,7 +21,8 @@ def test_the_page_is_current():
 
 def test_the_page_names_every_method_and_option():
     page = catalogue.page()
-    for entry in registry.entries("merge"):
+    shipped = [entry for entry in registry.entries("merge") if entry.shipped]
+    for entry in shipped:
         section = page.split(f"\n## {entry.name}\n")[1].split("\n## ")[0]
         for name in entry.schema.model_fields:
             assert name in catalogue.HIDDEN or f"`{name}`" in section

@@ -113,6 +113,7 @@ PROTOCOLS = {
     "analysis": [PAIR],
     "transfer": [PAIR, "protocol.grid=[0,1]"],
     "disentanglement": [PAIR, "protocol.grid=[0,1]"],
+    "zero_shot": [PAIR],
 }  # fmt: skip
 ELSEWHERE = {"harness"}  # it has a test split alone, so it ranks nothing (tests/test_harness.py)
 

@@ -12,7 +12,7 @@ from taskvec.needs import Given, Needs, Scope
 from taskvec.registry import register
 
 
-@register("finetune", "stored")
+@register("finetune", "stored", paper="vectors of others; spec suites 4")
 class Stored(Finetune):
     """Each task's vector is one that ``taskvec import vector`` put below the outputs folder, found by its name.
 

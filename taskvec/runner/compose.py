@@ -107,7 +107,8 @@ def known_keys(parent: str, overrides: Sequence[str], primary: str = PRIMARY) ->
     more = ["method", "experiment", "source"] if primary == PRIMARY else []
     keys = [*_own_keys(node), *more]
     for group in node:
-        keys += [f"{group}.{key}" for key in _own_keys(node[group])]
+        if not OmegaConf.is_missing(node, group):
+            keys += [f"{group}.{key}" for key in _own_keys(node[group])]
     return keys
 
 

@@ -59,7 +59,12 @@ def known(node: DictConfig, group: str) -> set[str]:
     if not isinstance(there, DictConfig):
         return set()
     if group == "transform":
-        return {str(name) for name, child in there.items() if "kind" in (child or ())}
+        components = there.items()
+        return {
+            str(name)
+            for name, child in components
+            if isinstance(child, DictConfig) and "kind" in child
+        }
     kind, place = there.get("kind"), "backbone" if group == "source" else group
     entries = {entry.name: entry for entry in registry.entries(place)}
     return set(entries[kind].schema.model_fields) if kind in entries else set()

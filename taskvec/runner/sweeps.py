@@ -29,19 +29,22 @@ class Sweep(Config):
 
 
 def record(runs: Iterable[RunFolder], jobs: int) -> None:
-    """Write down what a sweep is going to run, in each outputs folder that its runs go to.
+    """Write down what a sweep is going to run, in each outputs folder that its runs go to and where one is not done.
 
     Raises:
         UserError: if it cannot be written.
     """
     started = time.time()
-    by_root: dict[Path, list[str]] = {}
+    by_root: dict[Path, list[RunFolder]] = {}
     for run in runs:
-        names = by_root.setdefault(run.path.parent.parent, [])
-        names.append(run.name)
+        of_root = by_root.setdefault(run.path.parent.parent, [])
+        of_root.append(run)
     moment = time.strftime(NAME, time.localtime(started))
-    for root, names in by_root.items():
-        sweep = Sweep(runs=tuple(names), jobs=jobs, started=started)
+    for root, of_root in by_root.items():
+        if all(run.intact() for run in of_root):
+            continue
+        names = tuple(run.name for run in of_root)
+        sweep = Sweep(runs=names, jobs=jobs, started=started)
         path = root / FOLDER / f"{moment}-{os.getpid()}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

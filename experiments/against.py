@@ -5,7 +5,7 @@ Usage: python experiments/against.py EXPERIMENT ROW[@KEY=VALUE...] [--by KEY ...
 
 One line for each group of equal ``by`` keys: seeds, mean accuracy and its sample standard deviation over them, mean
 coefficient, and the mean difference to the reference with a 95 % interval over test items and seeds, in points. The
-reference of a group is the row that has the group's keys but for those that the reference sets itself.
+reference of a group is the row that has the group's keys but for those of what the reference sets itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str])
     """Return the lines of the table, those of highest accuracy first."""
     own = [line for line in lines if line.row.row == row]
     others = reference.of(lines, {})
-    shared = [key for key in by if key not in reference.where]
+    shared = [key for key in by if key.split(".")[0] not in reference.where]
     try:
         groups = grouped(own, by, ["seed"])
         references = grouped(others, shared, ["seed"])

@@ -18,6 +18,7 @@ VARIED = {
     "pave/ratio": ("transform.pave.ratio", "share of directions kept", False),
     "pave/samples": ("transform.pave.examples", "training images looked at, ratio 0.75", True),
 }
+COLOURS = {"task_arithmetic": "#0072b2", "emr": "#d55e00"}
 Curve = dict[float, Interval]
 
 
@@ -76,12 +77,13 @@ def draw(curves: Mapping[str, Mapping[tuple[str, str], Curve]], target: Path) ->
             below = [100 * (curve[place].mean - curve[place].low) for place in places]
             above = [100 * (curve[place].high - curve[place].mean) for place in places]
             text = f"{merge}, {backbone}"
-            axes.errorbar(places, means, [below, above], marker="o", capsize=2, label=text)
+            style = {"marker": "o", "capsize": 2, "color": COLOURS[merge]}
+            axes.errorbar(places, means, [below, above], label=text, **style)
         if logarithmic:
             axes.set_xscale("log")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xlabel(label)
-    panels[0].set_ylabel("points of test accuracy gained by PAVE, 95 % interval")
+    panels[0].set_ylabel("accuracy gained, points (95 % interval)")
     panels[0].legend()
     figure.savefig(target, dpi=110)
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TASKVEC := $(BIN)/taskvec
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo papers-mini matrix matrix-plan test first-day cluster lint format bench faults fuzz assets clean
+.PHONY: test-pages help install demo papers-mini matrix matrix-plan test first-day cluster lint format bench faults fuzz assets clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,13 +36,16 @@ matrix-plan: install ## record which pairs of choices are refused, and write doc
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/matrix.py plan
 
 test: install lint ## lint and all tests (under 10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not page"
 
 first-day: install ## the ten jobs of docs/ on an install of the wheel outside the checkout (about 10 minutes)
 	$(BIN)/python tests/campaigns/first_day.py --here
 
 cluster: install ## a sweep on a real SLURM and a real Ray, killed and resumed (root, Debian's slurmctld slurmd slurm-client munge)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/cluster.py --report tests/campaigns/cluster.md
+
+test-pages: install ## tests in a browser, and of every command of the pages in docs/ (3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m page
 
 lint: install ## check style, names of things, docstrings, sizes
 	$(BIN)/ruff check .

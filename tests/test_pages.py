@@ -26,6 +26,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("topic", pages.there())
 def test_a_page_does_what_it_says(topic: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from taskvec.report.page.content import content
 from taskvec.report.runs import Run, find_results
 from taskvec.report.spread import over_items, over_seeds
 
+pytestmark = pytest.mark.page
 pytest.importorskip("plotly")
 OLD = Path(__file__).resolve().parent / "fixtures" / "results_1"
 SWEEP = ("merge=task_arithmetic,ties,dare,average,tsv", "protocol=addition,negation")

@@ -22,6 +22,7 @@ from taskvec.report.page.follow import Progress, Standing, progress
 from taskvec.runner import sweeps
 from taskvec.runner.folder import RunFolder
 
+pytestmark = pytest.mark.page
 pytest.importorskip("plotly")
 
 
@@ -34,7 +35,7 @@ def served(outputs: Path) -> Iterator[str]:
     try:
         yield process.stdout.readline().split()[0]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # an interrupt is ignored under nohup
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0 and said == ""
 

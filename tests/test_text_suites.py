@@ -117,14 +117,9 @@ ANALOGY = ["protocol=analogy", *(f"protocol.{role}={task}" for role, task in zip
 HELD_OUT = ["protocol=out_of_distribution", "protocol.targets=[movies]", "protocol.shots=1"]
 SHIPPED = {
     "glue8": ["backbone=tiny_roberta", MIRROR, "protocol.grid=[0,0.5,1]"],
+    "glue8_flan": ["backbone=tiny_t5", MIRROR, *FAST],
     "nli6": ["backbone=tiny_t5", MIRROR, "protocol.grid=[0,0.5,1]"],
-    "glue8_flan": ["backbone=tiny_t5", MIRROR, "protocol.grid=[0,0.5,1]"],
-    "nli6_authors": [
-        "backbone=tiny_roberta",
-        MIRROR,
-        "suite.check_counts=false",
-        "protocol.grid=[0,0.5,1]",
-    ],
+    "nli6_authors": ["backbone=tiny_roberta", MIRROR, "suite.check_counts=false", *FAST],
     "minitext6": ["backbone=tiny_gpt2", *FAST],
     "mini_sentiment": ["backbone=tiny_llama", *ANALOGY, *FAST],
 }

@@ -15,6 +15,7 @@ from taskvec.data.cards import load_tasks
 from taskvec.data.tasks import ImageSuite, ImageTask
 from taskvec.runner.configs import conf_dir
 
+pytestmark = pytest.mark.page
 TASKS = ["cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn"]
 PICTURES = {"train": 7, "test": 3}  # of each class
 

@@ -119,6 +119,13 @@ def test_merges_in_memory_are_checked():
     other = TaskVector(dict(second), {"base_hash": "b" * 64})
     with pytest.raises(UserError, match="different base weights"):
         taskvec.merge([TaskVector(dict(first), {"base_hash": "a" * 64}), other])
+    name, tensor = next(iter(second.items()))
+    wider = TaskVector(dict(second) | {name: torch.cat([tensor, tensor])})
+    for method in ("task_arithmetic", "ties", "slerp", "tsv"):
+        with pytest.raises(UserError, match=f"merge: {name} is .* in vector 1, .* elsewhere"):
+            taskvec.merge([first, wider], method)
+    with pytest.raises(UserError, match=f"base= has no {name}, which vector 0 has"):
+        taskvec.merge([first, second], base={})
 
 
 def test_importing_the_package_imports_nothing_heavy():

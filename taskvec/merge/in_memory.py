@@ -30,14 +30,15 @@ def merge(
     ``base`` are the pre-trained weights theta_0 by name, which a few merges look at.
 
     Raises:
-        UserError: for an unknown merge or option, vectors of different bases, and a merge that needs data, learns, or
-            makes no single vector.
+        UserError: for an unknown merge or option, vectors of different bases or shapes, and a merge that needs data,
+            learns, or makes no single vector.
     """
     from taskvec.vectors import TaskVector
 
     component = _component(method, options)
     named = vectors if isinstance(vectors, Mapping) else dict(enumerate(vectors))
     _check_bases(named)
+    _check_shapes(named, base)
     signed = [Signed(Imported(str(name), ""), 1.0, vector) for name, vector in named.items()]
     made = _composed(component, signed, base)
     direction = None if made.per_task else made.direction()
@@ -51,6 +52,7 @@ def _composed(component: Merge, signed: Sequence[Signed], base: Tensors | None) 
 
     Raises:
         UserError: if it looks at more than it is given.
+        RuntimeError: what the merge itself raises.
     """
     if base is not None:
         return component.compose(base, signed, None)
@@ -58,6 +60,8 @@ def _composed(component: Merge, signed: Sequence[Signed], base: Tensors | None) 
         # only shapes are there: whoever looks at an entry of theta_0 fails
         return component.compose(_shapes(signed), signed, None)
     except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):  # torch names the device of the tensor without entries
+            raise
         raise UserError(
             f"merge={component.kind} looks at the pre-trained weights: give base="
         ) from error
@@ -102,6 +106,25 @@ def _check_bases(vectors: Mapping[Any, TaskVector]) -> None:
     if len(hashes) > 1:
         named = " and ".join(sorted(made_on[:12] for made_on in hashes))
         raise UserError(f"merge: the vectors are of different base weights ({named})")
+
+
+def _check_shapes(vectors: Mapping[Any, TaskVector], base: Tensors | None) -> None:
+    """Check that each parameter has one shape in all vectors that have it, and in the base, which has them all.
+
+    Raises:
+        UserError: naming the first parameter that has not.
+    """
+    known: dict[str, tuple[int, ...]] = {}
+    for name, tensor in (base or {}).items():
+        known[name] = tuple(tensor.shape)
+    for called, vector in vectors.items():
+        for name in vector:
+            shape = tuple(vector[name].shape)
+            if base is not None and name not in base:
+                raise UserError(f"merge: base= has no {name}, which vector {called} has")
+            wanted = known.setdefault(name, shape)
+            if shape != wanted:
+                raise UserError(f"merge: {name} is {shape} in vector {called}, {wanted} elsewhere")
 
 
 def _shapes(signed: Sequence[Signed]) -> dict[str, Tensor]:

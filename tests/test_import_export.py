@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import taskvec
 from taskvec.cli import main
+from taskvec.exchange.bases import backbone_of
 from taskvec.graph.plan import Plan
 from taskvec.graph.store import Store
 from taskvec.graph.workspace import silent_workspace
-from taskvec.runner.bases import backbone_of
 from taskvec.runner.folder import RunFolder
 from taskvec.runner.survey import config_of
 from taskvec.vectors import TaskVector

@@ -15,12 +15,13 @@ from taskvec.errors import UserError
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import Result
 from taskvec.graph.run import RunConfig
+from taskvec.papers import tables
+from taskvec.papers.listing import outlays, parts_of
 from taskvec.protocols.rows import Criterion, Metric, Row
 from taskvec.report.against import Comparison, against
 from taskvec.report.published import published_cells
 from taskvec.report.runs import Run
-from taskvec.runner import compose, papers, scale
-from taskvec.runner.paper_list import outlays, parts_of
+from taskvec.runner import compose, scale
 from taskvec.runner.validate import preflight
 
 compose.register_all()
@@ -40,13 +41,13 @@ def some_jobs(name: str) -> list[str]:
 
 
 def test_every_table_has_an_experiment_and_cells():
-    assert set(papers.names()) == set(published_cells())
+    assert set(tables.names()) == set(published_cells())
     assert sum(len(cells) for cells in published_cells().values()) == 1880
 
 
 @pytest.mark.parametrize("name", published_cells())
 def test_a_table_composes_and_every_row_stands_for_one_setting(name: str):
-    table = papers.paper_table(name, some_jobs(name))
+    table = tables.paper_table(name, some_jobs(name))
     rows = {place.row for place in published_cells()[name]}
     assert rows == set(table.published.rows)
     found = against(name, table.published, table.jobs, [])
@@ -59,7 +60,7 @@ def test_a_table_composes_and_every_row_stands_for_one_setting(name: str):
 
 @pytest.mark.parametrize("name", published_cells())
 def test_a_mini_table_reads_nothing_but_what_ships(name: str):
-    for job in papers.jobs_of(name, ["scale=mini"]):
+    for job in tables.jobs_of(name, ["scale=mini"]):
         chosen = dict(word.split("=", 1) for word in job)
         assert chosen["suite"] in EMBEDDED and chosen["backbone"] in SMALL
         assert chosen.get("source", "mini_clip_s") in SMALL
@@ -70,7 +71,7 @@ def test_a_mini_table_reads_nothing_but_what_ships(name: str):
 @pytest.mark.parametrize("name", ["acceptance/zero_shot", "pave/glue", "theseus/width"])
 def test_without_network_one_line_says_what_is_missing(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    config = papers.paper_table(name).jobs[0]
+    config = tables.paper_table(name).jobs[0]
     with pytest.raises(UserError, match="(prefetch|not in the hub's cache)") as error:
         preflight(config, Plan(config))
     assert "\n" not in str(error.value)
@@ -111,7 +112,7 @@ def run(config: RunConfig, **means: float) -> Run:
 
 
 def attention_only(*words: str) -> Sequence[RunConfig]:
-    return papers.paper_table("linear_ft/addition", ["backbone=clip_vit_b32", *words]).jobs
+    return tables.paper_table("linear_ft/addition", ["backbone=clip_vit_b32", *words]).jobs
 
 
 def cells(found: Comparison, row: str) -> dict[tuple[str, str], list[str]]:
@@ -122,7 +123,7 @@ ROW = "attention-only FT (TAK paper)"
 
 
 def test_ours_theirs_and_the_deviation():
-    published = papers.published_of("linear_ft/addition")
+    published = tables.published_of("linear_ft/addition")
     jobs = attention_only()
     seeds = [config for seed in (0, 1) for config in attention_only(f"seed={seed}")]
     runs = [
@@ -144,7 +145,7 @@ def test_ours_theirs_and_the_deviation():
 
 
 def test_a_run_of_another_setting_fills_no_cell():
-    published, jobs = papers.published_of("linear_ft/addition"), attention_only()
+    published, jobs = tables.published_of("linear_ft/addition"), attention_only()
     others = [
         run(config, accuracy=0.5, normalised=0.5, cars=0.5)
         for word in ("finetune.lr=3e-5", "suite.split_rule=fusionbench", "compute.precision=bf16")
@@ -155,7 +156,7 @@ def test_a_run_of_another_setting_fills_no_cell():
 
 
 def test_a_row_that_stands_for_two_settings_is_refused():
-    published = papers.published_of("linear_ft/addition")
+    published = tables.published_of("linear_ft/addition")
     jobs = [*attention_only(), *attention_only("finetune.lr=3e-5")]
     with pytest.raises(UserError, match="stands for 2 settings on clip_vit_b32"):
         against("linear_ft/addition", published, jobs, [])
@@ -205,5 +206,5 @@ def test_the_list_says_what_a_table_needs(tmp_path: Path, capsys: pytest.Capture
     assert "taskvec -m experiment=papers/pave/glue scale=mini" in printed
     assert "missing   data nyu-mll/glue/cola" in printed and "0 of 2 done" in printed
     (found,) = outlays(["atlas/few_shot"], tmp_path)
-    assert found.jobs == len(papers.jobs_of("atlas/few_shot"))
+    assert found.jobs == len(tables.jobs_of("atlas/few_shot"))
     assert "ucf101" in found.by_hand and found.seconds is None

@@ -34,6 +34,7 @@ LAYERS = [
     {"protocols", "on_disk"},
     {"graph"},
     {"report", "runner"},
+    {"exchange", "papers"},
     {"api", "cli", "__init__", "__main__"},
 ]
 REWRITTEN = (

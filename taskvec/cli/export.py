@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--row", default="merged", help="the row of the result (default: merged)")
     parser.add_argument("--task", help="of a merge that makes a model for each task")
     options = parser.read(arguments)
+    from taskvec.exchange.exporting import export
     from taskvec.runner import compose
-    from taskvec.runner.exporting import export
 
     compose.register_all()
     write(printable(str(export(options.run, options.out, options.row, options.task))))

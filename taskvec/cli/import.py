@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.outputs()
     options = parser.read(arguments)
-    from taskvec.runner.importing import import_vector
+    from taskvec.exchange.importing import import_vector
 
     root = Path(options.outputs).expanduser()
     found = import_vector(options.place, options.base, options.name, root, options.forward_mode)

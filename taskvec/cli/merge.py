@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     options = parser.read(arguments)
+    from taskvec.exchange.merging import request_of
     from taskvec.on_disk.plan import plan_of
     from taskvec.on_disk.run import carry_out
-    from taskvec.runner import on_disk
 
-    request = on_disk.request_of(options.overrides, options.mergekit, settings_of(options))
+    request = request_of(options.overrides, options.mergekit, settings_of(options))
     plan = plan_of(request)
     for line in plan.lines():
         write(line)

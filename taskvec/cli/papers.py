@@ -10,7 +10,7 @@ from taskvec.cli.options import Parser, write
 from taskvec.text import printable
 
 if TYPE_CHECKING:
-    from taskvec.runner.paper_list import Outlay
+    from taskvec.papers.listing import Outlay
 
 EXAMPLES = """\
   taskvec papers                              every table: its command, what it needs, what is done
@@ -30,13 +30,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.outputs()
     options = parser.read(arguments)
-    from taskvec.runner import compose, papers
-    from taskvec.runner.paper_list import outlays
+    from taskvec.papers import tables
+    from taskvec.papers.listing import outlays
+    from taskvec.runner import compose
 
     compose.register_all()
-    names = [name.removeprefix(papers.FOLDER) for name in options.tables]
-    published = {name: papers.published_of(name) for name in names}
-    found = outlays(names or papers.names(), options.outputs)
+    names = [name.removeprefix(tables.FOLDER) for name in options.tables]
+    published = {name: tables.published_of(name) for name in names}
+    found = outlays(names or tables.names(), options.outputs)
     if options.json:
         write(json.dumps([_record(outlay) for outlay in found]))
     elif names:

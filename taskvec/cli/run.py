@@ -62,7 +62,12 @@ def main(arguments: list[str]) -> int:
         from taskvec.runner import dry
 
         return dry.run(words, multirun=given.multirun)
-    return sweep.many(words) if given.multirun else sweep.one(words)
+    if not given.multirun:
+        return sweep.one(words)
+    from taskvec.papers import tables
+
+    status = sweep.many(words)
+    return max(status, tables.beside(words))
 
 
 def _help(asked: list[str]) -> int:

@@ -86,20 +86,21 @@ def beside_published(options: Namespace) -> int:
     Raises:
         UserError: if there is no such table, or no finished run.
     """
+    from taskvec.papers import tables
     from taskvec.report.runs import find_results
-    from taskvec.runner import compose, papers
+    from taskvec.runner import compose
     from taskvec.runner.survey import standing
 
     compose.register_all()
     words = [str(place) for place in options.places if "=" in str(place)]
     places = [place for place in options.places if "=" not in str(place)]
-    table = papers.paper_table(options.against, words)
+    table = tables.paper_table(options.against, words)
     runs = find_results(places or [options.outputs], standing(), stale=options.stale)
-    found = papers.comparison(table, runs)
+    found = tables.comparison(table, runs)
     plain = options.format == "csv"
-    lines = [found.text("csv")] if plain else papers.told(table, found, options.format)
+    lines = [found.text("csv")] if plain else tables.told(table, found, options.format)
     tell("\n".join(lines), options.output)
-    return int(bool(papers.outside(table, found)))
+    return int(bool(tables.outside(table, found)))
 
 
 def tell(text: str, output: Path | None) -> None:

@@ -16,7 +16,7 @@ A vector is a task vector's file, or the weights of a fine-tuned model: a folder
 
 def main(arguments: list[str]) -> int:
     """Apply transforms to vectors on disk; statistics are collected on the tasks' training data."""
-    from taskvec.runner.transforming import carry_out, request_of
+    from taskvec.exchange.transforming import carry_out, request_of
 
     parser = Parser(
         "transform", "Purify vectors on disk, or carry them to another model.", EXAMPLES

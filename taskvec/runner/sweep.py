@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, papers, progress, quoting, scale, sweeps
+from taskvec.runner import compose, progress, quoting, scale, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -99,8 +99,7 @@ def many(overrides: Sequence[str]) -> int:
                 return 1
     else:
         _run(jobs, named, settings)
-    status = told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
-    return max(status, papers.beside(overrides))
+    return told([Job.of(*job, title) for title, job in zip(named, jobs, strict=True)])
 
 
 def sweep_settings(overrides: Sequence[str]) -> SweepConfig:

@@ -14,8 +14,9 @@ from taskvec.data.remote import Remote
 from taskvec.data.tasks import BY_HAND, Task
 from taskvec.errors import UserError
 from taskvec.graph.run import RunConfig
+from taskvec.papers import tables
 from taskvec.report.runs import Run, find_results
-from taskvec.runner import compose, papers
+from taskvec.runner import compose
 from taskvec.runner.configs import search_dirs
 from taskvec.runner.remotes import remotes
 from taskvec.runner.yaml_files import read_yaml
@@ -86,7 +87,7 @@ def parts_of(name: str) -> list[Part]:
         UserError: if there is no such table, or it cannot be read.
     """
     for folder in search_dirs():
-        path = folder / "experiment" / papers.FOLDER / f"{name}.yaml"
+        path = folder / "experiment" / tables.FOLDER / f"{name}.yaml"
         if path.is_file():
             return read_yaml(path)["parts"]
     return []
@@ -149,7 +150,7 @@ def _kind(run: Run) -> Kind:
 def _belongs(run: Run, table: Outlay) -> bool:
     """Return whether a run was asked for by a table's experiment, at full scale."""
     experiments = str(run.result.config.get("experiment") or "")
-    named = f"{papers.FOLDER}{table.name}" in experiments.split(", ")
+    named = f"{tables.FOLDER}{table.name}" in experiments.split(", ")
     return named and _kind(run) in table.kinds
 
 

@@ -12,8 +12,8 @@ from taskvec.checkpoints.adapter import Adapter
 from taskvec.checkpoints.names import difference, names_of
 from taskvec.checkpoints.reading import Checkpoint, Opened, VectorFile, open_any
 from taskvec.errors import UserError
+from taskvec.exchange.bases import backbone_of, checkpoint_of
 from taskvec.graph.nodes.imported import vector_file
-from taskvec.runner.bases import backbone_of, checkpoint_of
 from taskvec.vectors import LowRank, TaskVector, Tensors, weights_hash
 
 

@@ -14,11 +14,11 @@ from taskvec.checkpoints.names import names_of
 from taskvec.checkpoints.reading import Checkpoint
 from taskvec.checkpoints.writing import Content, Weights, refuse_existing, write_folder
 from taskvec.errors import UserError
+from taskvec.exchange.bases import checkpoint_of
 from taskvec.graph.plan import Plan
 from taskvec.graph.workspace import silent_workspace, to_compute
 from taskvec.models.sources import Source
 from taskvec.registry import did_you_mean
-from taskvec.runner.bases import checkpoint_of
 from taskvec.runner.folder import RunFolder
 from taskvec.runner.survey import config_of
 from taskvec.vectors import Deferred, Tensors

@@ -1,0 +1,1 @@
+"""Published tables: each one an experiment, what it needs, and ours beside theirs."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import pytest
 import world
 import world_text
 import yaml
@@ -38,6 +41,23 @@ CHOICE = {
     "doc_to_target": "label",
     "metric_list": [{"metric": "acc"}],
 }
+
+
+@contextmanager
+def included(root: Path) -> Iterator[Path]:
+    """Build the worlds below ``root`` and include them, on one thread: tiny models are slower on several."""
+    import torch
+
+    from taskvec.runner import compose
+
+    build(root)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TASKVEC_INCLUDE", str(root))
+        compose.register_all()
+        yield root
+    torch.set_num_threads(threads)
 
 
 def build(root: Path) -> Path:

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import matrix_world
 import pytest
-import torch
 
 from taskvec.cli import main
-from taskvec.runner import compose
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "campaigns"))
 
@@ -61,14 +59,8 @@ def sample() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory: pytest.TempPathFactory):
     """The tiny worlds, included; the outputs folder that all combinations share lies beside them."""
-    root = matrix_world.build(tmp_path_factory.mktemp("matrix") / "world")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TASKVEC_INCLUDE", str(root))
-        compose.register_all()
+    with matrix_world.included(tmp_path_factory.mktemp("matrix") / "world") as root:
         yield Assembly(root)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("names", sample(), ids="/".join)

@@ -31,14 +31,8 @@ STARTS = ["protocol.starts=[transported,merged]", "protocol.course=[0.25,1]"]
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory):
     """The tiny worlds, included, with an outputs folder beside them that the runs of this file share."""
-    root = matrix_world.build(tmp_path_factory.mktemp("transfer") / "world")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TASKVEC_INCLUDE", str(root))
-        compose.register_all()
+    with matrix_world.included(tmp_path_factory.mktemp("transfer") / "world") as root:
         yield root
-    torch.set_num_threads(threads)
 
 
 def run(worlds: Path, *words: str) -> Result:

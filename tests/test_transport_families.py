@@ -20,14 +20,8 @@ SUITES |= dict.fromkeys(("tiny_gpt2", "tiny_t5"), SUITES["tiny_llama"])
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory):
     """The tiny worlds, included."""
-    root = matrix_world.build(tmp_path_factory.mktemp("families") / "world")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TASKVEC_INCLUDE", str(root))
-        compose.register_all()
+    with matrix_world.included(tmp_path_factory.mktemp("families") / "world") as root:
         yield root
-    torch.set_num_threads(threads)
 
 
 def weights_of(backbone: str) -> dict[str, torch.Tensor]:

@@ -77,12 +77,16 @@ def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str])
 
 def numbers(rows: Sequence[Line], pairs: Pairs) -> list[str]:
     """Return what :data:`COLUMNS` names of one group."""
+    count = len(rows)
     accuracies = [100 * line.row.mean("accuracy") for line in rows]
-    deviation = f"{statistics.stdev(accuracies):.2f}" if len(rows) > 1 else ""
+    accuracy = f"{statistics.mean(accuracies):.2f}"
+    deviation, alpha = "", ""
+    if count > 1:
+        deviation = f"{statistics.stdev(accuracies):.2f}"
     alphas = [line.row.alpha for line in rows if line.row.alpha is not None]
-    alpha = f"{statistics.mean(alphas):.2f}" if alphas else ""
-    shown = [str(len(rows)), f"{statistics.mean(accuracies):.2f}", deviation, alpha]
-    return shown + gap(pairs)
+    if alphas:
+        alpha = f"{statistics.mean(alphas):.2f}"
+    return [str(count), accuracy, deviation, alpha, *gap(pairs)]
 
 
 def gap(pairs: Pairs) -> list[str]:

@@ -135,11 +135,14 @@ def keys(before: Sequence[str], word: str) -> Iterable[str]:
 def values(word: str, before: Sequence[str]) -> list[str]:
     """Return what ``key=...`` may become: the last value of a list or of a sweep is completed."""
     key, _, value = word.partition("=")
-    cut = max(value.rfind(","), value.rfind("["))
-    done, last = value[: cut + 1], value[cut + 1 :]
-    given = value.strip("[]").split(",")
-    known = [name for name in allowed(key, before) if name.startswith(last)]
-    return sorted(f"{key}={done}{name}" for name in known if name not in given[:-1])
+    start = 1 + max(value.rfind(","), value.rfind("["))
+    done, last = value[:start], value[start:]
+    others = value.strip("[]").split(",")[:-1]
+    found = []
+    for name in allowed(key, before):
+        if name.startswith(last) and name not in others:
+            found.append(f"{key}={done}{name}")
+    return sorted(found)
 
 
 def allowed(key: str, before: Sequence[str]) -> list[str]:

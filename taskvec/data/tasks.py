@@ -235,12 +235,13 @@ class TextTask(Task):
         Raises:
             UserError: if there is not one for each class.
         """
-        before = re.split(r"{text}|{pair}", self.frame)[-1]
-        if self.regression:
-            return Prompt(list(names if learned else self.words), before=before)
-        if self.words and len(self.words) != len(names):
-            raise UserError(f"task {self.path}: {len(self.words)} words for {len(names)} classes")
-        return Prompt(list(self.words or names), before=before)
+        pieces = re.split(r"{text}|{pair}", self.frame)
+        words = self.words or names
+        if self.regression and learned:
+            words = names
+        elif not self.regression and len(words) != len(names):
+            raise UserError(f"task {self.path}: {len(words)} words for {len(names)} classes")
+        return Prompt(list(words), before=pieces[-1])
 
     def takes(self, column: DataType) -> bool:
         """Return whether an Arrow type is a string."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import field_validator
@@ -44,16 +45,21 @@ class Stored(Finetune):
         Raises:
             UserError: naming what would have to be learned.
         """
-        named = "+".join(scope.tasks)
-        raise UserError(
-            f"finetune=stored learns nothing, and a vector is asked for that no import has: one tuned on {named} "
-            "jointly, by ascent or on part of the data"
-        )
+        raise UserError(missing(scope.tasks))
 
     def learn(self, given: Given) -> Learned:
-        """Learn nothing; :meth:`needs` refuses before.
+        """Refuse as :meth:`needs` does.
 
         Raises:
-            NotImplementedError: always.
+            UserError: naming what would have to be learned.
         """
-        raise NotImplementedError
+        raise UserError(missing(given.scope.tasks))
+
+
+def missing(tasks: Sequence[str]) -> str:
+    """Return the message about a vector that no import has."""
+    named = "+".join(tasks)
+    return (
+        f"finetune=stored learns nothing, and a vector is asked for that no import has: one tuned on {named} "
+        "jointly, by ascent or on part of the data"
+    )

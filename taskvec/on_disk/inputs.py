@@ -275,11 +275,12 @@ def _same_tensor(label: str, name: str, tensor: Tensor, own: Tensor) -> None:
     """
     if tensor.is_floating_point() != own.is_floating_point():
         raise UserError(f"{label}: {name} is {tensor.dtype}, the base has {own.dtype}")
-    rows = 1 if name.endswith(heads.BY_TOKEN) and tensor.ndim else 0
-    if tensor.ndim != own.ndim or tensor.shape[rows:] != own.shape[rows:]:
-        raise UserError(
-            f"{label}: {name} has shape {tuple(tensor.shape)}, the base has {tuple(own.shape)}"
-        )
+    shape, wanted = tuple(tensor.shape), tuple(own.shape)
+    # The first axis counts the tokens of a vocabulary
+    skipped = 1 if name.endswith(heads.BY_TOKEN) else 0
+    same = len(shape) == len(wanted) and shape[skipped:] == wanted[skipped:]
+    if not same:
+        raise UserError(f"{label}: {name} has shape {shape}, the base has {wanted}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -76,11 +76,13 @@ def _add(found: LowRankAdapter, module: str, delta: Tensor, rank: int) -> None:
     wide = delta.double()
     left, values, right = torch.linalg.svd(wide, full_matrices=False)
     kept = min(rank, len(values))
-    found.tensors[f"{ROOT}{module}.{B}"] = (left[:, :kept] * values[:kept]).to(delta.dtype)
+    scaled = left[:, :kept] * values[:kept]
+    found.tensors[f"{ROOT}{module}.{B}"] = scaled.to(delta.dtype)
     found.tensors[f"{ROOT}{module}.{A}"] = right[:kept].to(delta.dtype)
     found.ranks[module] = kept
-    whole = float(values.square().sum())
-    lost = float(values[kept:].square().sum())
+    energy = values.square()
+    whole = energy.sum().item()
+    lost = energy[kept:].sum().item()
     found.errors[module] = sqrt(lost / whole) if whole else 0.0
     found.whole += whole
     found.lost += lost

@@ -45,9 +45,12 @@ class Paired:
         table, rows = self.models[position], self.of[position + 1]
         if self.base is None:
             return self._filled(table, rows, first, last)
-        known = (rows[first:last] >= 0) & (self.of[0][first:last] >= 0)
-        own = self._taken(table, rows[first:last])
-        return torch.where(known.unsqueeze(1), own, self.base_rows(first, last))
+        wanted = rows[first:last]
+        in_base = self.of[0][first:last]
+        known = (wanted >= 0) & (in_base >= 0)
+        own = self._taken(table, wanted)
+        theta_0 = self.base_rows(first, last)
+        return torch.where(known.unsqueeze(1), own, theta_0)
 
     def delta_rows(self, position: int, first: int, last: int) -> Tensor:
         """Return rows of theta_t - theta_0, zero where the model or the base lacks them."""

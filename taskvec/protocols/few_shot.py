@@ -132,9 +132,13 @@ class OutOfDistribution(FewShot):
     def summarise(self, suite: Suite, answers: Mapping[str, Answer]) -> Report:
         """Return the rows zero_shot, (individual, tuned,) merged: the target, then the held-out tasks."""
         (target,) = self.aims(suite)
-        tasks, make = self.asked(suite, (target,)), Rows(suite)
-        rows = [make.row("zero_shot", answers["zero_shot"], 0.0, tasks)]
+        tasks = self.asked(suite, (target,))
+        make = Rows(suite)
+        zero = make.row("zero_shot", answers["zero_shot"], 0.0, tasks)
+        rows = [zero]
         for name in (*self.references(), "merged"):
             cell = f"{name}/{target}"
-            rows.append(make.row(name, answers[cell], 1.0, tasks, cell=cell))
-        return Report(rows=tuple(rows), criterion=self.criterion(rows[-1]))
+            row = make.row(name, answers[cell], 1.0, tasks, cell=cell)
+            rows.append(row)
+        criterion = self.criterion(rows[-1])
+        return Report(rows=tuple(rows), criterion=criterion)

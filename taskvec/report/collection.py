@@ -92,9 +92,13 @@ def runs(*places: str | Path, where: Mapping[str, Any] | None = None, stale: boo
     Raises:
         UserError: if no place holds a finished run, for an unknown key, or if no record is left.
     """
-    found = find_results([Path(place) for place in places or ("outputs",)], standing(), stale=stale)
-    conditions = {key: _text(value) for key, value in (where or {}).items()}
-    chosen = select(read(found), conditions)
+    folders = [Path(place) for place in places or ("outputs",)]
+    found = find_results(folders, standing(), stale=stale)
+    conditions = {}
+    for key, value in (where or {}).items():
+        conditions[key] = _text(value)
+    records = read(found)
+    chosen = select(records, conditions)
     named = {record.get("run") for record in chosen}
     kept = [run for run in found if run.result.run_id in named]
     return Runs(kept, chosen, conditions)

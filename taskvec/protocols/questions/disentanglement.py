@@ -171,10 +171,13 @@ class DisentanglementMatrix(OfVectors):
         own = subject.tasks.index(task)
         changed = [0] * len(points)
         for need, rows in subject.batches(task):
-            _, labels = subject.look(need, rows)(points)
-            differ = (labels != labels[own]).sum(1).tolist()
-            changed = [total + more for total, more in zip(changed, differ, strict=True)]
-        return [count / subject.size(task) for count in changed]
+            look = subject.look(need, rows)
+            _, labels = look(points)
+            differ = labels != labels[own]
+            for index, more in enumerate(differ.sum(1).tolist()):
+                changed[index] += more
+        size = subject.size(task)
+        return [count / size for count in changed]
 
 
 def spread(x: Tensor) -> float:

@@ -78,10 +78,16 @@ def content(runs: Sequence[Run], where: Where | None = None) -> Content:
         conditions = [f"{key}={text}" for key, text in (where or {}).items()]
         raise UserError(f"report: no run has {', '.join(conditions)}")
     kept = named(lines)
-    filters = {key: distinct(line.about[key] for line in lines) for key in FILTERS}
-    pictures = {name: pictures_of(run) for name, run in kept.items()}
-    to_draw = {name: found for name, found in pictures.items() if found}
-    return Content(lines, columns_of(lines), filters, details(kept), to_draw)
+    filters = {}
+    for key in FILTERS:
+        texts = [line.about[key] for line in lines]
+        filters[key] = distinct(texts)
+    pictures = {}
+    for name, run in kept.items():
+        found = pictures_of(run)
+        if found:
+            pictures[name] = found
+    return Content(lines, columns_of(lines), filters, details(kept), pictures)
 
 
 def named(lines: Sequence[Line]) -> dict[str, Run]:

@@ -117,15 +117,29 @@ class SpaceMaps:
         return self._found[space]
 
     def _align(self, space: str) -> Alignment:
-        if space in self.moments.derived and self.how.tolerance and not self.how.whiten:
-            inputs, own, other = self.moments.derived[space]
-            left, right = _layer(self.source, own), _layer(self.target, other)
-            if left.shape[1] < left.shape[0] and right.shape[1] < right.shape[0]:
-                moment = self.moments.moment(inputs, self.source, self.target)
-                return align_product(
-                    left, _core(moment, self.how.centre), right, self.how.tolerance
-                )
-        return self.how.of(self.moments.moment(space, self.source, self.target))
+        """Return the map of a space, from the moments of the layer's inputs where those are the smaller ones."""
+        found = self._from_inputs(space)
+        if found is not None:
+            return found
+        moment = self.moments.moment(space, self.source, self.target)
+        return self.how.of(moment)
+
+    def _from_inputs(self, space: str) -> Alignment | None:
+        """Return the map of a layer's outputs by its factors, None where that is not asked for or not faster."""
+        if space not in self.moments.derived or not self.how.tolerance or self.how.whiten:
+            return None
+        inputs, own, other = self.moments.derived[space]
+        left, right = _layer(self.source, own), _layer(self.target, other)
+        if not (widens(left) and widens(right)):
+            return None
+        moment = self.moments.moment(inputs, self.source, self.target)
+        core = _core(moment, self.how.centre)
+        return align_product(left, core, right, self.how.tolerance)
+
+
+def widens(layer: Tensor) -> bool:
+    """Return whether a layer [out, in + 1] has more outputs than inputs."""
+    return layer.shape[1] < layer.shape[0]
 
 
 def _layer(weights: Weights, name: str) -> Tensor:

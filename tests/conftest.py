@@ -16,6 +16,18 @@ pytest_plugins = ["shown"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registered_here():
+    """Components that a file's tests register end with it: another file's may have their names."""
+    from taskvec import registry
+
+    before = set(registry._entries)
+    yield
+    for name, entry in list(registry._entries.items()):
+        if name not in before and not entry.shipped:
+            del registry._entries[name]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny world's folder, built once."""

@@ -47,12 +47,12 @@ SETTINGS = {
 }
 
 
-def tower(name: str) -> ClipModel:
+def tower(name: str, device: str | torch.device = "cpu") -> ClipModel:
     """Return a model cut to one block, with what the collector asks of it."""
     described = open_clip_config(name)
     described["vision_cfg"]["layers"] = 1
     config = vision_config(described)
-    model = ClipModel(VisionTransformer(config), (0.5,) * 3, (0.25,) * 3)
+    model = ClipModel(VisionTransformer(config).to(device), (0.5,) * 3, (0.25,) * 3)
     known = clip_spaces(config).of(model.parameters)
     model.layers, model.spaces, model.observed = linear_layers(config), known.axes, known.observed
     return model

@@ -109,7 +109,7 @@ def options(group: str) -> list[str]:
 
 
 class ComponentSource(ConfigSource):
-    """Components as options of Hydra: ``schema/GROUP/NAME``, and ``GROUP/NAME`` where no folder has a file of that name.
+    """Components as options of Hydra: ``schema/GROUP/NAME``, and ``GROUP/NAME`` where no folder has such a file.
 
     A component is imported when its option is read.
     """

@@ -132,9 +132,9 @@ def read_labels(
     values = distinct.chunk(0).dictionary.to_pylist()
     numbers = np.zeros(len(values), np.float64)
     present = np.ones(len(values), bool)
-    for code in np.unique(codes).tolist():
+    for code, value in enumerate(values):
         try:
-            number = rule.read(values[code])
+            number = rule.read(value)
         except ValueError as error:
             row = int(np.argmax(codes == code))
             raise UserError(f"{owner}: {place} has {error} (row {row})") from error

@@ -1,0 +1,75 @@
+"""What planning does and leaves undone: components by name, libraries that only runs need, files hashed once."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from typing import Literal
+
+import pytest
+
+from taskvec import registry
+from taskvec.data.files import _hashed
+from taskvec.graph.plan import Plan
+from taskvec.merge.base import Merge
+from taskvec.runner import compose
+
+PLANNED = """
+import sys
+from taskvec.graph.plan import Plan
+from taskvec.runner import compose
+compose.register_all()
+Plan(compose.resolve(compose.compose(["suite=mini8", "merge=ties"]))).fingerprint
+print(*sys.modules)
+"""
+HEAVY = {"torch", "transformers", "open_clip", "datasets", "pandas", "scipy", "sklearn", "wandb"}
+
+
+def test_the_names_that_are_read_are_those_that_are_registered():
+    registered = {(e.group, e.name): e.source for e in registry.entries() if e.shipped}
+    assert registry.shipped() == registered
+    for group in registry.PACKAGES:
+        listed = registry.names(group)
+        assert listed == [entry.name for entry in registry.entries(group)] and listed
+
+
+def test_planning_imports_neither_what_only_runs_need_nor_other_components():
+    done = subprocess.run([sys.executable, "-c", PLANNED], capture_output=True, text=True)
+    modules = set(done.stdout.split())
+    assert not HEAVY & modules
+    assert "taskvec.merge.sparse.ties" in modules
+    merges = {path.stem for (group, _), path in registry.shipped().items() if group == "merge"}
+    imported = {name.rpartition(".")[2] for name in modules if name.startswith("taskvec.merge.")}
+    assert merges & imported == {"ties"}
+
+
+def test_a_name_of_ours_is_taken_before_its_component_is_imported(monkeypatch):
+    others = {key: entry for key, entry in registry._entries.items() if key != ("merge", "ties")}
+    monkeypatch.setattr(registry, "_entries", others)
+
+    class Mine(Merge):
+        kind: Literal["ties"] = "ties"
+
+    with pytest.raises(ValueError, match=r"merge=ties is registered by ties\.py already"):
+        registry.register("merge", "ties")(Mine)
+
+
+@pytest.mark.parametrize("words", [["suite=mini8"], ["source=mini_clip_m", "transform=theseus"]])
+def test_plans_hash_every_file_once(words, monkeypatch):
+    compose.register_all()
+    config = compose.resolve(compose.compose(words))
+    counted: Counter[str] = Counter()
+    digest = hashlib.file_digest
+
+    def counting(file, name):
+        counted[file.name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    _hashed.cache_clear()
+    first = Plan(config).fingerprint
+    assert str(config.backbone.weights) in counted
+    assert set(counted.values()) == {1}
+    assert Plan(config).fingerprint == first and set(counted.values()) == {1}

@@ -8,10 +8,14 @@ import sys
 from collections import Counter
 from typing import Literal
 
+import huggingface_hub.constants as constants
 import pytest
 
 from taskvec import registry
+from taskvec.data import hub
 from taskvec.data.files import _hashed
+from taskvec.data.hub_card import HubCard, write_hub_card
+from taskvec.graph.nodes.examples import Decoded
 from taskvec.graph.plan import Plan
 from taskvec.merge.base import Merge
 from taskvec.runner import compose
@@ -73,3 +77,31 @@ def test_plans_hash_every_file_once(words, monkeypatch):
     assert str(config.backbone.weights) in counted
     assert set(counted.values()) == {1}
     assert Plan(config).fingerprint == first and set(counted.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "suite, backbone",
+    [("glue8", "mini_encoder"), ("nli6", "mini_encoder"), ("vision8", "mini_clip_s")],
+)
+def test_with_cards_a_suite_of_the_hub_is_planned_without_its_builders(
+    suite, backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "hub_builder", None)
+    monkeypatch.setattr(hub, "reachable", None)
+    compose.register_all()
+    words = [f"suite={suite}", f"backbone={backbone}", f"outputs={tmp_path}"]
+    config = compose.resolve(compose.compose(words))
+    tasks = [task for task in config.suite.definitions.values() if task.folder is None]
+    for number, task in enumerate(tasks):
+        named = {"path": task.path, "config": task.config, "revision": task.revision}
+        rows = task.facts.rows or dict.fromkeys(filter(None, task.splits.values()))
+        commit = (task.facts.revision or "").ljust(40, f"{number % 10}")
+        names = task.classes or getattr(task, "words", ()) or ("no", "yes")
+        card = HubCard(**named, commit=commit, rows=rows, classes={task.label: names})
+        write_hub_card(task, card)
+    plan = Plan(config)
+    commits = {
+        node.spec()["examples"]["commit"] for node in plan.nodes if isinstance(node, Decoded)
+    }
+    assert plan.fingerprint and len(commits) == len(config.suite.tasks)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Literal
 
 import huggingface_hub.constants as constants
 import pytest
 
 from taskvec import registry
-from taskvec.data import hub
-from taskvec.data.files import _hashed
+from taskvec.data import files, hub
 from taskvec.data.hub_card import HubCard, write_hub_card
 from taskvec.graph.nodes.examples import Decoded
 from taskvec.graph.plan import Plan
@@ -72,11 +73,65 @@ def test_plans_hash_every_file_once(words, monkeypatch):
         return digest(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", counting)
-    _hashed.cache_clear()
+    files._hashed.cache_clear()
     first = Plan(config).fingerprint
     assert str(config.backbone.weights) in counted
     assert set(counted.values()) == {1}
     assert Plan(config).fingerprint == first and set(counted.values()) == {1}
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large and as settled, with how often its bytes are read."""
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(files, "LARGE", 8)
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    read = []
+    digest = hashlib.file_digest
+
+    def noting(file, name):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noting)
+    path = tmp_path / "weights"
+    path.write_bytes(b"sixteen bytes of")
+    return path, read
+
+
+def in_a_new_process(path: Path) -> str:
+    files._hashed.cache_clear()
+    return files.remembered_sha256(path)
+
+
+def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(large):
+    path, read = large
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [in_a_new_process(path) for _ in range(3)] == [expected] * 3 and len(read) == 1
+    files._hashed.cache_clear()
+    assert files.sha256(path) == expected and len(read) == 2, "verification reads the bytes"
+    # as large as before and of the same age: what a copy with its times leaves behind
+    before = path.stat()
+    path.write_bytes(b"sixteen other by")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert changed != expected and in_a_new_process(path) == changed
+    assert in_a_new_process(path) == changed and len(read) == 3
+
+
+def test_a_hash_that_may_not_hold_is_not_remembered(large, tmp_path, monkeypatch):
+    path, read = large
+    expected = in_a_new_process(path)
+    (record,) = (tmp_path / "assets").rglob("*.json")
+    for damaged in (b"", b"{}", record.read_bytes()[:-9]):
+        record.write_bytes(damaged)
+        assert in_a_new_process(path) == expected
+    assert len(read) == 4
+    record.unlink()
+    monkeypatch.setattr(files, "SETTLED_NS", 3600 * 10**9)
+    assert in_a_new_process(path) == expected and not record.exists()
+    monkeypatch.setattr(files, "LARGE", 17)
+    assert in_a_new_process(path) == expected and not record.exists()
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_an_interrupted_merge_goes_on(places, tmp_path):
     words = ("merge=dare", f"base={places / 'base'}", listed(places, "shards"))
     request = asked(*words, f"out={tmp_path}/a", shard_bytes=20_000)
     plan = planning.plan_of(request)
-    whole = plan.bytes_of_models
+    whole = plan.bytes_read
 
     def stop(done: int, total: int) -> None:
         if done > 0.6 * total:

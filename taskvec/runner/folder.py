@@ -270,7 +270,7 @@ def looked_up(named: Path, outputs: Path) -> Path:
     """
     if named.exists():
         return named
-    names = [folder.name for folder in run_folders(outputs)]
+    names = [path.name for path in folders(outputs / "runs")]
     if str(named) in names:
         return outputs / "runs" / named
     alike = [name for name in names if name.startswith(str(named))]

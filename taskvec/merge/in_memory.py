@@ -77,7 +77,6 @@ def _component(method: str, options: Mapping[str, Any]) -> Merge:
     """
     from taskvec.merge.catalogue import data
 
-    registry.load_builtin()
     schema = registry.lookup("merge", method).schema
     seen = data(schema)
     if seen != "none":

@@ -103,9 +103,8 @@ class PublishedVector(VectorNode):
         """
         found = cls(base, expression, "standard")
         if found.source.commit is None:
-            raise UserError(
-                f"vector of {expression.task}: {expression.place} is neither a file, nor a folder, nor in the hub's cache"
-            )
+            named = f"vector of {expression.task}: {expression.place}"
+            raise UserError(f"{named} is neither a file, nor a folder, nor in the hub's cache")
         return found
 
     @property

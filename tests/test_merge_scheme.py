@@ -89,8 +89,9 @@ def test_one_pass_finds_ranks_that_a_sample_or_an_end_foresees(kept: int, seed: 
     for (array, rank), selected in zip(wanted, found, strict=True):
         assert selected.value == ordered[array, rank]
         assert selected.below == int((drawn[array] < selected.value).sum())
-    # Between 9 and 290 numbers from an end a sample of 1800 says too little
-    assert len(looked) == 1 or kept == 9
+    # Of few values far apart a sample may say the next one
+    assert len(looked) == 1 or kept < count
+    assert len(looked) <= 2
     # A sample that misleads costs passes, not correctness
     misled = Sample(lambda: [torch.full((2, 50), 1e-3)], [count, count])
     again = select_together(passing, wanted, misled)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -12,9 +13,18 @@ from taskvec.checkpoints.reading import Checkpoint
 from taskvec.errors import UserError
 from taskvec.models.clip.transformers import PREFIX, is_transformers
 from taskvec.models.lm_layouts import LAYOUTS
-from taskvec.vectors import Deferred, TaskVector, Tensors
+from taskvec.vectors import Deferred, TaskVector, Tensors, weights_hash
+from taskvec.vectors.deferred import like
+from taskvec.vectors.task_vector import BASE_HASH
 
 VISUAL = "visual."
+# What one model may have and another lack: heads, poolers, and buffers that are no weights
+HEADS = "lm_head|embed_out|cls|classifier|score|qa_outputs|mask_predictions|lm_predictions"
+OPTIONAL = re.compile(
+    rf"(^|\.)({HEADS}|pooler|summary|position_ids|masked_bias|attn\.bias|inv_freq)(\.|$)"
+)
+OUTSIDE = re.compile(rf"({HEADS})\.")  # names that stand beside the body
+UNTIED = re.compile(r"(^|\.)(lm_head|embed_out)\.")  # weights like others where they are not tied
 
 
 class Names(Protocol):
@@ -137,6 +147,55 @@ def canonical(checkpoint: Checkpoint) -> Deferred:
         return names.canonical({stored: checkpoint.tensors[stored]})[name]
 
     return Deferred(shapes, make)
+
+
+def require_base(vector: TaskVector, checkpoint: Checkpoint, label: str) -> None:
+    """Compare the hash of the weights that a vector was made on with those of a base; nothing is known of other files.
+
+    Raises:
+        UserError: if they differ.
+    """
+    known = checkpoint.config is not None or _is_clip(checkpoint.tensors)
+    if known and BASE_HASH in vector.metadata:
+        require_weights(vector, canonical(checkpoint), label, checkpoint.name)
+
+
+def require_weights(vector: TaskVector, weights: Tensors, label: str, base: str) -> None:
+    """Compare the hash of the weights that a vector was made on, in float32, with those of weights in taskvec's layout.
+
+    Heads and poolers beside the model may be there or not.
+
+    Raises:
+        UserError: if they differ.
+    """
+    made_on = vector.metadata.get(BASE_HASH)
+    if made_on is None:
+        return
+    hashes = []
+    for names in _editable(vector, weights):
+        wide = Deferred(
+            {name: like(weights, name).float() for name in names},
+            lambda name: weights[name].float(),
+        )
+        hashes.append(weights_hash(wide))
+        if made_on == hashes[-1]:
+            return
+    raise UserError(
+        f"{label} was made on other base weights ({made_on[:12]}) than {base} ({hashes[0][:12]}); "
+        "give the base that it was made on"
+    )
+
+
+def _editable(vector: TaskVector, weights: Tensors) -> Iterator[set[str]]:
+    """Yield the names that a vector's base may have had: the model without heads, with an output embedding, its own."""
+    plain = {name for name in weights if like(weights, name).is_floating_point()}
+    body = {name for name in plain if not OPTIONAL.search(name)}
+    untied = body | {name for name in plain if UNTIED.search(name)}
+    seen: list[set[str]] = []
+    for names in (body, untied, plain, set(vector) & plain):
+        if names not in seen:
+            seen.append(names)
+            yield names
 
 
 def difference(tuned: Checkpoint, base: Tensors) -> TaskVector:

@@ -50,7 +50,6 @@ SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMa
 
 def page() -> str:
     """Return the page as Markdown."""
-    registry.load_builtin()
     known = registry.entries("merge")
     entries = [entry for entry in known if entry.shipped]
     parts = [HEAD, overview(entries)]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from taskvec.merge.scheme.order import Sample, Wanted, order_keys
 
-KEPT = 2**20  # numbers from the end of an array that are kept rather than counted
-WIDEST = 2**22  # keys that are counted one by one
+KEPT = 2**18  # numbers from the end of an array that are kept rather than counted
+TAIL = 16  # an end is at most one number in so many
+WIDEST = 2**21  # keys that are counted one by one
 MARGIN = 2**17  # keys on either side: 1.6 to 3 % of a float32
 DEVIATIONS = 8  # of the sample's rank; its entries come in runs, which are worth less than as many single ones
 
@@ -98,7 +99,7 @@ class Window(Watch):
     def __init__(self, array: int, low: int, width: int):
         self.array, self.low, self.width = array, low, width
         self.below = 0
-        self.counts = torch.zeros(width, dtype=torch.int64)
+        self.counts = torch.zeros(width, dtype=torch.int32)
 
     def see(self, keys: Tensor) -> None:
         """Count what lies within the window, and below it."""
@@ -106,7 +107,7 @@ class Window(Watch):
         self.below += int(smaller.sum())
         inside = keys[(keys <= self.low + self.width - 1) & ~smaller]
         places = inside.cpu().long() - self.low
-        self.counts.index_add_(0, places, torch.ones_like(places))
+        self.counts.index_add_(0, places, torch.ones_like(places, dtype=torch.int32))
 
     def find(self, rank: int) -> Seen | None:
         """Return the key of a rank within the window."""
@@ -133,7 +134,8 @@ def watches(expected: Sequence[Wanted], sample: Sample | None) -> list[Watch]:
         entries = sample.entries[array]
         from_top = entries - 1 - rank
         nearest = min(rank, from_top)
-        if entries > KEPT and 0 <= nearest < KEPT:
+        at_end = 0 <= nearest < min(KEPT, entries // TAIL)
+        if entries > KEPT and at_end:
             found.append(Tail(array, nearest + 1, entries, smallest=rank <= from_top))
         elif entries > KEPT:
             inner.append(Wanted(array, rank))

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from taskvec.data.files import sha256
+from taskvec.data.files import remembered_sha256
 from taskvec.data.prompt import Prompt
 from taskvec.data.remote import Remote, reachable
 from taskvec.data.tasks import ASSETS
@@ -162,7 +162,7 @@ class Clip(Backbone):
         settings["text"] = self.text.identity()
         if self.weights:
             settings |= {
-                "checkpoint": sha256(self.weights),
+                "checkpoint": remembered_sha256(self.weights),
                 "architecture": open_clip_config(self.name),
             }
         elif self.tagged:

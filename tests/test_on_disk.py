@@ -25,7 +25,6 @@ from taskvec.on_disk.request import Everywhere, Request, tensor_wise
 from taskvec.on_disk.run import carry_out
 from taskvec.vectors import TaskVector, weights_hash
 
-registry.load_builtin()
 COUNT = 3
 # Every merge that streams, and options that take other ways through it
 STREAMED = {

@@ -19,7 +19,6 @@ from taskvec.on_disk.request import Everywhere, Request
 from taskvec.on_disk.run import carry_out
 from taskvec.vectors import TaskVector
 
-registry.load_builtin()
 SHAPES = {
     "embed": (4096, 64),
     "block.weight": (96, 80),

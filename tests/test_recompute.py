@@ -32,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def language_model(folder: Path, name: str):
-    registry.load_builtin()
     kind = registry.lookup("backbone", world_text.MODELS[name][0]).schema
     backbone = kind(model=f"{folder}/models/{name}", tokenizer="pkg://mini_lm_tokenizer")
     model = backbone.load("cpu")

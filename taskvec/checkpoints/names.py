@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taskvec.checkpoints.reading import Checkpoint
 from taskvec.errors import UserError
+from taskvec.models.clip.transformers import PREFIX, is_transformers
 from taskvec.models.lm_layouts import LAYOUTS
 from taskvec.vectors import Deferred, TaskVector, Tensors, weights_hash
 from taskvec.vectors.deferred import like
@@ -27,7 +28,12 @@ UNTIED = re.compile(r"(^|\.)(lm_head|embed_out)\.")  # weights like others where
 
 
 class Names(Protocol):
-    """How a family names tensors; both maps take partial states and meta tensors, and ignore what they do not know."""
+    """How a family names tensors; both maps take partial states and meta tensors, and ignore what they do not know.
+
+    ``optional`` are weights of the layout that a file may lack because nobody trains them: their delta is zero.
+    """
+
+    optional: frozenset[str]
 
     def canonical(self, stored: Tensors) -> dict[str, Tensor]:
         """Return stored tensors in taskvec's layout."""
@@ -38,6 +44,8 @@ class Names(Protocol):
 
 class _OpenClip:
     """open_clip's image tower, of a whole model or bare."""
+
+    optional: frozenset[str] = frozenset()
 
     def __init__(self, bare: bool):
         self.bare = bare
@@ -60,8 +68,31 @@ class _OpenClip:
         return {name.removeprefix(VISUAL): tensor for name, tensor in found.items()}
 
 
+class _TransformersClip:
+    """transformers' CLIP image tower, of a whole model or bare, with ``vision_model.`` before its names or without."""
+
+    optional: frozenset[str] = frozenset({"projection.weight"})
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+
+    def canonical(self, stored: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.transformers import from_transformers
+
+        return from_transformers(stored)
+
+    def stored(self, canonical: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.transformers import to_transformers
+
+        return to_transformers(canonical, self.prefix)
+
+
 class _Transformers:
     """A language model's own names, with the attribute that holds the body where it was saved without its head."""
+
+    optional: frozenset[str] = frozenset()
 
     def __init__(self, prefix: str, packed: bool):
         self.prefix, self.packed = prefix, packed
@@ -87,6 +118,9 @@ def names_of(checkpoint: Checkpoint) -> Names:
     if checkpoint.kind == "open_clip" or _is_clip(stored):
         bare = not any(name.startswith(VISUAL) for name in stored)
         return _OpenClip(bare)
+    if is_transformers(stored):
+        prefixed = any(name.startswith(PREFIX) for name in stored)
+        return _TransformersClip(PREFIX if prefixed else "")
     kind = (checkpoint.config or {}).get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     if layout is None:
@@ -167,21 +201,31 @@ def _editable(vector: TaskVector, weights: Tensors) -> Iterator[set[str]]:
 def difference(tuned: Checkpoint, base: Tensors) -> TaskVector:
     """Return tau = theta - theta_0 of a checkpoint over the editable weights of its base, in the base's dtype.
 
+    It is subtracted at every look, on the CPU. Weights that the family's files may lack have no delta.
+
     Raises:
         UserError: if the checkpoint lacks a weight, or has one of another shape.
     """
     theirs = canonical(tuned)
-    deltas = {}
+    optional = names_of(tuned).optional
+    shapes = {}
     for name, weight in base.items():
+        if name not in theirs and name in optional:
+            continue
         if name not in theirs:
             raise UserError(f"{tuned.name} lacks {name}, which the base has")
-        found = theirs[name].to("cpu", weight.dtype)
-        if found.shape != weight.shape:
+        found = theirs.announced(name).shape
+        if found != weight.shape:
             raise UserError(
-                f"{tuned.name}: {name} has shape {tuple(found.shape)}, the base has {tuple(weight.shape)}"
+                f"{tuned.name}: {name} has shape {tuple(found)}, the base has {tuple(weight.shape)}"
             )
-        deltas[name] = found - weight.detach().cpu()
-    return TaskVector(deltas)
+        shapes[name] = weight.to("meta")
+
+    def subtract(name: str) -> Tensor:
+        weight = base[name].detach().cpu()
+        return theirs[name].to("cpu", weight.dtype) - weight
+
+    return TaskVector(Deferred(shapes, subtract))
 
 
 def stored_vector(vector: TaskVector, checkpoint: Checkpoint, label: str) -> Tensors:

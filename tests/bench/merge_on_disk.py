@@ -110,7 +110,6 @@ def measure(name: str, folder: Path) -> None:
     from taskvec.on_disk.request import Everywhere, Request, tensor_wise
     from taskvec.on_disk.run import carry_out
 
-    registry.load_builtin()
     kind = KINDS.get(name, name)
     size = "whole" if name in FAST else "short"
     options = {"kind": kind, "seed": 0, **METHODS[name]}

@@ -78,7 +78,8 @@ def winners(deltas: Sequence[Tensor], contested: Sequence[Tensor], ranges: Range
 def every(piece: Piece) -> list[Tensor]:
     """Return the deltas of all vectors, zeros in place of None: a zero competes, too."""
     present = piece.parts
-    zero = torch.zeros_like(present[0]) if present else torch.zeros(piece.base.shape)
+    nothing = torch.zeros(piece.base.shape, device=piece.base.device)
+    zero = torch.zeros_like(present[0]) if present else nothing
     return [zero if delta is None else delta for delta in piece.deltas]
 
 

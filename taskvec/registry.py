@@ -1,4 +1,7 @@
-"""One registry for every group: a name, its schema, the paper it comes from, and the code of a user's own."""
+"""One registry for every group: a name, its schema, the paper it comes from, and the code of a user's own.
+
+A component of the package is imported when it is first asked for; its name is read off its decorator before.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -35,6 +40,7 @@ PARTS = ("statistic", "question", "objective", "adapter")
 GROUPS = tuple(group for group in PACKAGES if group not in PARTS)
 PACKAGE = Path(__file__).resolve().parent
 MANY = 30
+DECORATED = re.compile(r'^@register\(\s*"(\w+)",\s*"([^"]+)"', re.MULTILINE)
 STAGES = ("finetune", "transform", "merge", "protocol")
 
 T = TypeVar("T", bound=type[Component])
@@ -70,10 +76,11 @@ def register(group: str, name: str, *, paper: str = "") -> Callable[[T], T]:
 
     def enter(schema: T) -> T:
         source = Path(inspect.getfile(schema)).resolve()
-        known = _entries.get((group, name))
-        if known and known.source != source:
+        entry = _entries.get((group, name))
+        known = entry.source if entry else shipped().get((group, name))
+        if known and known != source:
             raise ValueError(
-                f"{group}={name} is registered by {known.source.name} already; rename one of the two"
+                f"{group}={name} is registered by {known.name} already; rename one of the two"
             )
         _entries[group, name] = Entry(group, name, schema, paper, source)
         return schema
@@ -81,14 +88,28 @@ def register(group: str, name: str, *, paper: str = "") -> Callable[[T], T]:
     return enter
 
 
-def load_builtin() -> None:
-    """Import every component module of the package; none of them imports torch at its top."""
+@cache
+def shipped() -> dict[tuple[str, str], Path]:
+    """Return the file of every component of the package by group and name; none is imported."""
+    found = {}
     for package_name in dict.fromkeys(PACKAGES.values()):
         folder = PACKAGE.joinpath(*package_name.split(".")[1:])
         for path in sorted(folder.rglob("*.py")):
-            if "\n@register(" in path.read_text(encoding="utf-8"):
-                parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-                importlib.import_module(".".join(parts))
+            source = path.read_text(encoding="utf-8")
+            found |= dict.fromkeys(DECORATED.findall(source), path)
+    return found
+
+
+def load_builtin(group: str | None = None) -> None:
+    """Import the package's components, of one group or of all; none of them imports torch at its top."""
+    for (place, name), path in shipped().items():
+        if group in (None, place) and (place, name) not in _entries:
+            _import(path)
+
+
+def _import(path: Path) -> None:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    importlib.import_module(".".join(parts))
 
 
 def load_file(path: Path) -> None:
@@ -131,10 +152,13 @@ def _imported_beside(module: ModuleType, folder: Path) -> set[ModuleType]:
 
 
 def _source(module: ModuleType, folder: Path) -> Path | None:
-    """Return a module's file if it lies below a folder."""
+    """Return a module's file if it lies below a folder, and is none of ours."""
     name = getattr(module, "__file__", None)
-    path = Path(name).resolve() if name else None
-    return path if path and path.is_relative_to(folder.resolve()) else None
+    if not name:
+        return None
+    path = Path(name).resolve()
+    theirs = path.is_relative_to(folder.resolve()) and not path.is_relative_to(PACKAGE)
+    return path if theirs else None
 
 
 def _code_of(path: Path, helpers: set[ModuleType]) -> str:
@@ -148,8 +172,15 @@ def _code_of(path: Path, helpers: set[ModuleType]) -> str:
     return digest.hexdigest()
 
 
+def names(group: str) -> list[str]:
+    """Return the names of a group's components, sorted; none is imported."""
+    found = {name for place, name in (*shipped(), *_entries) if place == group}
+    return sorted(found)
+
+
 def entries(group: str | None = None) -> list[Entry]:
     """Return the registered components, of one group or of all, by name."""
+    load_builtin(group)
     return sorted(
         (e for e in _entries.values() if group in (None, e.group)), key=lambda e: (e.group, e.name)
     )
@@ -161,11 +192,12 @@ def lookup(group: str, name: str) -> Entry:
     Raises:
         UserError: if there is none of that name; the message names the nearest.
     """
-    if (group, name) not in _entries:
-        raise UserError(
-            f"{group}.kind: unknown {group} {name!r}{did_you_mean(name, [e.name for e in entries(group)])}"
-        )
-    return _entries[group, name]
+    key = group, name
+    if key not in _entries and key in shipped():
+        _import(shipped()[key])
+    if key not in _entries:
+        raise UserError(f"{group}.kind: unknown {group} {name!r}{did_you_mean(name, names(group))}")
+    return _entries[key]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

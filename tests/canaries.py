@@ -41,7 +41,6 @@ SMALL = {"lr": 1e-3, "steps": 4, "warmup": 1, "batch_size": 4, "weight_decay": 0
 
 Numbers = dict[str, float]
 CANARIES: dict[str, tuple[type | None, Callable[[], Numbers]]] = {}
-registry.load_builtin()
 
 
 def canary(name: str, component: type | None = None) -> Callable:

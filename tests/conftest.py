@@ -71,3 +71,15 @@ def command(
     return subprocess.run(
         words, capture_output=True, text=True, env=own, timeout=timeout, cwd=own.get("PWD_FOR_TEST")
     )
+
+
+def configs(experiment: str) -> list:
+    """Return the runs of an experiment, resolved without network."""
+    from taskvec.runner import compose
+    from taskvec.runner.expand import expand, unions
+
+    compose.register_all()
+    found = []
+    for sweep in unions([f"experiment={experiment}"]):
+        found += [compose.resolve(compose.compose(job)) for job in expand(sweep)]
+    return found

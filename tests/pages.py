@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-# The ten jobs of a first day, in order; pages that are not there yet are passed over
+# The ten jobs of a first day, in order
 JOBS = (
     "images",
     "texts",
     "backbone",
-    "checkpoints",
+    "exchange",
     "sweeps",
     "cluster",
     "wandb",
@@ -19,8 +19,6 @@ JOBS = (
     "notebook",
     "method",
 )
-# Pages whose commands work on files of the reader's that they do not make; each has a test of its own
-GIVEN = {"checkpoints": "tests/test_checkpoints_guide.py"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FILES = ("python", "yaml", "csv", "json")
 
@@ -28,11 +26,6 @@ FILES = ("python", "yaml", "csv", "json")
 def page(topic: str) -> Path:
     """The file of a topic."""
     return DOCS / f"{topic}.md"
-
-
-def there() -> list[str]:
-    """The jobs whose page is there and stands on nothing but itself."""
-    return [topic for topic in JOBS if page(topic).is_file() and topic not in GIVEN]
 
 
 def steps(topic: str, folder: Path) -> list[str]:

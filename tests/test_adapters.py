@@ -92,9 +92,6 @@ def test_adapters_are_trained_on_frozen_features(adapter):
 @pytest.mark.parametrize("mode", ["standard", "tangent"])
 @pytest.mark.parametrize("adapter", ["tip_f", "lpp"])
 def test_atlas_with_an_adapter_learns_both_and_the_evaluator_reads_out(mode, adapter):
-    from taskvec import registry
-
-    registry.load_builtin()
     model, signed = Tower(3), vectors(Tower(3), 3)
     own = given(model, signed, {"t9": view(3)}, forward=mode)
     found = Atlas(adapter=adapter, schedule=QUICK).compose(model.parameters, signed, own)

@@ -15,7 +15,7 @@ from merge_world import draw
 import taskvec
 from taskvec.cli import main
 from taskvec.errors import UserError
-from taskvec.registry import entries, load_builtin
+from taskvec.registry import entries
 from taskvec.vectors import TaskVector
 
 
@@ -88,7 +88,6 @@ def test_a_vector_is_loaded_from_a_file_and_from_the_store_and_prints_as_one_lin
 
 
 def test_every_merge_works_in_memory_or_says_why_not():
-    load_builtin()
     vectors = {f"t{place}": vector for place, vector in enumerate(random_vectors(2))}
     worked, refused = set(), set()
     for entry in entries("merge"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from atlas_world import WIDTH, Interrupted, Module, Store, Tower, given, vectors, view
+from conftest import configs
 from pydantic import ValidationError
 from torch import nn
 
@@ -502,3 +503,36 @@ def test_a_search_without_its_library_says_how_to_get_it(monkeypatch):
     own = given(Tower(1), vectors(Tower(1), 1), {"t9": view(1)})
     with pytest.raises(UserError, match=r"taskvec\[search\]"):
         Atlas(search={}).needs(own.scope)
+
+
+# --- the authors' settings -------------------------------------------------------------------------------------------
+
+AUTHORS = {  # lr, epochs, shape of the rate (spec 6.3)
+    "addition": (1e-3, 20, "constant"),
+    "negation": (5e-3, 20, "constant"),
+    "few_shot": (1e-1, 10, "cosine"),
+    "test_time": (1e-3, 10, "cosine"),
+}
+
+
+@pytest.mark.parametrize("protocol", AUTHORS)
+def test_the_authors_settings(protocol):
+    runs = configs(f"atlas/authors_{protocol}")
+    for run in runs:
+        assert run.protocol.kind == protocol
+        assert run.merge.faithful
+        schedule = run.merge.schedule
+        assert (schedule.lr, schedule.epochs, schedule.shape) == AUTHORS[protocol]
+        assert schedule.weight_decay == 0.1
+        # A norm of 1 of gradients that are scaled by 65536
+        assert schedule.clip_norm == 2**-16
+        assert schedule.batch_size == (16 if protocol == "addition" else 128)
+    if protocol == "few_shot":
+        sampled = {(run.protocol.shots, run.protocol.seed) for run in runs}
+        assert sampled == {(k, seed) for k in (1, 2, 4, 8, 16) for seed in range(3)}
+        assert {run.protocol.select for run in runs} == {"validation"}
+    if protocol == "negation":
+        assert {run.protocol.control_threshold for run in runs} == {0.95}
+    if protocol == "test_time":
+        (run,) = runs
+        assert run.merge.objective.faithful and run.protocol.select == "validation"

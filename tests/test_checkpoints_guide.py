@@ -16,6 +16,7 @@ PAGE = (Path(__file__).resolve().parent.parent / "docs" / "checkpoints.md").read
     encoding="utf-8"
 )
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.M | re.S)
+CODE = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
@@ -46,7 +47,7 @@ def lora(tmp_path_factory):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_page_runs(command, place, lora, monkeypatch, capsys):
     folder = lora if "adapters/" in command else place
-    (recipe,) = [text for language, text in BLOCKS if language == "yaml"]
+    (recipe,) = [text for _, text in BLOCKS if text.startswith("# recipe.yaml")]
     (folder / "recipe.yaml").write_text(recipe)
     monkeypatch.chdir(folder)
     program, *words = shlex.split(command)
@@ -57,7 +58,7 @@ def test_a_command_of_the_page_runs(command, place, lora, monkeypatch, capsys):
 
 
 def test_the_code_of_the_page_runs(lora, monkeypatch):
-    (code,) = [text for language, text in BLOCKS if language == "python"]
+    (code,) = [text for text in CODE if not text.startswith("# convert.py")]
     monkeypatch.chdir(lora)
     names: dict = {}
     exec(compile(code, "docs/checkpoints.md", "exec"), names)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from taskvec import cli
 from taskvec.errors import UserError, describe, disk_is_full
 from taskvec.graph import locking
 from taskvec.graph.store import MANIFEST
-from taskvec.runner import progress
+from taskvec.runner import progress, signals
 from taskvec.runner.folder import RunFolder, run_folders
 from taskvec.runner.yaml_files import read_yaml
 
@@ -389,3 +390,24 @@ def test_another_projects_result_is_kept_when_it_is_replaced(tmp_path, caplog):
         folder.set_aside()
     (kept,) = folder.path.glob("result-*.json")
     assert kept.read_text() == result.to_json() and "earlier result, kept as" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [UserError, RuntimeError, ValueError])
+def test_a_signal_ends_the_command_however_a_library_wraps_what_it_raised(
+    kind, monkeypatch, capsys
+):
+    def wrapping(arguments: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            raise kind("building a validator failed") from interrupt
+        return 0
+
+    saved = {number: signal.getsignal(number) for number in signals.numbers()}
+    monkeypatch.setattr("taskvec.cli.doctor.main", wrapping)
+    try:
+        assert cli.main(["doctor"]) == 128 + signal.SIGTERM
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "taskvec: interrupted; the same command resumes\n"

@@ -107,6 +107,29 @@ def test_the_target_is_kept_out_of_its_vectors_and_validation_is_not_seen(tiny, 
     assert "needs a merge that learns" in refused.stderr
 
 
+def test_random_bases_make_a_curve_over_their_number(tiny, shared, tmp_path):
+    """The intrinsic-dimension curve: runs with as many random bases as coefficients rows, and the picture of them."""
+    pytest.importorskip("matplotlib")
+    about = [*SHOTS, "protocol.targets=[corners]", "protocol.individual=false"]
+    for count in ("null", 1, 3):
+        words = [*LEARN, *about, f"merge.random_bases={count}"]
+        found = run(tiny, shared, tmp_path / str(count), *words)
+        if count == "null":  # task vectors themselves, which have no place on the curve
+            continue
+        (report,) = found.reports.values()
+        heat = report["figures"]["coefficients"]
+        assert len(heat["rows"]) == count
+        assert len(heat["values"]) == count
+        assert {"by_depth", "coefficients"} <= report["figures"].keys()
+    target = tmp_path / "curve.svg"
+    words = ["figure", "--over", "merge.random_bases", "--outputs", str(shared), "-o", str(target)]
+    drawn = forked.run(tiny, *words, "--where", "row=merged", folder=tmp_path / "figure")
+    assert drawn.returncode == 0, drawn.stderr
+    text = target.read_text()
+    assert "merge.random_bases is null in" in drawn.stderr
+    assert "merge.random_bases" in text
+
+
 def test_validation_chooses_an_epoch_where_it_is_asked(tiny, shared, tmp_path):
     found = run(tiny, shared, tmp_path / "run", *LEARN, *SHOTS, *BY_VALIDATION)
     assert found.data_seen["selection"] == ["corners/val"]

@@ -31,7 +31,6 @@ def test_the_page_names_every_method_and_option():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_conventions_that_the_page_names(path: Path):
-    registry.load_builtin()
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     preset = yaml.safe_load(text)

@@ -24,7 +24,6 @@ from taskvec.statistics.values import Moment
 from taskvec.training.evaluator import Evaluator
 from taskvec.training.objectives.entropy import Entropy
 
-registry.load_builtin()
 # Peers of merges that take no vectors are tested with aTLAS.
 NAMES = [entry.name for entry in registry.entries("merge") if entry.schema.vectors != (0, 0)]
 

@@ -10,7 +10,9 @@ from merge_world import SHAPES, close, draw, flat, given_for, merged, signed, un
 
 from taskvec.merge import pieces
 from taskvec.merge.base import names_of
-from taskvec.merge.scheme.select import Wanted, select, select_together
+from taskvec.merge.scheme import foreseen
+from taskvec.merge.scheme.order import Sample, Wanted
+from taskvec.merge.scheme.select import select, select_together
 from taskvec.merge.sparse.breadcrumbs import Breadcrumbs
 from taskvec.merge.sparse.dare import Dare
 from taskvec.merge.sparse.della import Della
@@ -63,6 +65,37 @@ def test_selection_finds_every_rank(seed: int, dtype: torch.dtype):
     assert [found.value for found in together] == [ordered[9], -ordered[9]]
     with pytest.raises(ValueError, match="rank 400 of 400"):
         select(lambda: numbers.split(33), 400)
+
+
+@pytest.mark.parametrize("kept", [9, 300, 2**20])
+def test_one_pass_finds_ranks_that_a_sample_or_an_end_foresees(kept: int, seed: int, monkeypatch):
+    monkeypatch.setattr(foreseen, "KEPT", kept)
+    count = 20_000
+    drawn = torch.randn(2, count, generator=torch.Generator().manual_seed(seed))
+    drawn[0, 500:6000] = drawn[0, 3]  # ties
+    drawn[1].abs_().mul_(8).round_()  # hardly anything but ties, many of them zero
+    ordered = drawn.sort(dim=1).values
+    looked = []
+
+    def passing():
+        looked.append(True)
+        pieces = (row.split(777) for row in drawn)
+        return zip(*pieces, strict=True)
+
+    sample = Sample(lambda: [drawn[:, 5::11]], [count, count])
+    ranks = (0, 5, 290, 4000, 10_000, 15_321, 19_900, 19_999)
+    wanted = [Wanted(array, rank) for array in (0, 1) for rank in ranks]
+    found = select_together(passing, wanted, sample)
+    for (array, rank), selected in zip(wanted, found, strict=True):
+        assert selected.value == ordered[array, rank]
+        assert selected.below == int((drawn[array] < selected.value).sum())
+    # Of few values far apart a sample may say the next one
+    assert len(looked) == 1 or kept < count
+    assert len(looked) <= 2
+    # A sample that misleads costs passes, not correctness
+    misled = Sample(lambda: [torch.full((2, 50), 1e-3)], [count, count])
+    again = select_together(passing, wanted, misled)
+    assert again == found
 
 
 # Noise

@@ -10,7 +10,6 @@ import torch
 import world
 from asked import Given
 
-from taskvec import registry
 from taskvec.data.tasks import ImageTask, TextSuite, TextTask
 from taskvec.errors import NoFeasibleCoefficientError, UserError
 from taskvec.protocols.analysis import Analysis
@@ -179,7 +178,6 @@ def test_a_table_names_the_metrics_that_are_not_accuracy():
 
 
 def test_questions_about_predicted_classes_refuse_scores():
-    registry.load_builtin()
     scored = TextTask(path="p", metric="pearson", words=("low", "high"))
     suite = TextSuite(tasks=("a", "b"), definitions={"a": scored, "b": TextTask(path="p")})
     for protocol in (Disentanglement(), Analysis(questions=("kernel_regime",))):

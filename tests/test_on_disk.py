@@ -17,13 +17,14 @@ from test_checkpoints import IDS, LINEAR, adapted, logits, model
 from taskvec import registry
 from taskvec.checkpoints import reading
 from taskvec.cli import main
+from taskvec.errors import UserError
 from taskvec.merge import pieces
+from taskvec.merge.in_memory import merge as merge_in_memory
 from taskvec.on_disk import plan as planning
 from taskvec.on_disk.request import Everywhere, Request, tensor_wise
 from taskvec.on_disk.run import carry_out
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, weights_hash
 
-registry.load_builtin()
 COUNT = 3
 # Every merge that streams, and options that take other ways through it
 STREAMED = {
@@ -216,7 +217,7 @@ def test_an_interrupted_merge_goes_on(places, tmp_path):
     words = ("merge=dare", f"base={places / 'base'}", listed(places, "shards"))
     request = asked(*words, f"out={tmp_path}/a", shard_bytes=20_000)
     plan = planning.plan_of(request)
-    whole = plan.bytes_of_models
+    whole = plan.bytes_read
 
     def stop(done: int, total: int) -> None:
         if done > 0.6 * total:
@@ -508,3 +509,28 @@ def test_a_weight_file_alone(tmp_path):
     found = merge(*words, "alpha=0.5")
     torch.testing.assert_close(found["a.weight"], theta["a.weight"] + 0.5)
     assert int(found["step"]) == 3
+
+
+def test_a_vector_of_another_base_is_refused_in_one_line(places, tmp_path, capsys):
+    """The hash that runs write: of the weights in float32, whatever the checkpoint's dtype and beside it."""
+    theta = reading.open_checkpoint(str(places / "base")).tensors
+    tuned = reading.open_checkpoint(str(places / "whole0")).tensors
+    deltas = {name: tuned[name] - theta[name] for name in theta}
+    head = next(name for name in theta if "lm_head" in name)
+    tied = {name: tensor for name, tensor in theta.items() if name != head}
+    for number, of in enumerate((theta, tied)):
+        made_on = {"base_hash": weights_hash({name: t.float() for name, t in of.items()})}
+        vector = tmp_path / f"v{number}.safetensors"
+        TaskVector(deltas, made_on).save(vector)
+        words = [f"models=[{vector}]", f"out={tmp_path}/o{number}"]
+        found = merge(f"base={places / 'base'}", *words)
+        assert all(torch.equal(found[name], theta[name] + deltas[name]) for name in theta)
+        assert main(["merge", f"base={places / 'whole1'}", *words[:1], f"out={tmp_path}/x"]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert "was made on other base weights" in said and made_on["base_hash"][:12] in said
+        assert not (tmp_path / "x").exists()
+        loaded = TaskVector.load(vector)
+        total = merge_in_memory([loaded, loaded], base=theta)
+        assert torch.equal(total[head], 2 * deltas[head])
+        with pytest.raises(UserError, match="vector 0 was made on other base weights"):
+            merge_in_memory([loaded, loaded], base=tuned)

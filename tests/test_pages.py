@@ -27,7 +27,7 @@ def one_thread():
 
 
 @pytest.mark.page
-@pytest.mark.parametrize("topic", pages.there())
+@pytest.mark.parametrize("topic", pages.JOBS)
 def test_a_page_does_what_it_says(topic: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

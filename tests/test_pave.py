@@ -7,11 +7,9 @@ import math
 
 import pytest
 import torch
+from conftest import configs
 
 from taskvec.errors import UserError
-from taskvec.graph.run import RunConfig
-from taskvec.runner import compose
-from taskvec.runner.expand import expand, unions
 from taskvec.transform.subspace.faithful import damped, purified
 from taskvec.transform.subspace.projection import prune, without
 from taskvec.transform.subspace.ranks import allocate, greedy, rounded_rank
@@ -219,15 +217,6 @@ GLUE = {
     ("deberta_v3_base", "ties"): (0.984375, 0.5, None),
     ("deberta_v3_base", "task_arithmetic"): (0.96875, 0.1, None),
 }
-
-
-def configs(experiment: str) -> list[RunConfig]:
-    """Return the runs of an experiment, resolved without network."""
-    compose.register_all()
-    found = []
-    for sweep in unions([f"experiment={experiment}"]):
-        found += [compose.resolve(compose.compose(job)) for job in expand(sweep)]
-    return found
 
 
 def test_the_authors_settings_on_glue():

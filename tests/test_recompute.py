@@ -32,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def language_model(folder: Path, name: str):
-    registry.load_builtin()
     kind = registry.lookup("backbone", world_text.MODELS[name][0]).schema
     backbone = kind(model=f"{folder}/models/{name}", tokenizer="pkg://mini_lm_tokenizer")
     model = backbone.load("cpu")
@@ -120,9 +119,12 @@ def test_the_device_holds_one_block_at_a_time(folder):
     module, loss, moved = problem(folder, "clip", layers=12)
     expected = torch.autograd.grad(loss(), list(moved.values()))
     offload(module, "cuda")
+    torch.autograd.grad(loss(), list(moved.values()))  # its libraries' own memory stays
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     found = torch.autograd.grad(loss(), list(moved.values()))
-    assert torch.cuda.max_memory_allocated() < 0.5 * sum(w.nbytes for w in moved.values())
+    held = torch.cuda.max_memory_allocated() - before
+    assert held < 0.5 * sum(w.nbytes for w in moved.values())
     assert all(
         torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(expected, found, strict=True)
     )

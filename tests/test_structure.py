@@ -127,7 +127,6 @@ def test_imports_form_no_circle():
 def test_the_plan_names_no_method_family_or_modality():
     from taskvec import registry
 
-    registry.load_builtin()
     names = {
         entry.name
         for entry in registry.entries()

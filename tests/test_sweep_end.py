@@ -119,7 +119,6 @@ ELSEWHERE = {"harness", "zero_shot"}
 
 
 def test_every_protocol_is_looked_at():
-    registry.load_builtin()
     assert {entry.name for entry in registry.entries("protocol")} == {*PROTOCOLS, *ELSEWHERE}
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
+from taskvec.models.clip.vit import from_open_clip, to_open_clip
 from taskvec.models.layers import Heads
 from taskvec.statistics.cross_value import CrossMoment, SpaceMoments, through
 from taskvec.transform.alignment.extension import Extension, depths, lineage, lineages, schedule
@@ -121,6 +122,32 @@ def test_carrying_is_the_formula_linear_and_keeps_norms_when_it_widens(shape):
         torch.testing.assert_close(values, torch.linalg.svdvals(tau))
     else:
         assert carried.norm() < tau.norm()
+
+
+@pytest.mark.parametrize("widths", [(8, 12), (12, 8)])
+def test_packed_and_split_projections_are_carried_alike(widths):
+    """Property 10: q, k and v by their own maps are the packed tensor by a block-diagonal one, and pack again."""
+    own, other = widths
+    kinds = ("q", "k", "v")
+    into = align(rows(60, own).mT @ rows(60, other)).map
+    maps = {kind: align(rows(60, own).mT @ rows(60, other)).map for kind in kinds}
+    together = torch.block_diag(*maps.values())
+    stem = "transformer.resblocks.0.attn.in_proj_"
+    packed = {f"{stem}weight": rows(3 * own, own), f"{stem}bias": rows(1, 3 * own)[0]}
+    split = from_open_clip({f"visual.{name}": tensor for name, tensor in packed.items()})
+    assert len(split) == 6
+    back = to_open_clip(split)
+    assert all(back[f"visual.{name}"].equal(tensor) for name, tensor in packed.items())
+
+    carried = {}
+    for name, delta in split.items():
+        *_, kind, leaf = name.split(".")
+        axes = (kind, "in") if leaf == "weight" else (kind,)
+        carried[name] = carry(delta, axes, maps | {"in": into})
+    found = to_open_clip(carried)
+    whole = together.mT @ packed[f"{stem}weight"] @ into
+    torch.testing.assert_close(found[f"visual.{stem}weight"], whole)
+    torch.testing.assert_close(found[f"visual.{stem}bias"], packed[f"{stem}bias"] @ together)
 
 
 def test_identical_and_rotated_models():

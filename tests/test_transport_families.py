@@ -14,6 +14,7 @@ from taskvec.runner import compose
 from taskvec.vectors import TaskVector
 
 SUITES = {"tiny": ("tiny", "stripes"), "tiny_llama": ("tiny_texts", "liked")}
+THINGS, PLACES = ("house", "river", "tree", "wall"), ("stone", "snow", "salt", "rain", "ash")
 SUITES |= dict.fromkeys(("tiny_gpt2", "tiny_t5"), SUITES["tiny_llama"])
 
 
@@ -66,3 +67,20 @@ def test_maps_may_come_from_held_out_tasks_and_validation_rows(worlds, tmp_path)
     words = ["transform.theseus.split=val", "transform.theseus.examples=8"]
     _, said = carried(worlds, tmp_path / "val", "tiny", *words)
     assert said["data_seen"]["calibration"] == ["stripes/val"]
+
+
+def test_maps_may_come_from_a_corpus(worlds, tmp_path):
+    """Texts without labels or classes, of which one split is for measuring and the other for calibration."""
+    (worlds / "corpus").mkdir()
+    lines = [f"the {thing} of {place} stood by the {thing}" for thing in THINGS for place in PLACES]
+    rows = [json.dumps({"text": line}) for line in lines]
+    (worlds / "corpus" / "book.jsonl").write_text("\n".join(rows))
+    (worlds / "task" / "book.yaml").write_text(f"path: {worlds}/corpus\nfile: book\n")
+    about = ["transform.theseus.calibration=book", "suite.control=book"]
+    words = [*about, "transform.theseus.split=val", "transform.theseus.examples=6"]
+    found, said = carried(worlds, tmp_path / "book", "tiny_llama", *words)
+    assert said["data_seen"]["calibration"] == ["book/val"]
+    own, _ = carried(worlds, tmp_path / "own", "tiny_llama")
+    assert set(found) == set(own)
+    name = max(found, key=lambda name: float(found[name].norm()))
+    assert not torch.allclose(found[name], own[name], rtol=0.05)

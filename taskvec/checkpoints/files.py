@@ -17,6 +17,7 @@ from taskvec.vectors import TaskVector
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NESTED = ("state_dict", "model", "model_state_dict")  # where training checkpoints keep weights
 VECTOR = "taskvec"  # the metadata of a vector's file
 
 # Where a folder keeps its weights, the first that is there wins
@@ -137,18 +138,28 @@ def _of_pickle(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        remedy = "save its state dict as safetensors"
+        remedy = "docs/checkpoints.md, Pickled modules, converts it in isolation"
         raise UserError(
             f"{path}: holds more than tensors, which would have to run code; {remedy}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())[:200]}") from error
-    inner = stored.get("state_dict", stored) if isinstance(stored, Mapping) else None
-    tensors = {name: tensor for name, tensor in (inner or {}).items() if torch.is_tensor(tensor)}
+    inner = _state_dict(stored)
+    tensors = {name: tensor for name, tensor in inner.items() if torch.is_tensor(tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name")
     wrapped = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if wrapped else name: t for name, t in tensors.items()}
+
+
+def _state_dict(stored: Any) -> Mapping[str, Any]:
+    """Return the state dict among what a training checkpoint holds, empty if there is none."""
+    if not isinstance(stored, Mapping):
+        return {}
+    for key in NESTED:
+        if isinstance(stored.get(key), Mapping):
+            return stored[key]
+    return stored
 
 
 def _is_zip(path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -10,14 +11,29 @@ from torch import Tensor
 
 from taskvec.checkpoints.reading import Checkpoint
 from taskvec.errors import UserError
+from taskvec.models.clip.transformers import PREFIX, is_transformers
 from taskvec.models.lm_layouts import LAYOUTS
-from taskvec.vectors import Deferred, TaskVector, Tensors
+from taskvec.vectors import Deferred, TaskVector, Tensors, weights_hash
+from taskvec.vectors.deferred import like
+from taskvec.vectors.task_vector import BASE_HASH
 
 VISUAL = "visual."
+# What one model may have and another lack: heads, poolers, and buffers that are no weights
+HEADS = "lm_head|embed_out|cls|classifier|score|qa_outputs|mask_predictions|lm_predictions"
+OPTIONAL = re.compile(
+    rf"(^|\.)({HEADS}|pooler|summary|position_ids|masked_bias|attn\.bias|inv_freq)(\.|$)"
+)
+OUTSIDE = re.compile(rf"({HEADS})\.")  # names that stand beside the body
+UNTIED = re.compile(r"(^|\.)(lm_head|embed_out)\.")  # weights like others where they are not tied
 
 
 class Names(Protocol):
-    """How a family names tensors; both maps take partial states and meta tensors, and ignore what they do not know."""
+    """How a family names tensors; both maps take partial states and meta tensors, and ignore what they do not know.
+
+    ``optional`` are weights of the layout that a file may lack because nobody trains them: their delta is zero.
+    """
+
+    optional: frozenset[str]
 
     def canonical(self, stored: Tensors) -> dict[str, Tensor]:
         """Return stored tensors in taskvec's layout."""
@@ -28,6 +44,8 @@ class Names(Protocol):
 
 class _OpenClip:
     """open_clip's image tower, of a whole model or bare."""
+
+    optional: frozenset[str] = frozenset()
 
     def __init__(self, bare: bool):
         self.bare = bare
@@ -50,8 +68,31 @@ class _OpenClip:
         return {name.removeprefix(VISUAL): tensor for name, tensor in found.items()}
 
 
+class _TransformersClip:
+    """transformers' CLIP image tower, of a whole model or bare, with ``vision_model.`` before its names or without."""
+
+    optional: frozenset[str] = frozenset({"projection.weight"})
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+
+    def canonical(self, stored: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.transformers import from_transformers
+
+        return from_transformers(stored)
+
+    def stored(self, canonical: Tensors) -> dict[str, Tensor]:
+        """See :class:`Names`."""
+        from taskvec.models.clip.transformers import to_transformers
+
+        return to_transformers(canonical, self.prefix)
+
+
 class _Transformers:
     """A language model's own names, with the attribute that holds the body where it was saved without its head."""
+
+    optional: frozenset[str] = frozenset()
 
     def __init__(self, prefix: str, packed: bool):
         self.prefix, self.packed = prefix, packed
@@ -77,6 +118,9 @@ def names_of(checkpoint: Checkpoint) -> Names:
     if checkpoint.kind == "open_clip" or _is_clip(stored):
         bare = not any(name.startswith(VISUAL) for name in stored)
         return _OpenClip(bare)
+    if is_transformers(stored):
+        prefixed = any(name.startswith(PREFIX) for name in stored)
+        return _TransformersClip(PREFIX if prefixed else "")
     kind = (checkpoint.config or {}).get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     if layout is None:
@@ -105,24 +149,83 @@ def canonical(checkpoint: Checkpoint) -> Deferred:
     return Deferred(shapes, make)
 
 
+def require_base(vector: TaskVector, checkpoint: Checkpoint, label: str) -> None:
+    """Compare the hash of the weights that a vector was made on with those of a base; nothing is known of other files.
+
+    Raises:
+        UserError: if they differ.
+    """
+    known = checkpoint.config is not None or _is_clip(checkpoint.tensors)
+    if known and BASE_HASH in vector.metadata:
+        require_weights(vector, canonical(checkpoint), label, checkpoint.name)
+
+
+def require_weights(vector: TaskVector, weights: Tensors, label: str, base: str) -> None:
+    """Compare the hash of the weights that a vector was made on, in float32, with those of weights in taskvec's layout.
+
+    Heads and poolers beside the model may be there or not.
+
+    Raises:
+        UserError: if they differ.
+    """
+    made_on = vector.metadata.get(BASE_HASH)
+    if made_on is None:
+        return
+    hashes = []
+    for names in _editable(vector, weights):
+        wide = Deferred(
+            {name: like(weights, name).float() for name in names},
+            lambda name: weights[name].float(),
+        )
+        hashes.append(weights_hash(wide))
+        if made_on == hashes[-1]:
+            return
+    raise UserError(
+        f"{label} was made on other base weights ({made_on[:12]}) than {base} ({hashes[0][:12]}); "
+        "give the base that it was made on"
+    )
+
+
+def _editable(vector: TaskVector, weights: Tensors) -> Iterator[set[str]]:
+    """Yield the names that a vector's base may have had: the model without heads, with an output embedding, its own."""
+    plain = {name for name in weights if like(weights, name).is_floating_point()}
+    body = {name for name in plain if not OPTIONAL.search(name)}
+    untied = body | {name for name in plain if UNTIED.search(name)}
+    seen: list[set[str]] = []
+    for names in (body, untied, plain, set(vector) & plain):
+        if names not in seen:
+            seen.append(names)
+            yield names
+
+
 def difference(tuned: Checkpoint, base: Tensors) -> TaskVector:
     """Return tau = theta - theta_0 of a checkpoint over the editable weights of its base, in the base's dtype.
+
+    It is subtracted at every look, on the CPU. Weights that the family's files may lack have no delta.
 
     Raises:
         UserError: if the checkpoint lacks a weight, or has one of another shape.
     """
     theirs = canonical(tuned)
-    deltas = {}
+    optional = names_of(tuned).optional
+    shapes = {}
     for name, weight in base.items():
+        if name not in theirs and name in optional:
+            continue
         if name not in theirs:
             raise UserError(f"{tuned.name} lacks {name}, which the base has")
-        found = theirs[name].to("cpu", weight.dtype)
-        if found.shape != weight.shape:
+        found = theirs.announced(name).shape
+        if found != weight.shape:
             raise UserError(
-                f"{tuned.name}: {name} has shape {tuple(found.shape)}, the base has {tuple(weight.shape)}"
+                f"{tuned.name}: {name} has shape {tuple(found)}, the base has {tuple(weight.shape)}"
             )
-        deltas[name] = found - weight.detach().cpu()
-    return TaskVector(deltas)
+        shapes[name] = weight.to("meta")
+
+    def subtract(name: str) -> Tensor:
+        weight = base[name].detach().cpu()
+        return theirs[name].to("cpu", weight.dtype) - weight
+
+    return TaskVector(Deferred(shapes, subtract))
 
 
 def stored_vector(vector: TaskVector, checkpoint: Checkpoint, label: str) -> Tensors:

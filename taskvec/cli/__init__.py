@@ -59,19 +59,29 @@ def main(argv: list[str] | None = None) -> int:
         verb = _take_verb(arguments)
         status = importlib.import_module(f"taskvec.cli.{verb}").main(arguments)
         sys.stdout.flush()
-    except UserError as error:
-        say(f"taskvec: error: {error}")
-        return 2
     except KeyboardInterrupt as interrupt:
-        say("taskvec: interrupted; the same command resumes")
-        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+        return _interrupted(getattr(interrupt, "number", signal.SIGINT))
     except BrokenPipeError:
         _drop_output()
         return 0
     except Exception as error:
-        say(f"taskvec: error: {_unexpected(error)}")
-        return 2 if disk_is_full(error) else 70
+        number = signals.arrived()
+        return _told(error) if number is None else _interrupted(number)
     return status
+
+
+def _interrupted(number: int) -> int:
+    say("taskvec: interrupted; the same command resumes")
+    return SIGNALLED + number
+
+
+def _told(error: Exception) -> int:
+    """Print an error and return the exit status."""
+    if isinstance(error, UserError):
+        say(f"taskvec: error: {error}")
+        return 2
+    say(f"taskvec: error: {_unexpected(error)}")
+    return 2 if disk_is_full(error) else 70
 
 
 def say(text: str) -> None:

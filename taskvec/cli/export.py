@@ -9,6 +9,7 @@ from taskvec.text import printable
 
 EXAMPLES = """\
   taskvec export outputs/runs/my_run --out merged       the row "merged", for open_clip or transformers
+  taskvec export ties-mini_clip_s --out ties            a run by the beginning of its name
   taskvec export outputs/runs/my_run --out m --row individual"""
 
 
@@ -21,14 +22,22 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         "export", "Write a run's model as a folder for open_clip or transformers.", EXAMPLES
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a finished run: its folder, its name or what begins it",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--row", default="merged", help="the row of the result (default: merged)")
     parser.add_argument("--task", help="of a merge that makes a model for each task")
+    parser.outputs()
     options = parser.read(arguments)
     from taskvec.exchange.exporting import export
     from taskvec.runner import compose
+    from taskvec.runner.folder import looked_up
 
     compose.register_all()
-    write(printable(str(export(options.run, options.out, options.row, options.task))))
+    run = looked_up(options.run, options.outputs)
+    write(printable(str(export(run, options.out, options.row, options.task))))
     return 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   taskvec figure outputs/runs/RUN              writes figure.svg into the run's folder
   taskvec figure outputs/runs/RUN -o map.png   svg, pdf or png, by the file's name
-  taskvec figure RUN --only mnist+emoji        one map, matrix or curve; the name is looked up in outputs/runs
+  taskvec figure RUN --only mnist+emoji        one map, matrix or curve; RUN may be the beginning of a run's name
   taskvec figure RUN --only "fit of pave on mnist/ranks"       a picture out of a stage's report
   taskvec figure --over transform.theseus.examples --metrics gain --where row=transported -o gain.svg
                                                the mean over seeds of any runs, along a setting
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="a run's name or folder, or its result.json; with --over any outputs and runs",
+        help="a run's folder, its name or what begins it, or its result.json; with --over any outputs and runs",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="default: figure.svg in the run's folder"
@@ -72,12 +72,11 @@ def main(arguments: list[str]) -> int:
 def _of_one_run(parser: Parser, options: Namespace) -> Path:
     from taskvec.report.figures import chosen_of, paint
     from taskvec.report.runs import RESULT, find_results
+    from taskvec.runner.folder import looked_up
 
     if len(options.places) != 1:
         parser.error("give one RUN, or --of or --over KEY for several")
-    (given,) = options.places
-    named = options.outputs / "runs" / given
-    place = named if not given.exists() and named.is_dir() else given
+    place = looked_up(options.places[0], options.outputs)
     if place.is_dir() and not (place / RESULT).is_file():
         parser.error(f"{place} holds no result.json; give one finished run")
     (run,) = find_results([place])

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.data.files import joint_sha256, sha256
+from taskvec.data.files import joint_sha256, remembered_sha256
 from taskvec.data.images import image_files
 from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
@@ -188,6 +188,6 @@ def _same_file(first: Sequence[Path], second: Sequence[Path]) -> tuple[str, str]
             sizes.setdefault(path.stat().st_size, []).append(path)
     for path in second:
         for candidate in sizes.get(path.stat().st_size, ()):
-            if sha256(candidate) == sha256(path):
+            if remembered_sha256(candidate) == remembered_sha256(path):
                 return str(candidate), str(path)
     return None

@@ -10,9 +10,8 @@ from typing import ClassVar
 from pydantic import ConfigDict, ValidationError
 
 from taskvec.config import Config
+from taskvec.data.files import derived, write_whole
 from taskvec.data.tasks import Task
-
-SUFFIX = ".json"
 
 
 class HubCard(Config):
@@ -39,13 +38,11 @@ class HubCard(Config):
 
 
 def card_file(task: Task) -> Path:
-    """Return where the card of a task's data set is kept: in the hub's own folder for what others derive."""
-    from huggingface_hub import constants
-
+    """Return where the card of a task's data set is kept."""
     named = "\n".join((task.path, task.config or "", task.revision or ""))
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
     readable = task.path.replace("/", "--")
-    return Path(constants.HF_ASSETS_CACHE, "taskvec", "cards", f"{readable}-{digest}{SUFFIX}")
+    return derived("cards") / f"{readable}-{digest}.json"
 
 
 def read_hub_card(task: Task) -> HubCard | None:
@@ -59,8 +56,4 @@ def read_hub_card(task: Task) -> HubCard | None:
 
 def write_hub_card(task: Task, card: HubCard) -> None:
     """Keep a card, whole or not at all."""
-    place = card_file(task)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_suffix(f".{os.getpid()}")
-    temporary.write_text(card.model_dump_json(indent=1), encoding="utf-8")
-    temporary.replace(place)
+    write_whole(card_file(task), card.model_dump_json(indent=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from taskvec.data.pictures import open_picture
@@ -50,6 +49,8 @@ def _decoded(
     split: str, data: SplitRows, column: str, preprocessing: Mapping[str, Any]
 ) -> Iterator[Tensor]:
     """Yield each image [3, H, W], in the order of the rows; one batch of the table is decoded at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     import torch
 

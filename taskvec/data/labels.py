@@ -125,18 +125,16 @@ def read_labels(
     """
     import numpy as np
 
-    from taskvec.data.tables.base import coded
-
     _check_type(column.type, f"{owner}: {place}")
-    distinct = coded(column)
-    codes = np.concatenate([_codes(chunk) for chunk in distinct.chunks])
-    # A code of -1 is the last one: no value
-    values = [*distinct.chunk(0).dictionary.to_pylist(), None]
+    distinct = _coded(column)
+    # not ``to_numpy``, which imports pandas: that takes longer than all of planning
+    codes = np.concatenate([np.from_dlpack(chunk.indices) for chunk in distinct.chunks])
+    values = distinct.chunk(0).dictionary.to_pylist()
     numbers = np.zeros(len(values), np.float64)
     present = np.ones(len(values), bool)
-    for code in np.unique(codes).tolist():
+    for code, value in enumerate(values):
         try:
-            number = rule.read(values[code])
+            number = rule.read(value)
         except ValueError as error:
             row = int(np.argmax(codes == code))
             raise UserError(f"{owner}: {place} has {error} (row {row})") from error
@@ -162,9 +160,10 @@ def _check_type(kind: pa.DataType, where: str) -> None:
         )
 
 
-def _codes(chunk: pa.DictionaryArray) -> np.ndarray:
-    """Return the positions [n] of a chunk's values in its dictionary, -1 where there is none."""
-    import pyarrow.compute as compute
+def _coded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as a dictionary in which a missing value is one of the values."""
+    from pyarrow import types
 
-    indices = chunk.indices.cast("int64")
-    return compute.fill_null(indices, -1).to_numpy()
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.dictionary_encode(null_encoding="encode")

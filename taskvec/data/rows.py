@@ -101,9 +101,9 @@ class TaskData:
             UserError: if nothing names the classes, or two sources contradict each other.
         """
         task = self.task
-        test = self.table("test")
         if task.regression:
             return Classes(SCORE, {}, highest=len(task.words) - 1)
+        test = self.table("test")
         if not test.labels_are_words:
             named = test.class_names(task.label)
             if named:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from taskvec.checkpoints.adapter import Adapter
-from taskvec.checkpoints.names import difference, names_of
-from taskvec.checkpoints.reading import Checkpoint, Opened, VectorFile, open_any
+from taskvec.checkpoints.names import names_of
+from taskvec.checkpoints.reading import Checkpoint, open_any
+from taskvec.checkpoints.tuned import tuned_vector
 from taskvec.errors import UserError
 from taskvec.exchange.bases import backbone_of, checkpoint_of
 from taskvec.graph.nodes.imported import vector_file
-from taskvec.vectors import LowRank, TaskVector, Tensors, weights_hash
+from taskvec.vectors import TaskVector, Tensors, weights_hash
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def import_vector(
     backbone = backbone_of(base)
     backbone.check()
     weights = backbone.load("cpu").parameters
-    vector, notes = _vector(opened, backbone, weights)
+    vector = tuned_vector(opened, backbone, weights, "import")
+    notes = _beside(opened, backbone, weights) if isinstance(opened, Checkpoint) else []
     _check_values(vector, place)
     base_hash = weights_hash(weights)
     theirs = vector.metadata
@@ -78,17 +79,6 @@ def _check_name(name: str, path: Path) -> None:
         raise UserError(f"--as {name}: {path} exists already; remove it or choose another name")
 
 
-def _vector(opened: Opened, backbone: Any, weights: Tensors) -> tuple[TaskVector, list[str]]:
-    """Return the vector of what was opened, under the backbone's own names, and remarks."""
-    if isinstance(opened, VectorFile):
-        _check_names(opened.vector, weights, opened.name)
-        return opened.vector, []
-    if isinstance(opened, Adapter):
-        return _of_adapter(opened, checkpoint_of(backbone), weights), []
-    _check_function(opened, backbone)
-    return difference(opened, weights), _beside(opened, backbone, weights)
-
-
 def _beside(tuned: Checkpoint, backbone: Any, weights: Tensors) -> list[str]:
     """Return a remark on tensors that no task vector holds and that differ from the base's: a text tower, a head."""
     base = checkpoint_of(backbone)
@@ -109,42 +99,6 @@ def _beside(tuned: Checkpoint, backbone: Any, weights: Tensors) -> list[str]:
     ]
 
 
-def _of_adapter(adapter: Adapter, base: Checkpoint, weights: Tensors) -> TaskVector:
-    """Return an adapter's vector; products stay factors where the base stores a matrix as we name it."""
-    found = adapter.vector(base.tensors)
-    names = names_of(base)
-    dense: dict[str, torch.Tensor] = {}
-    factors: dict[str, LowRank] = {}
-    for stored in found:
-        product = found.factors.get(stored)
-        ours = list(names.canonical({stored: base.tensors[stored].to("meta")}))
-        alone = len(ours) == 1 and product is not None
-        if alone and product.like().shape == weights.get(ours[0], product.like()).shape:
-            factors[ours[0]] = product
-        else:
-            dense |= names.canonical({stored: found[stored].float()})
-    vector = TaskVector(dense, {}, factors)
-    _check_names(vector, weights, adapter.name)
-    return vector
-
-
-def _check_names(vector: Tensors, weights: Tensors, label: str) -> None:
-    """Check that a vector changes editable parameters of a base alone.
-
-    Raises:
-        UserError: for another name or shape.
-    """
-    for name, delta in vector.items():
-        if name not in weights:
-            raise UserError(
-                f"import: {label} changes {name}, which is no editable parameter of the base"
-            )
-        if delta.shape != weights[name].shape:
-            raise UserError(
-                f"import: {label}: {name} has shape {tuple(delta.shape)}, the base has {tuple(weights[name].shape)}"
-            )
-
-
 def _check_values(vector: TaskVector, label: str) -> None:
     """Check that a vector is finite and is not zero.
 
@@ -159,19 +113,3 @@ def _check_values(vector: TaskVector, label: str) -> None:
         total += size
     if total == 0:
         raise UserError(f"import: {label} does not differ from its base")
-
-
-def _check_function(tuned: Checkpoint, backbone: Any) -> None:
-    """Check that a model computes the function that the base computes: architecture, activation, normalisation.
-
-    Raises:
-        UserError: naming the first setting that differs.
-    """
-    if tuned.config is None:
-        return
-    ours, theirs = backbone.function(), backbone.function(tuned.config)
-    for key, value in ours.items():
-        if theirs[key] != value:
-            raise UserError(
-                f"import: {tuned.name} has {key} {theirs[key]!r}, the base has {value!r}"
-            )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskvec.config import Seeded
+from taskvec.data.remote import Remote
 from taskvec.needs import ForwardMode, Given, Needs, Scope
 
 if TYPE_CHECKING:
@@ -50,6 +52,18 @@ class Finetune(Seeded):
     def stored_as(self, task: str, backbone: str) -> str | None:
         """Return the name under which a task's vector was imported; None for methods that learn it."""
         return None
+
+    def published_as(self, task: str, backbone: Any) -> str | None:
+        """Return the hub's name of the checkpoint that a task's vector is taken from; None for methods that learn it.
+
+        Raises:
+            UserError: if there is none of the task, or of the backbone.
+        """
+        return None
+
+    def remotes(self, tasks: Sequence[str], backbone: Any) -> Sequence[Remote]:
+        """Return the checkpoints that tasks' vectors are taken from."""
+        return ()
 
     def needs(self, scope: Scope) -> Needs:
         """Return what :meth:`learn` wants to be given besides the views."""

@@ -141,33 +141,36 @@ class Chain:
         ascend: bool = False,
         without: tuple[str, ...] = (),
     ) -> Vector:
-        """Return the vector tuned on the training split of some tasks, or the one that was imported for a task.
+        """Return the vector tuned on the training split of some tasks, or a task's that is published or imported.
 
         Raises:
-            UserError: if vectors were imported, and this one was not.
+            UserError: if vectors are published or imported, and this one is not.
         """
         if len(tasks) == 1 and not ascend:
-            named = self._stored_as(tasks[0], side)
-            if named is not None:
-                return Imported(tasks[0], str(found_vector(self.config.root, named)), side)
+            place = self._place_of(tasks[0], side)
+            if place is not None:
+                return Imported(tasks[0], place, side)
         on = tuple(Examples(task, "train", "learning", labels=True) for task in tasks)
         return Tuned(on, side, ascend, without=without)
 
-    def _stored_as(self, task: str, side: Side) -> str | None:
-        """Return the name under which a task's vector was imported; None where the method learns it.
+    def _place_of(self, task: str, side: Side) -> str | None:
+        """Return the hub's name or the file of a task's vector; None where the method learns it.
 
         Raises:
-            UserError: if the backbone's heads come with the vectors.
+            UserError: if there is none, or the backbone's heads come with the vectors.
         """
-        backbone = self.config.backbone_of(side)
+        backbone, method = self.config.backbone_of(side), self.config.method_on(side)
         group = "source" if backbone is self.config.source else "backbone"
         called = self.config.choices.get(group) or backbone.kind
-        named = self.config.method_on(side).stored_as(task, called)
-        if named is not None and "learned_heads" in backbone.gives:
+        named = method.stored_as(task, called)
+        if named is None:
+            return None
+        if "learned_heads" in backbone.gives:
             raise UserError(
-                f"finetune=stored: {group}={called} learns its heads with its vectors, and imported ones lack them"
+                f"finetune=stored: {group}={called} learns its heads with its vectors, and stored ones lack them"
             )
-        return named
+        model = method.published_as(task, backbone)
+        return model or str(found_vector(self.config.root, named))
 
     def after(
         self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UserError
 from taskvec.graph.artefact import Node, Work
-from taskvec.needs import Checkpointed, Examples, Need, Observe, Scope, View
+from taskvec.needs import Checkpointed, Examples, Need, Observe, Scope, Vector, View
 
 if TYPE_CHECKING:
     from taskvec.graph.nodes.base import Base
@@ -47,7 +47,7 @@ class Given:
     rounded: bool = False  # predictions with weights in bfloat16
 
     def __getitem__(self, need: Need) -> Any:
-        """Return what a need stands for.
+        """Return what a need stands for; a task vector on the device of the work.
 
         Raises:
             UserError: if it was not declared.
@@ -57,6 +57,8 @@ class Given:
         value = self.needed[need].value(self.work)
         if isinstance(need, Examples) and not need.labels:
             return value.unlabelled()
+        if isinstance(need, Vector):
+            return value.to(self.device)
         return value
 
     @property

@@ -55,7 +55,7 @@ from taskvec.needs import (
 )
 from taskvec.protocols.base import Cell, Composed
 
-T = TypeVar("T", bound=Node)
+T = TypeVar("T")
 
 
 class Plan:
@@ -152,11 +152,9 @@ class Plan:
 
     def initial_head(self, task: str, side: Side) -> InitialHead | None:
         """A task's head before fine-tuning; None for a corpus."""
-        backbone = self.config.backbone_of(side)
-        prompt = prompt_of(task, self.config.suite.definitions[task], backbone)
-        if prompt is None:
-            return None
-        return self._once(("head", task, side), lambda: InitialHead(self.base(side), prompt, task))
+        definition = self.config.suite.definitions[task]
+        build = partial(InitialHead.of, self.base(side), task, definition)
+        return self._once(("head", task, side), build)
 
     # Vectors
 

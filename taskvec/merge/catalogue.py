@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from taskvec import registry
 from taskvec.config import Component, Config
-from taskvec.merge.base import Convention, Merge
+from taskvec.merge.base import Convention, Merge, TensorWise
 from taskvec.needs import Examples, Statistics, Tuned
 from taskvec.registry import Entry
 
@@ -37,6 +37,12 @@ What holds for all of them:
 
 Frameworks use one name for different formulas. Under each method the table says who means what; the options in it give
 their numbers, no options are the defaults. Where random masks are drawn, numbers agree in distribution only.
+
+Passes: how often `taskvec merge` reads the checkpoints at most, bytes read by bytes that there are, by a method's
+defaults; no convention takes more than three (- : it does not stream). "1 or 3": a tensor is kept while it is looked at
+if it takes up to 256 MB over base and models, and larger ones are read three times. A method that selects by magnitude
+first looks at one entry in 64 or fewer, which is not counted; selecting from float64 files, or from deltas that are
+distributed otherwise than that sample, takes more passes, with the same result.
 """
 HIDDEN = {"kind", "seed"}
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -44,7 +50,6 @@ SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMa
 
 def page() -> str:
     """Return the page as Markdown."""
-    registry.load_builtin()
     known = registry.entries("merge")
     entries = [entry for entry in known if entry.shipped]
     parts = [HEAD, overview(entries)]
@@ -59,8 +64,9 @@ def overview(entries: Iterable[Entry]) -> str:
         schema = entry.schema
         link = f"[{entry.name}](#{entry.name})"
         modes = ", ".join(sorted(schema.forward_modes))
-        rows.append([link, grid(schema.grid), schema.models.replace("_", " "), modes, data(schema)])
-    headers = ["method", "alpha", "models", "forward modes", "data"]
+        models = schema.models.replace("_", " ")
+        rows.append([link, grid(schema.grid), models, modes, passes(schema), data(schema)])
+    headers = ["method", "alpha", "models", "forward modes", "passes", "data"]
     return table(rows, headers)
 
 
@@ -124,6 +130,15 @@ def grid(values: Sequence[float]) -> str:
         return f"{values[0]:g}"
     step = values[1] - values[0]
     return f"{values[0]:g} to {values[-1]:g} by {step:.2g}"
+
+
+def passes(schema: type[Merge]) -> str:
+    """Return how often ``taskvec merge`` reads checkpoints, by the defaults; "-" if a method does not stream."""
+    merge = schema()
+    streams = isinstance(merge, TensorWise) and merge.models == "one"
+    if not streams or data(schema) != "none":
+        return "-"
+    return str(merge.passes) if merge.over_model or merge.passes == 1 else f"1 or {merge.passes}"
 
 
 def data(schema: type[Merge]) -> str:

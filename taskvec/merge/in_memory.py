@@ -27,7 +27,8 @@ def merge(
 ) -> TaskVector:
     """Return the one vector that a merge makes of several of the same base weights; ``options`` are the merge's fields.
 
-    ``base`` are the pre-trained weights theta_0 by name, which a few merges look at.
+    ``base`` are the pre-trained weights theta_0 by name, which a few merges look at; they are those of the vectors'
+    ``base_hash``.
 
     Raises:
         UserError: for an unknown merge or option, vectors of different bases or shapes, and a merge that needs data,
@@ -39,6 +40,7 @@ def merge(
     named = vectors if isinstance(vectors, Mapping) else dict(enumerate(vectors))
     _check_bases(named)
     _check_shapes(named, base)
+    _check_base(named, base)
     signed = [Signed(Imported(str(name), ""), 1.0, vector) for name, vector in named.items()]
     made = _composed(component, signed, base)
     direction = None if made.per_task else made.direction()
@@ -75,7 +77,6 @@ def _component(method: str, options: Mapping[str, Any]) -> Merge:
     """
     from taskvec.merge.catalogue import data
 
-    registry.load_builtin()
     schema = registry.lookup("merge", method).schema
     seen = data(schema)
     if seen != "none":
@@ -106,6 +107,20 @@ def _check_bases(vectors: Mapping[Any, TaskVector]) -> None:
     if len(hashes) > 1:
         named = " and ".join(sorted(made_on[:12] for made_on in hashes))
         raise UserError(f"merge: the vectors are of different base weights ({named})")
+
+
+def _check_base(vectors: Mapping[Any, TaskVector], base: Tensors | None) -> None:
+    """Check that given base weights are those that the vectors were made on, as far as their files say.
+
+    Raises:
+        UserError: if they are not.
+    """
+    from taskvec.checkpoints.names import require_weights
+
+    said = [name for name, vector in vectors.items() if vector.metadata.get("base_hash")]
+    if base is not None and said:
+        # they were compared with each other before
+        require_weights(vectors[said[0]], base, f"merge: vector {said[0]}", "base=")
 
 
 def _check_shapes(vectors: Mapping[Any, TaskVector], base: Tensors | None) -> None:

@@ -16,6 +16,10 @@ from taskvec.vectors.deferred import Entries, entries_of, like
 ENTRIES = 2**17  # of one piece on a processor: half a megabyte of float32
 ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as this many entries save
 
+SAMPLED = 64  # one entry in at least so many makes a sample
+SAMPLE = 2**18  # entries of a sample, at most
+SAMPLE_RUN = 2**12  # entries of it that stand together
+
 Run = tuple[int, int]  # the first place, and the one after the last
 
 
@@ -28,6 +32,14 @@ def runs(shape: Tensor, grain: Grain, device: torch.device) -> Iterator[Run]:
         return
     for start in range(0, total, step):
         yield start, min(start + step, total)
+
+
+def spaced(total: int, share: int) -> Iterator[Run]:
+    """Yield the places of short runs all over a parameter, in all one entry in about ``share``."""
+    length = min(SAMPLE_RUN, max(1, total // share))
+    step = length * share
+    for start in range(step // 2, total, step):
+        yield start, min(start + length, total)
 
 
 def entries_on(device: torch.device) -> int:
@@ -74,21 +86,27 @@ def read(deltas: Tensors, name: str) -> Iterator[Tensor]:
 
 
 def read_together(
-    base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry"
+    base: Tensors, deltas: Deltas, name: str, grain: Grain = "entry", share: int = 1
 ) -> Iterator[Piece]:
-    """Yield the pieces of one parameter over all vectors."""
+    """Yield the pieces of one parameter over all vectors; of a ``share`` above 1 only one entry in so many."""
     parts = [entries_of(delta, name) if name in delta else None for delta in deltas]
     present = [part for part in parts if part is not None]
     dtype = working_dtype([part.shape.dtype for part in present])
     weight = entries_of(base, name)
     shape = tuple(weight.shape.shape)
     device = present[0].device if present else weight.device
-    for run in runs(weight.shape, grain, device):
+    whole = runs(weight.shape, grain, device)
+    for run in spaced(weight.shape.numel(), share) if share > 1 else whole:
         cuts: list[Tensor | None] = []
         for part in parts:
             cut = None if part is None else _cut(part, grain, run).to(dtype)
             cuts.append(cut)
         yield Piece(name, shape, _cut(weight, grain, run), cuts, run[0])
+
+
+def sample_share(entries: int) -> int:
+    """Return that a sample has one entry in so many."""
+    return max(SAMPLED, entries // SAMPLE)
 
 
 def _cut(entries: Entries, grain: Grain, run: Run) -> Tensor:

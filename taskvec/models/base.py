@@ -45,7 +45,8 @@ class Backbone(Component):
     """A pre-trained model by name, tag or local path; everything here works without torch but :meth:`load`.
 
     ``gives`` says what the family can do. ``trust_remote_code`` is the consent to run Python that comes with the files,
-    ``download_mb`` about how large they are where the hub gives them.
+    ``download_mb`` about how large they are where the hub gives them: the parameters at four bytes each, or at two
+    where the hub has half precision.
     """
 
     trust_remote_code: bool = False

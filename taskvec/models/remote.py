@@ -13,6 +13,8 @@ from taskvec.models.sources import CONFIG, TOKENIZER, Source, one_line
 INDEX = "model.safetensors.index.json"
 WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"
 LANGUAGE_MODEL = (CONFIG, "generation_config.json", re.escape(INDEX), WEIGHTS)
+CHECKPOINT = r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors"
+CHECKPOINT_PICKLE = r"(pytorch_model|adapter_model)\.bin"
 TAGGED = r"open_clip_model\.safetensors"
 TAGGED_PICKLE = r"open_clip_pytorch_model\.bin"
 
@@ -98,3 +100,9 @@ def tagged_files(source: Source, megabytes: float | None) -> RemoteFiles:
     """Return what open_clip reads of a tag's repository."""
     patterns = (TAGGED, r"open_clip_config\.json")
     return RemoteFiles("weights", source, patterns, TAGGED, TAGGED_PICKLE, megabytes)
+
+
+def checkpoint_files(source: Source, megabytes: float | None) -> RemoteFiles:
+    """Return what a fine-tuned model or an adapter is read from."""
+    patterns = (CONFIG, r"adapter_config\.json", re.escape(INDEX), CHECKPOINT)
+    return RemoteFiles("checkpoint", source, patterns, CHECKPOINT, CHECKPOINT_PICKLE, megabytes)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from taskvec.data.files import sha256
+from taskvec.data.files import remembered_sha256
 from taskvec.data.remote import reachable
 from taskvec.data.tasks import ASSETS
 from taskvec.errors import UserError
@@ -196,7 +196,7 @@ class Source:
         if not self.folder:
             return [self.name, self.commit or self.revision]
         paths = {name: self.file(name) for name in self._shown(names)}
-        return {name: sha256(path) for name, path in paths.items() if path}
+        return {name: remembered_sha256(path) for name, path in paths.items() if path}
 
     @contextmanager
     def opened(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:

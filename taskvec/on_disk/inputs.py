@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from taskvec.checkpoints.adapter import Adapter
-from taskvec.checkpoints.names import stored_vector
+from taskvec.checkpoints.names import OPTIONAL, OUTSIDE, require_base, stored_vector
 from taskvec.checkpoints.reading import Checkpoint, Opened, VectorFile
 from taskvec.errors import UserError
 from taskvec.models.lm_layouts import LAYOUTS
@@ -20,13 +19,6 @@ from taskvec.on_disk.request import Request
 from taskvec.on_disk.stacked import open_base, open_place
 from taskvec.vectors import Tensors
 from taskvec.vectors.deferred import like
-
-# What one model may have and another lack: heads, poolers, and buffers that are no weights
-HEADS = "lm_head|embed_out|cls|classifier|score|qa_outputs|mask_predictions|lm_predictions"
-OPTIONAL = re.compile(
-    rf"(^|\.)({HEADS}|pooler|summary|position_ids|masked_bias|attn\.bias|inv_freq)(\.|$)"
-)
-OUTSIDE = re.compile(rf"({HEADS})\.")  # names that stand beside the body
 
 
 @dataclass(frozen=True)
@@ -174,6 +166,7 @@ def _part(
         weights = heads.with_output(stored[id(model)], names, heads.is_tied(model.config))
         return Part(model.name, weights=weights, opened=model)
     if isinstance(model, VectorFile):
+        require_base(model.vector, reference, model.name)
         deltas = stored_vector(model.vector, reference, model.name)
         return Part(model.name, deltas=deltas, opened=model)
     return Part(model.name, deltas=model.vector(origin), opened=model)

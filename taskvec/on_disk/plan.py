@@ -25,6 +25,7 @@ from taskvec.errors import UserError
 from taskvec.on_disk.inputs import Inputs, opened
 from taskvec.on_disk.request import Request, weights_note
 from taskvec.on_disk.sources import Sources, sources_of
+from taskvec.on_disk.stream import Stream
 from taskvec.on_disk.vocabulary import Pairing, Vocabulary, pairing_of, vocabulary_of
 
 STEMS = {"transformers": "model", "open_clip": "open_clip_model", "file": "model"}
@@ -32,7 +33,7 @@ STEMS = {"transformers": "model", "open_clip": "open_clip_model", "file": "model
 
 @dataclass
 class Plan:
-    """What will be read, merged and written; ``read`` counts the bytes that were looked at."""
+    """What will be read, merged and written; ``read`` counts the bytes of base and models that were looked at."""
 
     request: Request
     inputs: Inputs
@@ -86,10 +87,28 @@ class Plan:
         """The size of the base."""
         return sum(size_of(tensor) for tensor in (self.inputs.base or {}).values())
 
+    @cached_property
+    def stream(self) -> Stream:
+        """The merged weights, made as they are asked for."""
+        labels = [part.label for part in self.inputs.parts]
+        return Stream(self.sources, self.request.rules, labels, self.request.alpha)
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """The bytes of base and models that merging reads, at most; a tensor as often as its merge looks at it."""
+        total = self.bytes_of_models if self.stream.own_model is not None else 0
+        for name, tensor in self.inputs.tensors.items():
+            size = 0 if self.inputs.base is None else size_of(tensor)
+            if name in self.sources.base:
+                present = [part for part in self.inputs.parts if part.has(name)]
+                size += sum(size_of(part.announced(name)) for part in present)
+            total += size * self.stream.passes_of(name)
+        return total
+
     @property
-    def passes(self) -> int:
-        """How often the models are read, at most."""
-        return max(merge.passes for merge in self.request.rules.merges)
+    def passes(self) -> float:
+        """How often the checkpoints are read, at most: bytes read by bytes that there are."""
+        return self.bytes_read / max(1, self.bytes_of_base + self.bytes_of_models)
 
     @cached_property
     def changes(self) -> dict[str, Any]:
@@ -169,7 +188,7 @@ class Plan:
             f"base:    {on}",
             *(f"model:   {part.label}" for part in self.inputs.parts),
             f"tensors: {len(self.sources.written)}, written as {', '.join(dtypes)}",
-            f"reads:   {gigabytes(self.bytes_of_base + self.bytes_of_models)}, the models up to {_times(self.passes)}",
+            f"reads:   {gigabytes(self.bytes_of_base + self.bytes_of_models)}, {_times(self.passes)}",
             f"writes:  {gigabytes(self.bytes_written)} to {self.request.out} in {len(self.shards)} file(s)",
             f"memory:  about {gigabytes(self.memory())} at once, beside the files that the system maps",
         ]
@@ -185,6 +204,8 @@ class Plan:
             entries = shape.numel() if whole else min(shape.numel(), 2**20)
             width = 8 if whole else 4
             largest = max(largest, entries * width * count)
+            if self.stream.holds(name):
+                largest = max(largest, self.stream.size_of(name) + entries * width * count)
         return largest
 
 
@@ -288,5 +309,5 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def _times(count: float) -> str:
+    return "once" if count <= 1 else f"up to {count:.2g} times"

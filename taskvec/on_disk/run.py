@@ -12,11 +12,10 @@ from taskvec.checkpoints.writing import write_file, write_folder
 from taskvec.on_disk.low_rank import LowRankAdapter, write_adapter
 from taskvec.on_disk.meter import Peak, keep_freed_memory
 from taskvec.on_disk.plan import Plan, gigabytes
-from taskvec.on_disk.stream import Stream
 
 Observe = Callable[
     [int, int], None
-]  # bytes of the models that were looked at, and all that will be
+]  # bytes of base and models that were looked at, and all that will be
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,14 @@ def carry_out(plan: Plan, observe: Observe = lambda *_: None) -> Report:
     Raises:
         UserError: for a delta that is not finite.
     """
-    total = plan.bytes_of_models * plan.passes
+    total = plan.bytes_read
     plan.observe = lambda read: observe(min(read, total), total)
     request = plan.request
-    labels = [part.label for part in plan.inputs.parts]
     keep_freed_memory()
     started = time.perf_counter()
     adapter = None
     with Peak() as peak, torch.inference_mode():
-        stream = Stream(plan.sources, request.rules, labels, request.alpha)
+        stream = plan.stream
         if request.adapter is not None:
             adapter = write_adapter(plan, stream, request.adapter)
         elif plan.inputs.reference.kind == "file":

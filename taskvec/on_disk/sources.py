@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -44,14 +44,15 @@ class Sources:
 def sources_of(
     inputs: Inputs, pairing: Pairing | None, request: Request, read: Callable[[int], None]
 ) -> Sources:
-    """Return what is read; ``read`` is told the bytes of every look at a model."""
+    """Return what is read; ``read`` is told the bytes of every look at the base and at a model, as they are stored."""
     made = _Made(inputs, pairing, request.device)
     shapes = {name: made.written_shape(name) for name in inputs.tensors}
     like = {}
     for name, shape in shapes.items():
         if inputs.tensors[name].is_floating_point():
             like[name] = torch.empty(shape, dtype=made.dtypes[name], device="meta")
-    base = Sliced(like, _latest(made.base), request.device)
+    base_sizes = made.base_sizes()
+    base = Sliced(like, _latest(_counted(made.base, read, base_sizes)), request.device)
     deltas = []
     for position, part in enumerate(inputs.parts):
         own = {name: shape for name, shape in like.items() if part.has(name)}
@@ -60,8 +61,13 @@ def sources_of(
     written = {}
     for name, shape in shapes.items():
         written[name] = torch.empty(shape, dtype=made.written_dtype(name, request), device="meta")
-    models = [made.model_of(position) for position in range(len(inputs.parts))]
-    return Sources(base, deltas, written, made.raw, models)
+    models: list[Cut | None] = []
+    for position, part in enumerate(inputs.parts):
+        cut = made.model_of(position)
+        sizes = _stored_size(part, [name for name in like if part.has(name)])
+        models.append(None if cut is None else _counted(cut, read, sizes))
+    copied = {name: tensor.element_size() for name, tensor in inputs.tensors.items()}
+    return Sources(base, deltas, written, _counted(made.raw, read, copied), models)
 
 
 class _Made:
@@ -113,6 +119,13 @@ class _Made:
         return promoted(
             [part.announced(name).dtype for part in self.inputs.parts if part.has(name)]
         )
+
+    def base_sizes(self) -> dict[str, int]:
+        """Return the bytes of an entry of each of the base's tensors; none where theta_0 is zero."""
+        stored = self.inputs.base
+        if stored is None:
+            return dict.fromkeys(self.inputs.tensors, 0)
+        return {name: stored[name].element_size() for name in self.inputs.tensors}
 
     def raw(self, name: str, start: int, stop: int) -> Tensor:
         """Return entries of the reference as they are stored."""
@@ -207,7 +220,7 @@ def _latest(cut: Cut) -> Cut:
     return remembered
 
 
-def _stored_size(part: Part, names: dict[str, Tensor]) -> dict[str, int]:
+def _stored_size(part: Part, names: Iterable[str]) -> dict[str, int]:
     return {name: part.announced(name).element_size() for name in names}
 
 

@@ -29,6 +29,7 @@ DECISIVE = (
     "backbone.pretrained",
     "source",
     "source.pretrained",
+    "finetune",
 )
 
 Part: TypeAlias = Mapping[str, Any]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from taskvec.data.tasks import Metric
 
 
@@ -31,7 +31,7 @@ def score(metric: Metric, labels: np.ndarray, predicted: np.ndarray) -> float:
     if metric in ("pearson", "spearman"):
         return _correlation(metric, labels, predicted)
     if metric == "accuracy":
-        return float(np.mean(labels == predicted))
+        return float((labels == predicted).mean())
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     if metric == "matthews":
@@ -44,6 +44,7 @@ def score(metric: Metric, labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _correlation(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
+    import numpy as np
     from scipy import stats
 
     constant = len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predicted) == 0

@@ -209,6 +209,8 @@ class _Table:
         """
         wanted = dict(selector)
         del wanted["row"]
+        if "finetune" in wanted:
+            wanted["finetune"] = self._standing("finetune", str(wanted["finetune"]))
         wanted["backbone"] = self._standing("backbone", place.backbone)
         wanted["suite"] = self._standing("suite", place.suite)
         chosen = [job for job in self.jobs if job.says(wanted)]

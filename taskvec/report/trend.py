@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from taskvec.errors import UserError
 from taskvec.panel import Lines
-from taskvec.report.records import Names, Where, check_keys, check_metrics, read, select
+from taskvec.report.records import Names, Record, Where, check_keys, check_metrics, read, select
 from taskvec.report.runs import Run
 from taskvec.report.spread import over_seeds
 from taskvec.report.table import METRIC, Table, Values, aggregate
+
+log = logging.getLogger(__name__)
 
 USUAL = "accuracy"
 Points = list[tuple[float, float]]
@@ -21,7 +24,8 @@ def trends(
 ) -> list[Lines]:
     """Return a picture of each metric over a key, a line for each value of the keys ``lines`` and what tells apart.
 
-    Points are means over seeds with their 95 % intervals (:func:`taskvec.report.spread.over_seeds`).
+    Points are means over seeds with their 95 % intervals (:func:`taskvec.report.spread.over_seeds`). Runs in which the
+    key is null have no place, and are left out with a word.
 
     Raises:
         UserError: for an unknown key or metric, a key whose values are no numbers, or if no record is left.
@@ -30,9 +34,24 @@ def trends(
     metrics = metrics or [USUAL]
     check_keys(everything, [over, *lines], "figure")
     check_metrics(everything, metrics, "figure")
-    records = select(everything, where)
+    records = _placed(select(everything, where), over)
     found = aggregate(records, [over, *lines], [METRIC], metrics)
     return [_picture(found, head, over) for head in found.heads]
+
+
+def _placed(records: Sequence[Record], over: str) -> list[Record]:
+    """Return the records that have a place along a key.
+
+    Raises:
+        UserError: if none has.
+    """
+    found = [record for record in records if record.text(over)]
+    if not found:
+        raise UserError(f"figure: --over {over}: it is null in all these runs")
+    if len(found) < len(records):
+        left_out = len(records) - len(found)
+        log.warning("figure: %s is null in %d of %d rows, left out", over, left_out, len(records))
+    return found
 
 
 def _picture(found: Table, head: Values, over: str) -> Lines:

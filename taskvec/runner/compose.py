@@ -228,7 +228,7 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     if not isinstance(node, Mapping):
         raise UserError(f"{group}.{name}: must be a component with its settings, got {node!r}")
     if "kind" not in node:
-        names = ", ".join(entry.name for entry in registry.entries(group))
+        names = ", ".join(registry.names(group))
         start = f"`defaults: [/schema/{group}/NAME@_here_, _self_]`"
         raise UserError(f"{group}.kind: missing; begin the file with {start}, NAME of {names}")
     entry = registry.lookup(group, str(node["kind"]))

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 from taskvec import registry
 from taskvec.config import Config, Seeded
 from taskvec.errors import UserError
 
 INCLUDE = "TASKVEC_INCLUDE"
+SCHEMA = "schema/"  # where every component is, whatever files there are
 PLAIN_KEYS = frozenset({"outputs", "seed", "compute", "sweep", "parts", "published"})
 
 
@@ -56,19 +59,15 @@ def search_dirs() -> list[Path]:
 
 
 def register_all() -> None:
-    """Load built-in and user components and give each a config option that needs no YAML file.
+    """Load the user's components, and give every component a config option that needs no YAML file.
 
     Raises:
         UserError: if an included path is missing or a file of it fails to import.
     """
-    Plugins.instance().register(UserFolders)
-    registry.load_builtin()
+    Plugins.instance().register(ComponentSource)
+    Plugins.instance().register(SearchPath)
     for path in included():
         _load_included(path)
-    store = ConfigStore.instance()
-    for entry in registry.entries():
-        if entry.group in registry.GROUPS:
-            _offer(store, entry)
 
 
 def _load_included(path: Path) -> None:
@@ -79,16 +78,6 @@ def _load_included(path: Path) -> None:
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     for file in files:
         registry.load_file(file)
-
-
-def _offer(store: ConfigStore, entry: registry.Entry) -> None:
-    group, name = entry.group, entry.name
-    node = {"kind": name} | defaults_of(entry.schema)
-    store.store(group=f"schema/{group}", name=name, node=node)
-    has_file = any((folder / group / f"{name}.yaml").exists() for folder in search_dirs())
-    if not has_file:
-        package = f"transform.{name}" if group == "transform" else group
-        store.store(group=group, name=name, node=node, package=package)
 
 
 def defaults_of(schema: type[Config]) -> dict[str, Any]:
@@ -112,20 +101,77 @@ def defaults_of(schema: type[Config]) -> dict[str, Any]:
 def options(group: str) -> list[str]:
     """Return the options of a group: YAML files of the config folders and registered components."""
     group = "backbone" if group == "source" else group
-    names = {entry.name for entry in registry.entries(group)}
+    names = {*registry.names(group)}
     for folder in search_dirs():
         for path in (folder / group).rglob("*.yaml"):
             names.add(str(path.relative_to(folder / group).with_suffix("")))
     return sorted(names)
 
 
-class UserFolders(SearchPathPlugin):
-    """Puts the user's folders before ours, so that a preset of the user's wins over one of ours of the same name."""
+class ComponentSource(ConfigSource):
+    """Components as options of Hydra: ``schema/GROUP/NAME``, and ``GROUP/NAME`` where no folder has such a file.
+
+    A component is imported when its option is read.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """The prefix of the one path of this kind."""
+        return "component"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a component's defaults; those of a transform stand below its name."""
+        place, name = _place_and_name(config_path)
+        group = place.removeprefix(SCHEMA)
+        defaults = defaults_of(registry.lookup(group, name).schema)
+        package = f"transform.{name}" if place == "transform" else None
+        return ConfigResult(
+            config=OmegaConf.create({"kind": name} | defaults),
+            path=f"{self.scheme()}://",
+            provider=self.provider,
+            header={"package": package},
+        )
+
+    def available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Return whether there are components below a path."""
+        return config_path.strip("/").removeprefix(SCHEMA) in ("", "schema", *registry.GROUPS)
+
+    def is_config(self, config_path: str) -> bool:
+        """Return whether a path is a component's."""
+        place, name = _place_and_name(config_path)
+        group = place.removeprefix(SCHEMA)
+        return group in registry.GROUPS and name in registry.names(group)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return what lies below a path, groups or components."""
+        place = config_path.strip("/")
+        group = place.removeprefix(SCHEMA)
+        found: list[str] = []
+        if group in registry.GROUPS and results_filter != ObjectType.GROUP:
+            found += registry.names(group)
+        if place in ("", "schema") and results_filter != ObjectType.CONFIG:
+            found += registry.GROUPS
+        return sorted(found)
+
+
+def _place_and_name(config_path: str) -> tuple[str, str]:
+    """Return what stands before and after the last slash of an option's path."""
+    place, _, name = config_path.removesuffix(".yaml").rpartition("/")
+    return place, name
+
+
+class SearchPath(SearchPathPlugin):
+    """Puts the user's folders before ours, whose presets win over ours of the same name, and components after both."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Insert the folders, the first one first."""
+        """Insert the folders, the first one first, and the components."""
         for folder in search_dirs()[:-1]:
             search_path.prepend("taskvec-user", f"file://{_groups_of(folder)}", anchor="main")
+        search_path.append("taskvec", f"{ComponentSource.scheme()}://")
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.config import immaterial_keys
-from taskvec.errors import UserError, describe, details, expected
+from taskvec.errors import Terminated, UserError, describe, details, expected
 from taskvec.graph.artefact import Node, read_json
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import Result, Stage
@@ -18,6 +18,7 @@ from taskvec.graph.run import RunConfig
 from taskvec.graph.store import RECORD, Store
 from taskvec.protocols.base import Answer
 from taskvec.protocols.rows import Report
+from taskvec.runner import signals
 from taskvec.runner.folder import RunFolder, environment, run_id
 from taskvec.runner.progress import Progress
 from taskvec.runner.validate import preflight, room
@@ -115,7 +116,11 @@ def _compute(
 
 
 def _recorded(folder: RunFolder, config: RunConfig, plan: Plan) -> Outcome:
-    """Compute a run's result and record it, or why there is none."""
+    """Compute a run's result and record it, or why there is none.
+
+    Raises:
+        Terminated: for an error that a signal led to.
+    """
     try:
         tracker = config.tracker.open(config, folder.name)
         with tracker, Progress(tracker) as progress:
@@ -123,6 +128,9 @@ def _recorded(folder: RunFolder, config: RunConfig, plan: Plan) -> Outcome:
             folder.finish(result, mirrored_to=config.tracker.kind)
             tracker.finish(result)
     except Exception as error:
+        number = signals.arrived()
+        if number is not None:
+            raise Terminated(number) from error
         reason = describe(error)
         if not expected(error):
             DETAILS.error("%s", details(error))

@@ -262,6 +262,24 @@ def run_folders(root: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in folders(root / "runs") if _is_run(path)]
 
 
+def looked_up(named: Path, outputs: Path) -> Path:
+    """Return a run's folder by its path, or by the name, or its beginning, of one run below an outputs folder.
+
+    Raises:
+        UserError: if no run is called so, or several are.
+    """
+    if named.exists():
+        return named
+    names = [path.name for path in folders(outputs / "runs")]
+    if str(named) in names:
+        return outputs / "runs" / named
+    alike = [name for name in names if name.startswith(str(named))]
+    if len(alike) != 1:
+        hint = f"{len(alike)} runs are called so: {', '.join(alike)}" if alike else "no run"
+        raise UserError(f"{named}: {hint}; `taskvec status` lists the runs below {outputs}")
+    return outputs / "runs" / alike[0]
+
+
 def _is_run(path: Path) -> bool:
     try:
         return exists(path / STATUS)

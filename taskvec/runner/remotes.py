@@ -12,14 +12,22 @@ from taskvec.graph.nodes.examples import Decoded
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.store import Store
+from taskvec.needs import Side
 
 
 def remote_weights(config: RunConfig) -> list[Remote]:
-    """Return what a run's backbones read from the hub."""
+    """Return the weights that a run reads from the hub: of its backbones, and of its tasks where they are published."""
     found = [*config.backbone.remotes()]
     if config.source is not None:
         found += config.source.remotes()
-    return found
+    return [*found, *published(config)]
+
+
+def published(config: RunConfig) -> list[Remote]:
+    """Return the checkpoints of the hub that a run takes its vectors from."""
+    side: Side = "source" if config.moves else "target"
+    backbone = config.backbone_of(side)
+    return [*config.method_on(side).remotes(config.suite.tasks, backbone)]
 
 
 def remote_data(config: RunConfig, tasks: Iterable[str]) -> list[Remote]:
@@ -89,7 +97,9 @@ def lacking(config: RunConfig, plan: Plan) -> list[Remote]:
 
 def command(config: RunConfig) -> str:
     """Return the command that fetches what a run wants."""
-    groups = ("backbone", "source", "suite")
+    groups = ["backbone", "source", "suite"]
+    if published(config):
+        groups.append("finetune")
     words = [f"{group}={config.choices[group]}" for group in groups if config.choices.get(group)]
     chosen = " ".join(words)
     return f"taskvec prefetch {chosen}"

@@ -66,5 +66,6 @@ def known(node: DictConfig, group: str) -> set[str]:
             if isinstance(child, DictConfig) and "kind" in child
         }
     kind, place = there.get("kind"), "backbone" if group == "source" else group
-    entries = {entry.name: entry for entry in registry.entries(place)}
-    return set(entries[kind].schema.model_fields) if kind in entries else set()
+    if kind not in registry.names(place):
+        return set()
+    return set(registry.lookup(place, kind).schema.model_fields)

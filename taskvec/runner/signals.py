@@ -39,14 +39,28 @@ def end_in_silence() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def arrived() -> int | None:
+    """Return the signal that the program is ending by, None if it is not.
+
+    What a signal raises may come out as another error: libraries wrap whatever is raised in the middle of their work.
+    """
+    for handler in _handlers().values():
+        if isinstance(handler, Again):
+            return handler.ended_by
+    return None
+
+
+def numbers() -> list[int]:
+    """Return the signals that end a program, as far as the system has them."""
+    return [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+
+
 def _handlers() -> dict[int, Any]:
-    """Return the handler of each signal that ends a program."""
-    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
-    return {number: signal.getsignal(number) for number in numbers}
+    return {number: signal.getsignal(number) for number in numbers()}
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    again = Again(time.monotonic() + PATIENCE_SECONDS)
+    again = Again(number, time.monotonic() + PATIENCE_SECONDS)
     for other, handler in _handlers().items():
         if handler is _end:
             signal.signal(other, again)
@@ -55,8 +69,11 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 @dataclass(frozen=True)
 class Again:
-    """What signals do while the program ends: nothing until ``deadline``, so that it can record how, then they kill."""
+    """What signals do while the program ends by signal ``ended_by``: nothing until ``deadline``, so that it can record
+    how, then they kill.
+    """
 
+    ended_by: int
     deadline: float
 
     def __call__(self, number: int, frame: FrameType | None) -> None:

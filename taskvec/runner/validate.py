@@ -10,6 +10,7 @@ from typing import Any
 
 from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.nodes.head import InitialHead
+from taskvec.graph.nodes.imported import PublishedVector
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.store import Store
@@ -48,13 +49,16 @@ def _checked(config: RunConfig, plan: Plan) -> None:
 
 
 def room(config: RunConfig, plan: Plan) -> None:
-    """Check the output folder, the disk, and that what the hub gives is here or within reach.
+    """Check the output folder, the disk, that what the hub gives is here or within reach, and published vectors.
 
     Raises:
         UserError: naming the remedy.
     """
     writable(config.root)
     check_fetched(config, plan)
+    for node in plan.nodes:
+        if isinstance(node, PublishedVector):
+            node.check()
     enough_disk(config, plan)
 
 

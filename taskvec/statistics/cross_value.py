@@ -87,8 +87,7 @@ def through(moment: CrossMoment, source: Affine, target: Affine) -> CrossMoment:
     Biases act as one more column: W = [W | b] on [[C, sum A], [sum B^T, n]]. Interpolation and means over tokens
     commute with the layers, because their weights sum to one. The squares follow from Grams alone.
     """
-    left = _joined(source).to(moment.cross.device)
-    right = _joined(target).to(moment.cross.device)
+    left, right = _joined(source), _joined(target)
     bordered = _bordered(moment.cross, moment.source, moment.target, moment.rows)
     carried = left @ bordered  # [out_A, in_B + 1]
     squares, grams = None, None
@@ -105,6 +104,10 @@ def through(moment: CrossMoment, source: Affine, target: Affine) -> CrossMoment:
         rows=moment.rows,
         grams=grams,
     )
+
+
+def _device(weights: Weights) -> torch.device | None:
+    return next((weight.device for weight in weights.values()), None)
 
 
 def _joined(layer: Affine) -> Tensor:
@@ -163,22 +166,28 @@ class SpaceMoments:
         return [*self.aliases, *self.derived]
 
     def moment(self, space: str, source: Weights, target: Weights) -> CrossMoment:
-        """Return a space's moments; ``source`` and ``target`` are the weights that the statistic was taken at."""
+        """Return a space's moments; ``source`` and ``target`` are the weights that the statistic was taken at.
+
+        They are on the weights' device.
+        """
+        device = _device(target)
         if space not in self.derived:
-            return self._stored(self.aliases[space])
+            return self._stored(self.aliases[space], device)
         inputs, own, other = self.derived[space]
         moment = through(
-            self._stored(inputs),
+            self._stored(inputs, device),
             (source[f"{own}.weight"], source.get(f"{own}.bias")),
             (target[f"{other}.weight"], target.get(f"{other}.bias")),
         )
-        return replace(moment, squares=self.tensors[f"{space}/squares"])
+        squares = self.tensors[f"{space}/squares"].to(device)
+        return replace(moment, squares=squares)
 
-    def _stored(self, space: str) -> CrossMoment:
-        sums = {name: self.tensors[f"{space}/{name}"] for name in SUMS}
+    def _stored(self, space: str, device: torch.device | None) -> CrossMoment:
+        def stored(name: str) -> Tensor:
+            return self.tensors[f"{space}/{name}"].to(device)
+
+        sums = {name: stored(name) for name in SUMS}
         grams = None
         if f"{space}/source_gram" in self.tensors:
-            own = self.tensors[f"{space}/source_gram"]
-            other = self.tensors[f"{space}/target_gram"]
-            grams = own, other
+            grams = stored("source_gram"), stored("target_gram")
         return CrossMoment(**sums, rows=self.meta["rows"][space], grams=grams)

@@ -1,12 +1,14 @@
 """``taskvec merge`` of eight models of 0.5 B parameters in shards of at most 500 MB, beside copying their files.
 
-    python tests/bench/merge_on_disk.py [--folder PLACE] [--repeats 3] [METHOD ...]
+    python tests/bench/merge_on_disk.py [--folder PLACE] [--repeats 3] [--scale N] [METHOD ...]
 
 Random bfloat16 checkpoints with the shapes of Qwen2-0.5B are written to a folder in PLACE (11 GB, and 9 GB more for the
 copy); a PLACE that has them already is used as it is. Each merge runs in a process of its own, which samples its
 anonymous memory; pages that mirror a file are not counted, because the system can drop them. Copying the nine folders
 with shutil is timed right before each repeat of average and task arithmetic. Methods that need minutes at that size run
-on a model with the same embedding and two blocks ("short"). Exits with 1 if a merge that reads pieces holds more than
+on a model with the same embedding and two blocks ("short"). --scale N divides the rows of the embedding and the blocks
+by N, for a look at the relations of speeds on a small machine. Passes are bytes read by bytes that there are. Exits
+with 1 if a merge that reads pieces holds more than
 1 GB, or if average or task arithmetic run at less than 70 % of copying's speed.
 """
 
@@ -70,7 +72,7 @@ def drawn(noise, shape, scale: float, shift: int):
     return turned.repeat(count // len(noise) + 1)[:count].view(shape)
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, scale: int) -> None:
     """Write a random base and eight models near it, whole and short."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,8 +81,10 @@ def write(folder: Path) -> None:
 
     torch.manual_seed(0)
     noise = torch.randn(2**22)
-    for size, blocks in BLOCKS.items():
-        config = AutoConfig.for_model("qwen2", num_hidden_layers=blocks, **SIZES)
+    sizes = SIZES | {"vocab_size": SIZES["vocab_size"] // scale}
+    for size, whole in BLOCKS.items():
+        blocks = max(2, whole // scale)
+        config = AutoConfig.for_model("qwen2", num_hidden_layers=blocks, **sizes)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -106,7 +110,6 @@ def measure(name: str, folder: Path) -> None:
     from taskvec.on_disk.request import Everywhere, Request, tensor_wise
     from taskvec.on_disk.run import carry_out
 
-    registry.load_builtin()
     kind = KINDS.get(name, name)
     size = "whole" if name in FAST else "short"
     options = {"kind": kind, "seed": 0, **METHODS[name]}
@@ -120,8 +123,10 @@ def measure(name: str, folder: Path) -> None:
         base=places[0],
         shard_bytes=SHARD,
     )
-    report = carry_out(plan_of(request))
-    print(json.dumps({"seconds": report.seconds, "bytes": report.size, "peak": report.peak}))
+    plan = plan_of(request)
+    report = carry_out(plan)
+    figures = {"seconds": report.seconds, "bytes": report.size, "peak": report.peak}
+    print(json.dumps(figures | {"passes": plan.read / report.size}))
 
 
 def copy(folder: Path) -> float:
@@ -133,9 +138,9 @@ def copy(folder: Path) -> float:
     return seconds
 
 
-def child(step: str, name: str, folder: Path) -> str:
+def child(step: str, name: str, folder: Path, *options: str) -> str:
     """Run one step in a process of its own and return what it prints."""
-    words = [sys.executable, __file__, "--step", step, "--folder", str(folder), name]
+    words = [sys.executable, __file__, "--step", step, "--folder", str(folder), *options, name]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder / "out", ignore_errors=True)
@@ -160,7 +165,9 @@ def line(name: str, reports: list[dict], copies: list[float]) -> tuple[str, bool
     speed = reports[0]["bytes"] / middle / 1e9
     size = "whole" if name in FAST else "short"
     spread = f"({min(seconds):.1f} to {max(seconds):.1f})"
-    said = f"{name:<16}{size:<7}{middle:8.1f} s {spread:<18}{speed:6.2f} GB/s{peak / 1e9:8.2f} GB"
+    passes = reports[0]["passes"]
+    said = f"{name:<16}{size:<7}{middle:8.1f} s {spread:<18}{speed:6.2f} GB/s"
+    said += f"{passes:8.2f}{peak / 1e9:8.2f} GB"
     held = peak < MEMORY_BAR or name in WHOLE_TENSORS
     if copies:
         ratios = [one / other for one, other in zip(copies, seconds, strict=True)]
@@ -175,24 +182,25 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--step")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     if options.step == "write":
-        write(options.folder)
+        write(options.folder, options.scale)
         return 0
     if options.step == "measure":
         measure(options.names[0], options.folder)
         return 0
     names = options.names or list(METHODS)
     if options.folder and (options.folder / "whole").exists():
-        return compare(options.folder, names, options.repeats)
+        return compare(options.folder, names, options)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        child("write", "all", Path(place))
-        return compare(Path(place), names, options.repeats)
+        child("write", "all", Path(place), "--scale", str(options.scale))
+        return compare(Path(place), names, options)
 
 
-def compare(folder: Path, names: list[str], repeats: int) -> int:
+def compare(folder: Path, names: list[str], options: argparse.Namespace) -> int:
     """Run every method and print a line for each."""
     import torch
 
@@ -200,11 +208,14 @@ def compare(folder: Path, names: list[str], repeats: int) -> int:
     print(
         f"{machine}, Python {platform.python_version()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
     )
-    print(f"python tests/bench/merge_on_disk.py --repeats {repeats} {' '.join(names)}")
-    print("method          size    median (spread)       read    peak of anonymous memory")
+    print(f"python tests/bench/merge_on_disk.py {' '.join(sys.argv[1:])}")
+    print(
+        "method          size    median (spread)               read      passes  peak of anonymous memory"
+    )
     fine = True
     for name in names:
-        reports, copies = timed(name, folder, repeats if name in TIMED else 1)
+        repeats = options.repeats if name in TIMED or options.scale > 1 else 1
+        reports, copies = timed(name, folder, repeats)
         said, held = line(name, reports, copies)
         print(said, flush=True)
         fine = fine and held

@@ -16,6 +16,7 @@ Exits with 1 if ours is not 4 times as fast or twelve blocks would take more tha
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskvec.models.clip.backbone import ClipModel
@@ -32,7 +34,6 @@ from taskvec.models.clip.spaces import clip_spaces
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.statistics.collect import collect
 from taskvec.statistics.cross_moments import CrossMoments
-from taskvec.statistics.passes.pairing import resize_grid
 from taskvec.transform.alignment.component import spaces_of
 from taskvec.transform.alignment.maps import Alignments, SpaceMaps
 from taskvec.transform.alignment.transport import carry
@@ -46,12 +47,12 @@ SETTINGS = {
 }
 
 
-def tower(name: str) -> ClipModel:
+def tower(name: str, device: str | torch.device = "cpu") -> ClipModel:
     """Return a model cut to one block, with what the collector asks of it."""
     described = open_clip_config(name)
     described["vision_cfg"]["layers"] = 1
     config = vision_config(described)
-    model = ClipModel(VisionTransformer(config), (0.5,) * 3, (0.25,) * 3)
+    model = ClipModel(VisionTransformer(config).to(device), (0.5,) * 3, (0.25,) * 3)
     known = clip_spaces(config).of(model.parameters)
     model.layers, model.spaces, model.observed = linear_layers(config), known.axes, known.observed
     return model
@@ -98,11 +99,19 @@ def hooked(model: ClipModel, images: Tensor) -> dict[str, Tensor]:
     return seen
 
 
+def resized(tokens: Tensor, length: int) -> Tensor:
+    """Return tokens [N, L, d] with the patches behind the class token resized to the target's grid, as images are."""
+    old, new = (math.isqrt(count - 1) for count in (tokens.shape[1], length))
+    patches = tokens[:, 1:].mT.unflatten(-1, (old, old))
+    patches = F.interpolate(patches, size=(new, new), mode="bilinear", align_corners=False)
+    return torch.cat([tokens[:, :1], patches.flatten(2).mT], dim=1)
+
+
 def accumulated(own: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return A^T B in float64 of every hooked tensor, the source's tokens resized to the target's grid."""
     crosses = {}
     for name, target in other.items():
-        source = resize_grid(own[name].double(), target.shape[1])
+        source = resized(own[name].double(), target.shape[1])
         crosses[name] = source.flatten(0, 1).mT @ target.double().flatten(0, 1)
     return crosses
 

@@ -28,6 +28,12 @@ class InitialHead(Node):
     prompt: Prompt
     task: str = aside()
 
+    @classmethod
+    def of(cls, base: Base, task: str, definition: Any) -> InitialHead | None:
+        """Return a task's head; None for a corpus."""
+        prompt = prompt_of(task, definition, base.backbone)
+        return None if prompt is None else cls(base, prompt, task)
+
     @property
     def label(self) -> str:
         """The task."""

@@ -1,4 +1,4 @@
-"""Vectors that a file holds: a task vector, or the fine-tuned weights of a model; they count by their content."""
+"""Vectors that files hold: task vectors and fine-tuned models, which count by content, or by the hub's commit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from taskvec.errors import UserError
 from taskvec.graph.artefact import Json, Work, aside
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.vector import VectorNode
+from taskvec.models.remote import checkpoint_files
+from taskvec.models.sources import Source
 from taskvec.needs import Imported
 from taskvec.registry import did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taskvec.checkpoints.reading import Checkpoint
     from taskvec.vectors import TaskVector
 
 FOLDER, SUFFIX = "vectors", ".safetensors"
+KEY = "finetune=stored"
 
 
 def vector_file(root: Path, name: str) -> Path:
@@ -65,9 +70,89 @@ def imported(expression: Imported, base: Base) -> VectorNode:
         UserError: if there is nothing, or something that is neither.
     """
     header = header_of(expression.place)
+    if header is None and _of_hub(expression.place):
+        return PublishedVector.of(expression, base)
     if header is None:
         return ImportedVector.of(expression, base)
     return StoredVector(base, expression, header.get("forward_mode", "standard"))
+
+
+def _of_hub(place: str) -> bool:
+    """Return whether a place is a name of the hub: neither a file nor a folder.
+
+    Raises:
+        UserError: for a path without a folder.
+    """
+    return not Path(place).expanduser().exists() and Source(place, key=KEY).folder is None
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedVector(VectorNode):
+    """What a model or an adapter of the hub differs from theta_0 by; fetched, then read at every look."""
+
+    kind: ClassVar[str] = "imported"
+    copies: ClassVar[int] = 0
+    looks: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, expression: Imported, base: Base) -> PublishedVector:
+        """Look up what an expression names.
+
+        Raises:
+            UserError: if the hub's cache has no such model and the hub cannot be asked, or has none either.
+        """
+        found = cls(base, expression, "standard")
+        if found.source.commit is None:
+            named = f"vector of {expression.task}: {expression.place}"
+            raise UserError(f"{named} is neither a file, nor a folder, nor in the hub's cache")
+        return found
+
+    @property
+    def stored(self) -> bool:
+        """Never: it lies in the hub's cache."""
+        return False
+
+    @property
+    def source(self) -> Source:
+        """Where it is on the hub."""
+        expression: Imported = self.expression
+        return Source(expression.place, key=KEY)
+
+    def spec(self) -> Json:
+        """Return the name and the commit that its branch has in the hub's cache."""
+        return {"published": self.source.identity(())}
+
+    def value(self, work: Work) -> TaskVector:
+        """Return the vector, on the CPU.
+
+        Raises:
+            UserError: if it cannot be had, or is no fine-tuned version of the base.
+        """
+        if not self._here():
+            checkpoint_files(self.source, None).fetch()
+        return self._on(self.base.value(work).parameters)
+
+    def check(self) -> None:
+        """Compare architecture, names and shapes with the base as far as both are here; no weight is read.
+
+        Raises:
+            UserError: if it is no fine-tuned version of the base.
+        """
+        import torch
+
+        shapes = self.base.backbone.parameter_shapes()
+        if shapes is not None and self._here():
+            self._on({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+
+    def _here(self) -> bool:
+        return checkpoint_files(self.source, None).here()
+
+    def _on(self, weights: Mapping[str, Tensor]) -> TaskVector:
+        from taskvec.checkpoints.reading import open_any
+        from taskvec.checkpoints.tuned import tuned_vector
+
+        opened = open_any(self.source.name, KEY)
+        return tuned_vector(opened, self.base.backbone, weights, KEY)
 
 
 @dataclass(frozen=True, eq=False)

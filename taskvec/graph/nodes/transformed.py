@@ -61,9 +61,10 @@ class FitNode(Node):
         return Content(found.tensors, {"fit": found.meta, "report": found.report})
 
     def value(self, work: Work) -> Fit:
-        """Return the fit."""
+        """Return the fit, on the device of the work."""
         content = work.get(self)
-        return Fit(dict(content.tensors), content.meta["fit"], content.meta["report"])
+        tensors = {name: tensor.to(work.device) for name, tensor in content.tensors.items()}
+        return Fit(tensors, content.meta["fit"], content.meta["report"])
 
 
 @dataclass(frozen=True, eq=False)

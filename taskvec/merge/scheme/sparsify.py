@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from taskvec.merge.scheme.select import Pieces, select
+from taskvec.merge.scheme.order import Sample, Together, Wanted
+from taskvec.merge.scheme.select import select_together
 from taskvec.vectors.noise import Stream, chosen, uniform
 
 
@@ -54,51 +56,69 @@ def _at_least(delta: Tensor, magnitude: float) -> Tensor:
     return hardshrink(delta, bound.item())
 
 
-def magnitudes(pieces: Pieces) -> Pieces:
-    """Return the same passes over absolute values."""
+class Asked(NamedTuple):
+    """A cut with ``rank`` of the ``entries`` of an array below it, by its number.
 
-    def absolute() -> Iterator[Tensor]:
-        for piece in pieces():
-            yield piece.abs()
-
-    return absolute
-
-
-def cut_of_rank(pieces: Pieces, rank: int, entries: int, zeros: int = 0) -> Cut:
-    """Return the cut with ``rank`` of the ``entries`` of an array below it, pieces in the order of its places.
-
-    ``zeros`` of them are zero by declaration, are not in the pieces, and come before the others.
+    ``zeros`` of the entries are zero by declaration, are not in the pieces, and come before the others. ``exact``:
+    equal magnitudes are told apart by their place; else all that equal the entry of the rank are above the cut.
     """
-    if rank <= zeros:
-        return EVERYTHING
-    if rank >= entries:
-        return NOTHING
-    found = select(magnitudes(pieces), rank - zeros)
-    ties_below = rank - zeros - found.below
-    return Cut(found.value, _place_of_tie(pieces(), found.value, ties_below))
+
+    array: int
+    rank: int
+    entries: int
+    zeros: int = 0
+    exact: bool = True
 
 
-def inclusive_cut(pieces: Pieces, rank: int, zeros: int = 0) -> Cut:
-    """Return the cut above which is the entry of a rank (0: the smallest) with all entries of its magnitude."""
-    if rank < zeros:
-        return EVERYTHING
-    found = select(magnitudes(pieces), rank - zeros)
-    return Cut(found.value)
+@dataclass
+class Open:
+    """A cut through entries of one magnitude, ``left`` of which are below it: the first ones in the order of places."""
+
+    magnitude: float
+    left: int = 0
+
+    @property
+    def settled(self) -> Cut:
+        """The cut where no equal ones are below it."""
+        return Cut(self.magnitude)
+
+    def within(self, delta: Tensor, start: int) -> Cut:
+        """Return the cut as far as a run [n] from the place ``start`` tells, after those that were read before."""
+        if self.left == 0:
+            return self.settled
+        places = (delta.abs() == self.magnitude).nonzero()
+        if self.left < len(places):
+            first = start + int(places[self.left])
+            self.left = 0
+            return Cut(self.magnitude, first)
+        self.left -= len(places)
+        return Cut(self.magnitude, start + len(delta))
 
 
-def _place_of_tie(pieces: Iterable[Tensor], magnitude: float, number: int) -> int:
-    """Return the place of an entry by its number (from 0) among those of a magnitude."""
-    if number == 0:
-        return 0
-    start = 0
-    for piece in pieces:
-        equal = piece.abs() == magnitude
-        places = equal.nonzero()
-        if number < len(places):
-            return start + int(places[number])
-        number -= len(places)
-        start += len(piece)
-    return start
+def opened(pieces: Together, asked: Sequence[Asked], sample: Sample | None) -> list[Open]:
+    """Return the cuts through magnitudes; one pass, and more where the sample misled."""
+    inner = [item for item in asked if _trivial(item) is None]
+    wanted = [Wanted(item.array, item.rank - item.zeros) for item in inner]
+    selected = (
+        dict(zip(inner, select_together(pieces, wanted, sample), strict=True)) if inner else {}
+    )
+    found = []
+    for item in asked:
+        trivial = _trivial(item)
+        if trivial is not None:
+            found.append(trivial)
+            continue
+        value, below = selected[item]
+        found.append(Open(value, item.rank - item.zeros - below if item.exact else 0))
+    return found
+
+
+def _trivial(asked: Asked) -> Open | None:
+    """Return the cut below or above everything, where nothing has to be looked at."""
+    above_zeros = asked.rank - asked.zeros
+    if above_zeros < 0 or (asked.exact and above_zeros == 0):
+        return Open(EVERYTHING.magnitude)
+    return Open(NOTHING.magnitude) if asked.rank >= asked.entries else None
 
 
 def dropped(delta: Tensor, density: float, stream: Stream, start: int) -> Tensor:
@@ -128,12 +148,3 @@ def drawn(rows: Tensor, probabilities: Tensor, stream: Stream, start: int) -> Te
     numbers = uniform(stream, start, rows.numel(), rows.device)
     mask = numbers.view_as(rows) < probabilities
     return rows * mask
-
-
-def flat_cuts(names: Iterable[str], lengths: Iterable[int], cut: Cut) -> Iterator[tuple[str, Cut]]:
-    """Yield the cut within each array, of a cut through the arrays one after the other."""
-    start = 0
-    for name, length in zip(names, lengths, strict=True):
-        first = _within(cut.first - start, length)
-        yield name, Cut(cut.magnitude, first)
-        start += length

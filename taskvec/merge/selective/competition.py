@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from taskvec.merge.piece import Deltas, Piece
-from taskvec.merge.pieces import read_together
+from taskvec.merge.pieces import read_together, sample_share
 from taskvec.merge.scheme.consensus import summed
-from taskvec.merge.scheme.select import Wanted, select_together
+from taskvec.merge.scheme.order import Sample, Wanted
+from taskvec.merge.scheme.select import select_together
 from taskvec.vectors import Tensors
 
 
@@ -77,24 +78,30 @@ def winners(deltas: Sequence[Tensor], contested: Sequence[Tensor], ranges: Range
 def every(piece: Piece) -> list[Tensor]:
     """Return the deltas of all vectors, zeros in place of None: a zero competes, too."""
     present = piece.parts
-    zero = torch.zeros_like(present[0]) if present else torch.zeros(piece.base.shape)
+    nothing = torch.zeros(piece.base.shape, device=piece.base.device)
+    zero = torch.zeros_like(present[0]) if present else nothing
     return [zero if delta is None else delta for delta in piece.deltas]
 
 
-def all_entries(base: Tensors, deltas: Deltas) -> Iterator[list[Tensor]]:
-    """Yield runs of all parameters over all vectors, those that no vector changes included."""
+def all_entries(base: Tensors, deltas: Deltas, share: int = 1) -> Iterator[list[Tensor]]:
+    """Yield runs of all parameters over all vectors, those that no vector changes included; or one entry in so many."""
     for name in base:
-        for piece in read_together(base, deltas, name):
+        for piece in read_together(base, deltas, name, "entry", share):
             yield every(piece)
 
 
 def quantiles(
-    runs: Callable[[], Iterable[Sequence[Tensor]]], count: int, low: int, high: int
+    runs: Callable[[int], Iterable[Sequence[Tensor]]], count: int, entries: int, low: int, high: int
 ) -> list[Range]:
-    """Return the numbers of two ranks of each of ``count`` arrays."""
+    """Return the numbers of two ranks of each of ``count`` arrays of so many entries.
+
+    ``runs(share)`` starts a pass over one entry in so many, all at 1.
+    """
     wanted = []
     for array in range(count):
         wanted += [Wanted(array, low), Wanted(array, high)]
-    found = select_together(runs, wanted)
+    share = sample_share(entries)
+    sample = Sample(lambda: runs(share), [entries] * count)
+    found = select_together(lambda: runs(1), wanted, sample)
     pairs = zip(found[::2], found[1::2], strict=True)
     return [Range(lower.value, upper.value) for lower, upper in pairs]

@@ -55,8 +55,8 @@ class Pcb(TensorWise):
 
     @property
     def passes(self) -> int:
-        """Two for each pair of quantiles."""
-        return 5
+        """One for each pair of quantiles, and one to merge."""
+        return 3
 
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> Ranges:
         """Return the ranges over all parameters: quantiles of the magnitudes first, then those of the balances."""
@@ -68,17 +68,18 @@ class Pcb(TensorWise):
         high = max(0, math.floor(entries * (1 - self.tails) - 1))
         threshold = min(entries - 1, math.floor(entries * (1 - self.ratio)))
 
-        def magnitudes() -> Iterator[list[Tensor]]:
-            for run in all_entries(base, deltas):
+        def magnitudes(share: int) -> Iterator[list[Tensor]]:
+            for run in all_entries(base, deltas, share):
                 yield [delta.abs() for delta in run]
 
-        ranges = quantiles(magnitudes, len(deltas), low, high)
+        ranges = quantiles(magnitudes, len(deltas), entries, low, high)
 
-        def balances() -> Iterator[list[Tensor]]:
-            for run in all_entries(base, deltas):
+        def balances(share: int) -> Iterator[list[Tensor]]:
+            for run in all_entries(base, deltas, share):
                 yield self._balances(run, ranges)
 
-        return Ranges(ranges, quantiles(balances, len(deltas), threshold, entries - 1))
+        largest = entries - 1
+        return Ranges(ranges, quantiles(balances, len(deltas), entries, threshold, largest))
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Ranges) -> Tensor:
         """Return the mean of signed clamped magnitudes, weighted by score."""

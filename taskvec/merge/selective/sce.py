@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,7 @@ from taskvec.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.merge.scheme.sparsify import Cut, Open
     from taskvec.vectors import Tensors
 
 
@@ -53,8 +53,8 @@ class Sce(TensorWise):
 
     @property
     def passes(self) -> int:
-        """Count, select (three), add up energies, merge."""
-        return 3 if self.select == 1 else 7
+        """Select, add up energies, merge."""
+        return 2 if self.select == 1 else 3
 
     def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, Plan]:
         """Return the plan of each tensor."""
@@ -73,12 +73,12 @@ class Sce(TensorWise):
     def _plan(self, base: Tensors, deltas: Deltas, name: str) -> Plan:
         from taskvec.merge.pieces import read_together
 
-        def pieces():
-            return read_together(base, deltas, name)
-
-        cut = self._cut(pieces)
+        opened = self._cut(base, deltas, name)
+        cut = opened.settled
         energies = [0.0] * len(deltas)
-        for piece in pieces():
+        for piece in read_together(base, deltas, name):
+            if opened.left:
+                cut = opened.within(variance(piece), piece.start)
             for (position, _), part in zip(piece.present, selected(piece, cut), strict=True):
                 energies[position] += float(part.double().square().sum())
         total = sum(energies)
@@ -86,19 +86,36 @@ class Sce(TensorWise):
             return Plan(cut, [1 / len(deltas)] * len(deltas))
         return Plan(cut, [energy / total for energy in energies])
 
-    def _cut(self, pieces) -> Cut:
-        from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank
+    def _cut(self, base: Tensors, deltas: Deltas, name: str) -> Open:
+        """Return the cut through the variances; how many are not zero is counted in the same pass."""
+        from taskvec.merge.pieces import read_together, sample_share
+        from taskvec.merge.scheme.order import Sample, Wanted
+        from taskvec.merge.scheme.select import Selection
+        from taskvec.merge.scheme.sparsify import EVERYTHING, NOTHING, Open
+        from taskvec.vectors.deferred import count_of
 
         if self.select == 1:
-            return EVERYTHING
+            return Open(EVERYTHING.magnitude)
 
-        def variances():
-            return (variance(piece) for piece in pieces())
+        def variances(share: int) -> Iterator[list[Tensor]]:
+            for piece in read_together(base, deltas, name, "entry", share):
+                yield [variance(piece)]
 
-        entries = sum(found.numel() for found in variances())
-        varied = sum(int(found.count_nonzero()) for found in variances())
-        wanted = math.floor(self.select * varied)
-        return cut_of_rank(variances, entries - wanted, entries)
+        entries = count_of(base, name)
+        share = sample_share(entries)
+        varied, seen = 0, 1
+        for (found,) in variances(share):
+            varied += int(found.count_nonzero())
+            seen += found.numel()
+        expected = entries - math.floor(self.select * entries * varied / seen)
+        sample = Sample(lambda: variances(share), [entries])
+        selection = Selection(lambda: variances(1), [Wanted(0, expected)], sample)
+        wanted = math.floor(self.select * (entries - selection.zeros[0]))
+        if wanted == 0:
+            return Open(NOTHING.magnitude)
+        rank = entries - wanted
+        (found,) = selection.find([Wanted(0, rank)])
+        return Open(found.value, rank - found.below)
 
 
 def variance(piece: Piece) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import Convention
+from taskvec.merge.base import Convention, names_of
 from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
@@ -16,7 +16,7 @@ from taskvec.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.merge.scheme.sparsify import Asked, Open
     from taskvec.vectors import Tensors
 
 
@@ -56,16 +56,29 @@ class Breadcrumbs(Sparsified):
     )
 
     @property
-    def passes(self) -> int:
-        """Three for each of the two cuts."""
-        return 6 + super().passes
+    def selects(self) -> bool:
+        """True: for the two cuts."""
+        return True
 
-    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
+    @property
+    def places(self) -> bool:
+        """True: entries of equal magnitude are told apart."""
+        return True
+
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Open]]:
         """Return the lower and the upper cut of each tensor of each vector."""
-        found: dict[Key, Sequence[Cut]] = {}
-        for position, delta in enumerate(deltas):
-            for name in delta:
-                found[name, position] = self._band(delta, name, self.density_of(position))
+        from taskvec.merge.scheme.magnitudes import magnitudes
+        from taskvec.merge.scheme.sparsify import opened
+
+        found: dict[Key, Sequence[Open]] = {}
+        for name in names_of(deltas):
+            pieces, sample = magnitudes(base, deltas, [name])
+            bands = [self._band(position, read) for position, read in enumerate(sample.entries)]
+            lower, upper = zip(*bands, strict=True)
+            cuts = opened(pieces, [*lower, *upper], sample)
+            for position, delta in enumerate(deltas):
+                if name in delta:
+                    found[name, position] = (cuts[position], cuts[position + len(deltas)])
         return found
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -75,18 +88,11 @@ class Breadcrumbs(Sparsified):
         lower, upper = surveyed.cuts[piece.name, position]
         return above(delta, lower, piece.start) - above(delta, upper, piece.start)
 
-    def _band(self, delta: Tensors, name: str, density: float) -> Sequence[Cut]:
-        from taskvec.merge.pieces import read
-        from taskvec.merge.scheme.sparsify import cut_of_rank
-        from taskvec.vectors.deferred import count_of
+    def _band(self, position: int, entries: int) -> tuple[Asked, Asked]:
+        """Return the cuts of a vector's tensor by their ranks."""
+        from taskvec.merge.scheme.sparsify import Asked
 
-        entries = count_of(delta, name)
-        stay = math.floor(density * entries)
+        stay = math.floor(self.density_of(position) * entries)
         go = min(math.floor(self.outliers * entries), entries - stay)
-
-        def pieces():
-            return read(delta, name)
-
-        lower = cut_of_rank(pieces, entries - go - stay, entries)
-        upper = cut_of_rank(pieces, entries - go, entries)
-        return lower, upper
+        lower = Asked(position, entries - go - stay, entries)
+        return lower, Asked(position, entries - go, entries)

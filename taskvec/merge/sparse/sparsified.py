@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from taskvec.needs import Given
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.merge.scheme.sparsify import Cut, Open
     from taskvec.vectors import Tensors
 
 Key = tuple[str, int]  # parameter name, position of the vector
@@ -26,26 +25,32 @@ Key = tuple[str, int]  # parameter name, position of the vector
 
 @dataclass
 class Surveyed:
-    """What the sparsifiers know of whole parameters: cuts, the factors that restore norms, and the majority."""
+    """What the sparsifiers know of whole parameters: cuts, the factors that restore norms, and the majority.
+
+    ``counted`` is the number of positive minus negative sums over all parameters, None until it is asked for.
+    """
 
     method: Sparsified
     base: Tensors
     deltas: Deltas
     seed: int
-    cuts: Mapping[Key, Sequence[Cut]]
-    scales: Mapping[Key, float]
+    cuts: dict[Key, Sequence[Cut]] = field(default_factory=dict)
+    scales: Mapping[Key, float] = field(default_factory=dict)
+    counted: int | None = None
 
-    @cached_property
-    def majority(self) -> float:
-        """The sign of the number of positive minus negative sums over all parameters."""
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all pieces, in the order of names and places."""
         from taskvec.merge.base import names_of
         from taskvec.merge.pieces import read_together
 
-        count = 0
         for name in names_of(self.deltas):
-            for piece in read_together(self.base, self.deltas, name, self.method.grain):
-                count += int(self.method.votes(piece, self).sign().sum())
-        return float((count > 0) - (count < 0))
+            yield from read_together(self.base, self.deltas, name, self.method.grain)
+
+    def majority(self) -> float:
+        """Return the sign of the number of positive minus negative sums."""
+        if self.counted is None:
+            self.counted = sum(self.method.ballot(piece, self) for piece in self.pieces())
+        return float((self.counted > 0) - (self.counted < 0))
 
 
 class Sparsified(Factored):
@@ -74,12 +79,29 @@ class Sparsified(Factored):
     @property
     def over_model(self) -> bool:
         """Whether undecided entries ask for the majority over all parameters."""
+        return self.votes_over_model
+
+    @property
+    def votes_over_model(self) -> bool:
+        """Whether undecided entries ask for the majority over all parameters."""
         return self.consensus == "elect" and self.undecided != "plus"
 
     @property
+    def selects(self) -> bool:
+        """Whether a pass finds cuts."""
+        return False
+
+    @property
+    def places(self) -> bool:
+        """Whether a cut may run through entries of one magnitude, whose places are counted in another pass."""
+        return False
+
+    @property
     def passes(self) -> int:
-        """One more where norms are restored."""
-        return 2 if self.rescale == "l1" else 1
+        """For cuts; for places or norms, or both; for the majority, unless it is counted along with places."""
+        norms = self.rescale == "l1"
+        votes = self.votes_over_model and (norms or not self.places)
+        return 1 + self.selects + (self.places or norms) + votes
 
     @abstractmethod
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -89,7 +111,7 @@ class Sparsified(Factored):
         """Return the density of a vector."""
         return self.density if self.densities is None else self.densities[position]
 
-    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Open]]:
         """Return the cuts that :meth:`sparse` asks for, by parameter and vector."""
         return {}
 
@@ -97,10 +119,37 @@ class Sparsified(Factored):
         """Return cuts, and the factors that restore norms."""
         self.check_densities(len(deltas))
         seed = self.seed_of(given)
-        surveyed = Surveyed(self, base, deltas, seed, self.cuts(base, deltas), {})
+        surveyed = Surveyed(self, base, deltas, seed)
+        cuts = self.cuts(base, deltas)
+        between_equals = any(cut.left for own in cuts.values() for cut in own)
+        if between_equals or self.rescale == "l1":
+            self._read_on(surveyed, cuts)
+        else:
+            for key, own in cuts.items():
+                surveyed.cuts[key] = tuple(cut.settled for cut in own)
+        return surveyed
+
+    def _read_on(self, surveyed: Surveyed, cuts: Mapping[Key, Sequence[Open]]) -> None:
+        """Find the places of cuts, norms, and the majority unless it depends on the norms, in one pass."""
+        norms: dict[Key, list[float]] = {}
+        count = 0
+        for piece in surveyed.pieces():
+            for position, delta in piece.present:
+                key = (piece.name, position)
+                before = surveyed.cuts.get(key)
+                surveyed.cuts[key] = _followed(cuts.get(key, ()), before, delta, piece.start)
+                if self.rescale == "l1":
+                    kept = self.sparse(piece, position, delta, surveyed)
+                    sums = norms.setdefault(key, [0.0, 0.0])
+                    sums[0] += float(delta.abs().double().sum())
+                    sums[1] += float(kept.abs().double().sum())
+            if self.votes_over_model and self.rescale != "l1":
+                count += self.ballot(piece, surveyed)
         if self.rescale != "l1":
-            return surveyed
-        return Surveyed(self, base, deltas, seed, surveyed.cuts, self._norm_factors(surveyed))
+            surveyed.counted = count
+        surveyed.scales = {
+            key: whole / kept if kept else 1.0 for key, (whole, kept) in norms.items()
+        }
 
     def check_densities(self, count: int) -> None:
         """Check that there is one density for each vector, if there are any.
@@ -113,21 +162,6 @@ class Sparsified(Factored):
                 f"merge.densities holds {len(self.densities)} numbers, there are {count} task vectors"
             )
 
-    def _norm_factors(self, surveyed: Surveyed) -> dict[Key, float]:
-        """Return ||tau||_1 / ||sparse tau||_1 for each tensor, 1 where nothing was kept."""
-        from taskvec.merge.base import names_of
-        from taskvec.merge.pieces import read_together
-
-        norms: dict[Key, list[float]] = {}
-        for name in names_of(surveyed.deltas):
-            for piece in read_together(surveyed.base, surveyed.deltas, name, self.grain):
-                for position, delta in piece.present:
-                    kept = self.sparse(piece, position, delta, surveyed)
-                    sums = norms.setdefault((name, position), [0.0, 0.0])
-                    sums[0] += float(delta.abs().double().sum())
-                    sums[1] += float(kept.abs().double().sum())
-        return {key: whole / kept if kept else 1.0 for key, (whole, kept) in norms.items()}
-
     def merge(self, piece: Piece, given: Given | None, surveyed: Surveyed) -> Tensor:
         """Return the consensus of the sparsified deltas."""
         from taskvec.merge.scheme.consensus import elected, weighted_sum
@@ -135,14 +169,15 @@ class Sparsified(Factored):
         parts, weights = self._kept(piece, surveyed)
         if self.consensus == "sum":
             return weighted_sum(parts, weights)
-        return elected(parts, weights, self.election(), lambda: surveyed.majority)
+        return elected(parts, weights, self.election(), surveyed.majority)
 
-    def votes(self, piece: Piece, surveyed: Surveyed) -> Tensor:
-        """Return the sums whose signs are elected."""
+    def ballot(self, piece: Piece, surveyed: Surveyed) -> int:
+        """Return how many more of the sums whose signs are elected are positive than negative."""
         from taskvec.merge.scheme.consensus import weighted_sum
 
         parts, weights = self._kept(piece, surveyed)
-        return weighted_sum(parts, weights if self.weigh == "before" else (1.0,) * len(parts))
+        sums = weighted_sum(parts, weights if self.weigh == "before" else (1.0,) * len(parts))
+        return int(sums.sign().sum())
 
     def _kept(self, piece: Piece, surveyed: Surveyed) -> tuple[list[Tensor], list[float]]:
         weights = self.weights_for(len(piece.deltas))
@@ -158,3 +193,14 @@ class Sparsified(Factored):
         from taskvec.merge.scheme.consensus import Election
 
         return Election(self.combine, self.undecided, self.weigh, self.divide)
+
+
+def _followed(
+    cuts: Sequence[Open], before: Sequence[Cut] | None, delta: Tensor, start: int
+) -> tuple[Cut, ...]:
+    """Return cuts as far as the next run of a tensor tells; those whose place was found before stay."""
+    found = []
+    for number, cut in enumerate(cuts):
+        settled = before is not None and cut.left == 0
+        found.append(before[number] if settled else cut.within(delta, start))
+    return tuple(found)

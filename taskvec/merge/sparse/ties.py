@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from taskvec.merge.base import WIDE_GRID, Convention
+from taskvec.merge.base import WIDE_GRID, Convention, names_of
 from taskvec.merge.piece import Deltas, Piece
 from taskvec.merge.sparse.sparsified import Key, Sparsified, Surveyed
 from taskvec.registry import register
@@ -16,7 +16,7 @@ from taskvec.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskvec.merge.scheme.sparsify import Cut
+    from taskvec.merge.scheme.sparsify import Asked, Open
     from taskvec.vectors import Tensors
 
 
@@ -64,22 +64,28 @@ class Ties(Sparsified):
         return self.scope == "model" or super().over_model
 
     @property
-    def passes(self) -> int:
-        """Two for the thresholds, and one to find the place of an entry among equal ones."""
-        selecting = 3 if self.kept == "exact" else 2
-        return selecting + super().passes
+    def selects(self) -> bool:
+        """True: for the thresholds."""
+        return True
 
-    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Cut]]:
-        """Return each vector's cut within each tensor."""
-        found: dict[Key, Sequence[Cut]] = {}
-        for position, delta in enumerate(deltas):
-            density = self.density_of(position)
-            cuts = (
-                self._model_cuts(base, delta, density)
-                if self.scope == "model"
-                else self._tensor_cuts(delta, density)
-            )
-            found |= {(name, position): (cut,) for name, cut in cuts.items()}
+    @property
+    def places(self) -> bool:
+        """Whether entries of equal magnitude are told apart."""
+        return self.kept == "exact"
+
+    def cuts(self, base: Tensors, deltas: Deltas) -> Mapping[Key, Sequence[Open]]:
+        """Return each vector's cut within each tensor; that of all tensors is one object."""
+        from taskvec.merge.scheme.magnitudes import magnitudes
+        from taskvec.merge.scheme.sparsify import opened
+
+        names = names_of(deltas)
+        groups = [names] if self.scope == "model" else [[name] for name in names]
+        found: dict[Key, Sequence[Open]] = {}
+        for group in groups:
+            pieces, sample = magnitudes(base, deltas, group)
+            asked = self._asked(base, sample.entries)
+            for position, cut in enumerate(opened(pieces, asked, sample)):
+                found |= {(name, position): (cut,) for name in group}
         return found
 
     def sparse(self, piece: Piece, position: int, delta: Tensor, surveyed: Surveyed) -> Tensor:
@@ -89,40 +95,25 @@ class Ties(Sparsified):
         (cut,) = surveyed.cuts[piece.name, position]
         return above(delta, cut, piece.start)
 
-    def _model_cuts(self, base: Tensors, delta: Tensors, density: float) -> dict[str, Cut]:
-        from taskvec.merge.pieces import read
-        from taskvec.merge.scheme.sparsify import flat_cuts
+    def _asked(self, base: Tensors, present: Sequence[int]) -> list[Asked]:
+        """Return each vector's cut by its rank, given how many entries of each are read."""
+        from taskvec.merge.scheme.sparsify import Asked
         from taskvec.vectors.deferred import count_of
 
-        lengths = [count_of(delta, name) for name in delta]
-        # Zeros, by declaration
-        absent = sum(count_of(base, name) for name in base if name not in delta)
+        whole = sum(count_of(base, name) for name in base)
+        asked = []
+        for position, read in enumerate(present):
+            entries = whole if self.scope == "model" else read
+            rank = self._rank(self.density_of(position), entries)
+            # What no vector or not this one changes is zero by declaration
+            zeros = entries - read
+            asked.append(Asked(position, rank, entries, zeros, exact=self.kept == "exact"))
+        return asked
 
-        def pieces():
-            return (piece for name in delta for piece in read(delta, name))
-
-        cut = self._cut(pieces, density, sum(lengths) + absent, absent)
-        return dict(flat_cuts(delta, lengths, cut))
-
-    def _tensor_cuts(self, delta: Tensors, density: float) -> dict[str, Cut]:
-        from taskvec.merge.pieces import read
-        from taskvec.vectors.deferred import count_of
-
-        def pieces(name: str):
-            return lambda: read(delta, name)
-
-        return {name: self._cut(pieces(name), density, count_of(delta, name), 0) for name in delta}
-
-    def _cut(self, pieces, density: float, entries: int, zeros: int) -> Cut:
-        from taskvec.merge.scheme.sparsify import EVERYTHING, cut_of_rank, inclusive_cut
-
-        if entries == zeros:
-            return EVERYTHING
+    def _rank(self, density: float, entries: int) -> int:
+        """Return how many entries are below the cut, or (not "exact") the rank of one that is trimmed last."""
         if self.kept == "exact":
-            wanted = max(1, math.floor(entries * density))
-            return cut_of_rank(pieces, entries - wanted, entries, zeros)
+            return entries - max(1, math.floor(entries * density))
         if self.kept == "inclusive":
-            number = entries - math.floor(entries * density)
-        else:
-            number = math.floor(entries * (1 - density))
-        return inclusive_cut(pieces, number - 1, zeros) if number else EVERYTHING
+            return entries - math.floor(entries * density) - 1
+        return math.floor(entries * (1 - density)) - 1

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from taskvec.data.files import sha256
+from taskvec.data.files import remembered_sha256
 from taskvec.data.prompt import Prompt
 from taskvec.data.remote import Remote, reachable
 from taskvec.data.tasks import ASSETS
@@ -30,6 +30,7 @@ from taskvec.models.clip.preprocessing import folder_preprocessing, malformed
 from taskvec.models.clip.spaces import clip_shapes, clip_spaces
 from taskvec.models.clip.tags import tag_repository
 from taskvec.models.clip.text import TextSide, check_text, text_side
+from taskvec.models.clip.transformers import described_vision
 from taskvec.models.layers import Heads, LinearLayer
 from taskvec.models.remote import tagged_files, tokenizer_files
 from taskvec.models.sources import Source, one_line
@@ -132,7 +133,7 @@ class Clip(Backbone):
         return self.tagged.name if self.tagged else self.name
 
     def function(self, description: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Return the settings of the image tower, of an ``open_clip_config.json`` or its own.
+        """Return the settings of the image tower: its own, of an ``open_clip_config.json``, or of transformers' CLIP.
 
         Raises:
             UserError: for a description without an image tower that is covered.
@@ -140,9 +141,9 @@ class Clip(Backbone):
         if description is None:
             return vars(self.vision)
         try:
-            return vars(vision_config(description["model_cfg"]))
+            return vars(described_vision(description, self.vision))
         except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"not a plain open_clip image tower: {one_line(error)}") from error
+            raise UserError(f"not a plain CLIP image tower: {one_line(error)}") from error
 
     def remotes(self) -> list[Remote]:
         """Return a tag's weights, and the text side's files where they are of the hub."""
@@ -161,7 +162,7 @@ class Clip(Backbone):
         settings["text"] = self.text.identity()
         if self.weights:
             settings |= {
-                "checkpoint": sha256(self.weights),
+                "checkpoint": remembered_sha256(self.weights),
                 "architecture": open_clip_config(self.name),
             }
         elif self.tagged:

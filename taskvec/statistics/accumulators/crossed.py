@@ -136,8 +136,8 @@ class _Sums:
     def add(self, own: Tensor, other: Tensor) -> None:
         """Add paired rows [n, a] and [n, b]."""
         self.cross += own.T @ other
-        self.source += own.sum(0, dtype=torch.float64)
-        self.target += other.sum(0, dtype=torch.float64)
+        self.source += own.sum(0)
+        self.target += other.sum(0)
         self.squares += _squares(own, other)
         if self.grams is not None:
             for gram, rows in zip(self.grams, (own, other), strict=True):

@@ -68,15 +68,24 @@ def resize_grid(tokens: Tensor, length: int) -> Tensor | None:
         new = _side(length - front)
         if old is None or new is None:
             continue
-        patches = tokens[:, front:].mT.unflatten(-1, (old, old))  # [N, d, side, side]
-        patches = F.interpolate(
-            patches,
-            size=(new, new),
-            mode="bilinear",
-            align_corners=False,
-        )
-        return torch.cat([tokens[:, :front], patches.flatten(2).mT], dim=1)
+        return _grid_weights(old, new, front).to(tokens) @ tokens
     return None
+
+
+def _grid_weights(old: int, new: int, front: int) -> Tensor:
+    """Return W [front + new^2, front + old^2] float32 with W X the tokens X resized; those in front stay.
+
+    Bilinear interpolation is linear: resizing each patch's unit image gives its column. A product with W takes a
+    fraction of the time of resizing wide tokens channel by channel.
+    """
+    units = torch.eye(old**2).unflatten(1, (1, old, old))
+    resized = F.interpolate(
+        units,
+        size=(new, new),
+        mode="bilinear",
+        align_corners=False,
+    )
+    return torch.block_diag(torch.eye(front), resized.flatten(1).mT)
 
 
 def _side(patches: int) -> int | None:

@@ -1,9 +1,15 @@
-"""Symmetric matrices in float64: Gram matrices, Cholesky factors, and a few eigenpairs at one end of a spectrum."""
+"""Symmetric matrices in float64: Gram matrices, Cholesky factors, and a few eigenpairs at one end of a spectrum.
+
+On the CPU all of it goes through SciPy, which has the symmetric product and the subset driver that torch lacks. Calls
+that alternate between the two would also wait for each other: their BLAS have threads of their own, which spin for a
+while after each call.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,11 +40,39 @@ def cholesky(matrix: Tensor) -> Tensor | None:
 
     Only its lower triangle is read.
     """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if matrix.device.type == "cpu":
+        from scipy.linalg.lapack import dpotrf
+
+        array, failed = dpotrf(matrix.numpy(), lower=True)
+        factor = torch.from_numpy(array)
+    else:
+        factor, failed = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal().square()
     if failed or pivots.min() < SINGULAR * pivots.max():
         return None
     return factor
+
+
+def inverse(factor: Tensor) -> Tensor:
+    """Return (L L^T)^-1 [n, n] of a Cholesky factor L [n, n]."""
+    if factor.device.type != "cpu":
+        return torch.cholesky_inverse(factor)
+    from scipy.linalg.lapack import dpotri
+
+    array, _ = dpotri(factor.numpy(), lower=True)  # zero above the diagonal, like the factor
+    array += np.tril(array, -1).T
+    return torch.from_numpy(array)
+
+
+def solve_lower(factor: Tensor, right: Tensor, *, transposed: bool = False) -> Tensor:
+    """Return L^-1 B, or with ``transposed`` L^-T B, [n, m] of a lower triangle L [n, n] and B [n, m]."""
+    if factor.device.type != "cpu":
+        triangle = factor.mT if transposed else factor
+        return torch.linalg.solve_triangular(triangle, right, upper=transposed)
+    from scipy.linalg.lapack import dtrtrs
+
+    solved, _ = dtrtrs(factor.numpy(), right.numpy(), lower=True, trans=transposed)
+    return torch.from_numpy(solved)
 
 
 def eigenpairs(
@@ -57,7 +91,12 @@ def eigenpairs(
     from scipy.linalg import eigh
 
     wanted = (0, count - 1) if end == "smallest" else (size - count, size - 1)
-    values, vectors = eigh(matrix.numpy(), subset_by_index=wanted, driver="evr", check_finite=False)
+    values, vectors = eigh(
+        matrix.numpy(),
+        subset_by_index=wanted,
+        driver="evr",
+        check_finite=False,
+    )
     values, vectors = torch.from_numpy(values), torch.from_numpy(vectors)
     if end == "largest":
         values, vectors = values.flip(0), vectors.flip(1)

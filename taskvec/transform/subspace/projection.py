@@ -14,7 +14,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.transform.subspace.eigen import cholesky, eigenpairs, lower_gram, root
+from taskvec.transform.subspace.eigen import (
+    cholesky,
+    eigenpairs,
+    inverse,
+    lower_gram,
+    root,
+    solve_lower,
+)
 
 Whitening = Literal["cov", "sqrt"]
 
@@ -59,7 +66,9 @@ class _Layer:
     @property
     def damped(self) -> Tensor:
         """C + damping I."""
-        damped = self.moment.clone()
+        damped = (
+            self.moment.mT.clone()
+        )  # symmetric, and in the order that LAPACK reads without a copy
         damped.diagonal().add_(self.damping)
         return damped
 
@@ -174,17 +183,13 @@ def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
     lower, factor = cholesky(lower_gram(layer.weight)), cholesky(layer.damped)
     if lower is None or factor is None:
         return None
-    inverse = torch.cholesky_inverse(factor)
-    half = torch.linalg.solve_triangular(lower, inverse, upper=False)  # L^-1 (C + damping I)^-1
-    by_whitening = {
-        "cov": lower_gram,
-        "sqrt": partial(torch.linalg.solve_triangular, lower, upper=False),
-    }
+    half = solve_lower(lower, inverse(factor))  # L^-1 (C + damping I)^-1
+    by_whitening = {"cov": lower_gram, "sqrt": partial(solve_lower, lower)}
     matrix = by_whitening[layer.whitening](half.mT)
     inverse_squares, vectors = eigenpairs(matrix, count, "largest")
     if inverse_squares[-1] < GRAM_DEPTH * matrix.trace():
         return None
-    right = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
+    right = solve_lower(lower, vectors, transposed=True)
     return _Low(inverse_squares.rsqrt(), layer.weight @ right)
 
 

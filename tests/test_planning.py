@@ -1,0 +1,162 @@
+"""What planning does and leaves undone: components by name, libraries that only runs need, files hashed once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub.constants as constants
+import pytest
+
+from taskvec import registry
+from taskvec.data import files, hub
+from taskvec.data.hub_card import HubCard, write_hub_card
+from taskvec.graph.nodes.examples import Decoded
+from taskvec.graph.plan import Plan
+from taskvec.merge.base import Merge
+from taskvec.runner import compose
+
+PLANNED = """
+import sys
+from taskvec.graph.plan import Plan
+from taskvec.runner import compose
+compose.register_all()
+Plan(compose.resolve(compose.compose(["suite=mini8", "merge=ties"]))).fingerprint
+print(*sys.modules)
+"""
+HEAVY = {"torch", "transformers", "open_clip", "datasets", "pandas", "scipy", "sklearn", "wandb"}
+
+
+def test_the_names_that_are_read_are_those_that_are_registered():
+    registered = {(e.group, e.name): e.source for e in registry.entries() if e.shipped}
+    assert registry.shipped() == registered
+    for group in registry.PACKAGES:
+        listed = registry.names(group)
+        assert listed == [entry.name for entry in registry.entries(group)] and listed
+
+
+def test_planning_imports_neither_what_only_runs_need_nor_other_components():
+    done = subprocess.run([sys.executable, "-c", PLANNED], capture_output=True, text=True)
+    modules = set(done.stdout.split())
+    assert not HEAVY & modules
+    assert "taskvec.merge.sparse.ties" in modules
+    merges = {path.stem for (group, _), path in registry.shipped().items() if group == "merge"}
+    imported = {name.rpartition(".")[2] for name in modules if name.startswith("taskvec.merge.")}
+    assert merges & imported == {"ties"}
+
+
+def test_a_name_of_ours_is_taken_before_its_component_is_imported(monkeypatch):
+    others = {key: entry for key, entry in registry._entries.items() if key != ("merge", "ties")}
+    monkeypatch.setattr(registry, "_entries", others)
+
+    class Mine(Merge):
+        kind: Literal["ties"] = "ties"
+
+    with pytest.raises(ValueError, match=r"merge=ties is registered by ties\.py already"):
+        registry.register("merge", "ties")(Mine)
+
+
+@pytest.mark.parametrize("words", [["suite=mini8"], ["source=mini_clip_m", "transform=theseus"]])
+def test_plans_hash_every_file_once(words, monkeypatch):
+    compose.register_all()
+    config = compose.resolve(compose.compose(words))
+    counted: Counter[str] = Counter()
+    digest = hashlib.file_digest
+
+    def counting(file, name):
+        counted[file.name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    files._hashed.cache_clear()
+    first = Plan(config).fingerprint
+    assert str(config.backbone.weights) in counted
+    assert set(counted.values()) == {1}
+    assert Plan(config).fingerprint == first and set(counted.values()) == {1}
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large and as settled, with how often its bytes are read."""
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(files, "LARGE", 8)
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    read = []
+    digest = hashlib.file_digest
+
+    def noting(file, name):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noting)
+    path = tmp_path / "weights"
+    path.write_bytes(b"sixteen bytes of")
+    return path, read
+
+
+def in_a_new_process(path: Path) -> str:
+    files._hashed.cache_clear()
+    return files.remembered_sha256(path)
+
+
+def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(large):
+    path, read = large
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [in_a_new_process(path) for _ in range(3)] == [expected] * 3 and len(read) == 1
+    files._hashed.cache_clear()
+    assert files.sha256(path) == expected and len(read) == 2, "verification reads the bytes"
+    # as large as before and of the same age: what a copy with its times leaves behind
+    before = path.stat()
+    path.write_bytes(b"sixteen other by")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert changed != expected and in_a_new_process(path) == changed
+    assert in_a_new_process(path) == changed and len(read) == 3
+
+
+def test_a_hash_that_may_not_hold_is_not_remembered(large, tmp_path, monkeypatch):
+    path, read = large
+    expected = in_a_new_process(path)
+    (record,) = (tmp_path / "assets").rglob("*.json")
+    for damaged in (b"", b"{}", record.read_bytes()[:-9]):
+        record.write_bytes(damaged)
+        assert in_a_new_process(path) == expected
+    assert len(read) == 4
+    record.unlink()
+    monkeypatch.setattr(files, "SETTLED_NS", 3600 * 10**9)
+    assert in_a_new_process(path) == expected and not record.exists()
+    monkeypatch.setattr(files, "LARGE", 17)
+    assert in_a_new_process(path) == expected and not record.exists()
+
+
+@pytest.mark.parametrize(
+    "suite, backbone",
+    [("glue8", "mini_encoder"), ("nli6", "mini_encoder"), ("vision8", "mini_clip_s")],
+)
+def test_with_cards_a_suite_of_the_hub_is_planned_without_its_builders(
+    suite, backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "hub_builder", None)
+    monkeypatch.setattr(hub, "reachable", None)
+    compose.register_all()
+    words = [f"suite={suite}", f"backbone={backbone}", f"outputs={tmp_path}"]
+    config = compose.resolve(compose.compose(words))
+    tasks = [task for task in config.suite.definitions.values() if task.folder is None]
+    for number, task in enumerate(tasks):
+        named = {"path": task.path, "config": task.config, "revision": task.revision}
+        rows = task.facts.rows or dict.fromkeys(filter(None, task.splits.values()))
+        commit = (task.facts.revision or "").ljust(40, f"{number % 10}")
+        names = task.classes or getattr(task, "words", ()) or ("no", "yes")
+        card = HubCard(**named, commit=commit, rows=rows, classes={task.label: names})
+        write_hub_card(task, card)
+    plan = Plan(config)
+    commits = {
+        node.spec()["examples"]["commit"] for node in plan.nodes if isinstance(node, Decoded)
+    }
+    assert plan.fingerprint and len(commits) == len(config.suite.tasks)

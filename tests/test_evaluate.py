@@ -449,3 +449,18 @@ def test_precisions_run(run, precision: str):
     result, _ = run(f"compute.precision={precision}", "suite.tasks=[stripes]")
     assert result.config["compute"]["precision"] == precision
     torch.set_float32_matmul_precision("highest")
+
+
+def test_rounded_weights_change_answers_alone_and_the_batch_nothing(run, outputs):
+    plain, _ = run("suite.tasks=[stripes]")
+    rounded, _ = run("suite.tasks=[stripes]", "compute.weights=bf16", "compute.batch=auto")
+    words = ("suite.tasks=[stripes]", "compute.weights=bf16", "compute.batch=7")
+    cut, _ = run(*words, f"outputs={outputs}/cut")
+    assert cut.same_as(rounded)
+    assert rounded.fingerprint != plain.fingerprint
+    answers, others = [], []
+    for result in (plain, rounded):
+        answers.append({one.fingerprint for one in result.stages if one.kind == "answer"})
+        others.append({one.fingerprint for one in result.stages if one.kind != "answer"})
+    assert others[0] == others[1]
+    assert answers[0].isdisjoint(answers[1])

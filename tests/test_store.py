@@ -274,6 +274,7 @@ def test_the_plan_is_the_one_these_tests_know(config):
         (["seed=1"], VECTORS | TUNED),
         (["compute.precision=bf16"], VECTORS | CELLS),
         (["compute.precision=tf32"], VECTORS | CELLS),
+        (["compute.weights=bf16"], CELLS),
         (["protocol.grid=[0,1]"], {"answer merged"}),
         (["protocol.joint=true"], {"vector 3 tasks", "answer joint"}),
         (["suite.tasks=[stripes,corners]"], {"answer zero_shot", "answer merged"}),
@@ -288,6 +289,7 @@ def test_a_setting_touches_what_depends_on_it(overrides, touched, config):
 @pytest.mark.parametrize(
     "override",
     ["tracker=none", "outputs=/tmp/elsewhere", "compute.device=cpu", "compute.device=cuda:1",
+     "compute.weights=fp32", "compute.batch=auto", "compute.batch=9", "compute.compile=true",
      "finetune.checkpoint_every=7", "backbone.recipe.steps=9"],
 )  # fmt: skip
 def test_a_setting_that_changes_no_result_touches_nothing(override, config):

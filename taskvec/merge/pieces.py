@@ -17,7 +17,7 @@ ENTRIES = 2**17  # of one piece on a processor: half a megabyte of float32
 ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as this many entries save
 
 SAMPLED = 64  # one entry in at least so many makes a sample
-SAMPLE = 2**20  # entries of a sample, at most
+SAMPLE = 2**18  # entries of a sample, at most
 SAMPLE_RUN = 2**12  # entries of it that stand together
 
 Run = tuple[int, int]  # the first place, and the one after the last

@@ -45,7 +45,8 @@ class Tail(Watch):
 
     def __init__(self, array: int, count: int, entries: int, *, smallest: bool):
         self.array, self.count, self.entries, self.smallest = array, count, entries, smallest
-        self.kept: list[Tensor] = []
+        # One array, made once: many small ones that stay would leave the heap full of holes
+        self.kept = torch.empty(0)
         self.size = 0
         # What is beyond the bound is kept, what equals it is counted
         self.bound: int | None = None
@@ -58,17 +59,20 @@ class Tail(Watch):
             near = turned[turned >= self.bound]
             turned = near[near > self.bound]
             self.equal += len(near) - len(turned)
-        self.kept.append(turned)
+        if not len(self.kept):
+            self.kept = turned.new_empty(min(2 * self.count, self.entries))
+        if self.size + len(turned) > len(self.kept):
+            turned = self._shortened(torch.cat([self.kept[: self.size], turned]))
+            self.size = 0
+        self.kept[self.size : self.size + len(turned)] = turned
         self.size += len(turned)
-        if self.size > 2 * self.count:
-            self._shorten()
 
     def find(self, rank: int) -> Seen | None:
         """Return the key of a rank within the tail."""
         place = rank if self.smallest else self.entries - 1 - rank
-        if not 0 <= place < self.count or not self.kept:
+        if not 0 <= place < self.count:
             return None
-        together = torch.cat(self.kept)
+        together = self.kept[: self.size]
         if place < len(together):
             key = int(together.kthvalue(len(together) - place).values)
             beyond = int((together > key).sum())
@@ -85,12 +89,11 @@ class Tail(Watch):
         """Return keys such that larger ones belong to the tail; inverted bits are in the opposite order."""
         return ~keys if self.smallest else keys
 
-    def _shorten(self) -> None:
-        together = torch.cat(self.kept)
+    def _shortened(self, together: Tensor) -> Tensor:
+        """Return what is beyond the ``count``-th key, the new bound."""
         self.bound = int(together.kthvalue(len(together) - self.count + 1).values)
         self.equal = int((together == self.bound).sum())
-        beyond = together[together > self.bound]
-        self.kept, self.size = [beyond], len(beyond)
+        return together[together > self.bound]
 
 
 class Window(Watch):
@@ -151,7 +154,8 @@ def _windows(expected: Sequence[Wanted], sample: Sample) -> list[Watch]:
                 if parts[array] is not None:
                     drawn[array].append(order_keys(parts[array]).cpu())
     ordered: dict[int, Tensor] = {}
-    for array, pieces in drawn.items():
+    for array in arrays:
+        pieces = drawn.pop(array)
         if pieces:
             ordered[array] = torch.cat(pieces).sort().values
     found: list[Watch] = []

@@ -19,6 +19,8 @@ from taskvec.needs import Examples
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.models.batching import Batching
+
 Json = Any
 
 
@@ -35,6 +37,8 @@ class Work(Protocol):
 
     device: str
     bf16: bool
+    compile: bool
+    batching: Batching
 
     def get(self, node: Node) -> Content:
         """Return a stored node's content, computed where it is missing."""

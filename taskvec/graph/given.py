@@ -44,6 +44,7 @@ class Given:
     answers: Mapping[str, Any] = field(default_factory=dict)
     learning: Any = None
     objective: Any = None
+    rounded: bool = False  # predictions with weights in bfloat16
 
     def __getitem__(self, need: Need) -> Any:
         """Return what a need stands for; a task vector on the device of the work.
@@ -80,7 +81,14 @@ class Given:
         """What turns weights and needs into logits and scores; it sees what was declared and nothing else."""
         from taskvec.training.evaluator import Evaluator
 
-        return Evaluator(self.model, self.__getitem__, bf16=self.work.bf16)
+        return Evaluator(
+            self.model,
+            self.__getitem__,
+            bf16=self.work.bf16,
+            rounded=self.rounded,
+            compiled=self.base.compiled(self.work) if self.work.compile else None,
+            batching=self.work.batching,
+        )
 
 
 def observer(work: Work, node: Node) -> Callable[[int, int, Mapping[str, float]], None]:

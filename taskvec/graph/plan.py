@@ -311,6 +311,7 @@ class Plan:
                 composition=composition,
                 needed=self._needed(needs, owner, "target"),
                 precision=self.config.compute.precision,
+                weights=self.config.compute.weights_for(question),
                 cell=cell,
                 scope=scope,
             )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, SerializeAsAny
@@ -14,13 +14,37 @@ from pydantic import Field, SerializeAsAny
 from taskvec.config import Component, Config, immaterial
 from taskvec.needs import Side
 
+if TYPE_CHECKING:
+    from taskvec.protocols.base import Question
+
 
 class Compute(Config):
-    """Where and how to compute; only what can change a result is part of its identity."""
+    """Where and how to compute; only what can change a result is part of its identity.
+
+    ``precision`` is that of the matrix products of every stage, on float32 weights. ``weights`` is the dtype that a
+    model is held in when it predicts: merges, training and statistics work on float32, and "bf16" rounds each composed
+    weight once. ``batch`` is how many examples are predicted, or taken statistics of, at once: a number, "auto" for
+    what the device holds, None for the usual sizes. ``compile`` compiles the forward pass of training and predictions;
+    what it changes is the order of rounding, as another device does. ``offload`` keeps weights in main memory.
+    """
 
     device: str = immaterial("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    weights: Literal["fp32", "bf16"] = "fp32"
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = immaterial(None)
+    compile: bool = immaterial(False)
     offload: bool = immaterial(False)
+
+    def material(self) -> dict[str, Any]:
+        """Return the fields that can change results; weights as they are stored change none."""
+        found = super().material()
+        if self.weights == "fp32":
+            del found["weights"]
+        return found
+
+    def weights_for(self, question: Question) -> str | None:
+        """Return the dtype that weights are rounded to when a question is asked; None where they stay as they are."""
+        return self.weights if question.as_held and self.weights != "fp32" else None
 
 
 class Plain(Config):

@@ -27,7 +27,10 @@ class Workspace:
     """Computes artefacts in order, each at most once per store, and keeps what many of them need in memory."""
 
     def __init__(self, store: Store, compute: Any, observe: Observe, done: Done):
+        from taskvec.models.batching import Batching
+
         self.store, self.bf16 = store, compute.precision == "bf16"
+        self.compile, self.batching = compute.compile, Batching(compute.batch)
         self.blocks_device = resolve_device(compute.device)
         self.offload = compute.offload
         self.device = "cpu" if compute.offload else self.blocks_device

@@ -212,9 +212,16 @@ class Model:
         the label words in ``head`` at the first decoding step. Causal language models: the final-normed state at the
         last token of the prompt. Absent parameters keep their base value.
         """
+        return self.call(parameters, *self.prepare(inputs))
+
+    def call(self, parameters: Mapping[str, Tensor], *arguments: Any) -> Any:
+        """Return the module's value with some weights in place of the base's.
+
+        :func:`taskvec.models.compiled.compiled` makes models of which this is compiled.
+        """
         from torch.func import functional_call
 
-        return functional_call(self.module, dict(parameters), self.prepare(inputs))
+        return functional_call(self.module, dict(parameters), arguments)
 
     def token_states(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the final-normed state of every token [N, longest row, d], rows moved to the left.

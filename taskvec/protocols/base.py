@@ -90,13 +90,15 @@ class Question(Component):
     """Something that can be asked of a composition or of vectors; one file, registered under "question".
 
     ``models`` are the kinds of composition that it can be asked of; ``of_vectors`` ones look at the vectors too, and
-    those with ``looks`` at files of their own.
+    those with ``looks`` at files of their own. ``as_held`` ones ask what the model predicts with weights in the dtype
+    of ``compute.weights``, the others look at it in float32.
     ``summary`` turns an answer into the rows of an analysis: row name -> its quantity, with unit and direction.
     """
 
     models: ClassVar[frozenset[str]] = frozenset({"one", "per_task"})
     looks: ClassVar[bool] = False
     of_vectors: ClassVar[bool] = False
+    as_held: ClassVar[bool] = False
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard", "tangent"})
     capabilities: ClassVar[frozenset[str]] = frozenset()  # what a backbone must give
 

@@ -34,6 +34,8 @@ def _checked(config: RunConfig, plan: Plan) -> None:
         readable(config, name, backbone)
     compatible(config)
     present(config.compute.device)
+    if config.compute.compile:
+        compilable(config)
     config.protocol.check(config.suite)
     check_known(config)
     for backbone in backbones(config).values():
@@ -72,7 +74,7 @@ def chosen(config: RunConfig, group: str) -> str:
 
 
 def compatible(config: RunConfig) -> None:
-    """Check that the forward mode that fine-tuning produces can be evaluated, and offloaded.
+    """Check that the forward mode that fine-tuning produces can be evaluated, offloaded, rounded and compiled.
 
     Which stages take it is checked where the plan puts them together.
 
@@ -90,6 +92,16 @@ def compatible(config: RunConfig) -> None:
             f"protocol.post_hoc: finetune={method.kind} is linear already; leave post_hoc out"
         )
     linearised = method.mode == "tangent" or config.protocol.post_hoc
+    if linearised and config.compute.weights != "fp32":
+        raise UserError(
+            "compute.weights: a linearised model has no composed weights that could be rounded; use "
+            "compute.weights=fp32, and compute.precision=bf16 for faster products"
+        )
+    if linearised and config.compute.compile:
+        raise UserError(
+            "compute.compile: a linearised model is evaluated by a forward-mode derivative, which is not compiled; "
+            "use compute.compile=false"
+        )
     if linearised and "tangent" not in config.backbone.forward_modes:
         raise UserError(
             f"backbone={config.backbone.kind} has no forward-mode derivative; use finetune.forward_mode=standard"
@@ -123,6 +135,28 @@ def present(device: str) -> None:
         from taskvec.graph.workspace import resolve_device
 
         resolve_device(device)
+
+
+def compilable(config: RunConfig) -> None:
+    """Check that the forward pass can be compiled: as one piece, by a compiler that is here.
+
+    Raises:
+        UserError: naming what does not go with it, or what is missing.
+    """
+    from taskvec.graph.workspace import resolve_device
+    from taskvec.models.compiled import check_compiler
+
+    method = config.method_on("source" if config.moves else "target")
+    if config.compute.offload:
+        raise UserError(
+            "compute.compile: offloaded blocks are moved one by one; use compute.offload=false or compute.compile=false"
+        )
+    if getattr(method, "gradient_checkpointing", False):
+        raise UserError(
+            "compute.compile: finetune.gradient_checkpointing=true wraps every block, which is not compiled; leave one "
+            "of them out"
+        )
+    check_compiler(resolve_device(config.compute.device))
 
 
 def carried(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from taskvec.needs import Observe
 from taskvec.statistics.base import Accumulator, Statistic
 from taskvec.statistics.passes.batches import EMPTY, Batches, Piece, batch_size
 from taskvec.statistics.passes.run import Pass
-from taskvec.statistics.passes.survey import survey
+from taskvec.statistics.passes.survey import Survey, survey
 
 __all__ = ["Batches", "batch_size", "collect"]
 
@@ -37,7 +37,8 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     One forward pass over the examples serves all statistics, and a further one those that want it (EKFAC: bases, then
     eigenvalues); gradients group by group (:attr:`Accumulator.group`) take a pass of their own for each size of group.
     Without a statistic of gradients no graph is built and no activation outlives its use. Autocast is off. Sums
-    depend on how the examples are cut by rounding only. ``observe`` is told the batches done and in all, once per pass.
+    depend on how the examples are cut by rounding only; :class:`Batches` may wish for other pieces. ``observe`` is told
+    the batches done and in all, once per pass.
 
     Raises:
         UserError: for no examples, labels or a head that are missing, or a value that is not finite, by its name.
@@ -48,6 +49,8 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     _check(statistics, len(sides), labels)
     pieces = _pieces(batches)
     surveys = [survey(*side, inputs) for side, inputs in zip(sides, pieces[0], strict=True)]
+    if isinstance(pieces, Batches):
+        _fit(pieces, surveys, statistics, labels)
     results = [statistic.accumulator(*surveys) for statistic in statistics]
     while True:
         unfinished = [
@@ -65,6 +68,32 @@ def collect(  # noqa: PLR0913 (a model at some weights, its examples, and what i
     for statistic, value in zip(statistics, results, strict=True):
         check_finite(statistic, value)
     return results
+
+
+def _fit(
+    batches: Batches,
+    surveys: Sequence[Survey],
+    statistics: Sequence[Statistic],
+    labels: Tensor | None,
+) -> None:
+    """Let batches find their size, by the first passes over a few examples for sums that are thrown away.
+
+    Where groups of a fixed size go through the model, larger pieces gain nothing.
+    """
+    if any(statistic.accumulator(*surveys).group for statistic in statistics):
+        return
+
+    def look(piece: Piece) -> None:
+        rehearsed = [statistic.accumulator(*surveys) for statistic in statistics]
+        for numbers in _together(rehearsed, range(len(rehearsed))):
+            members = [rehearsed[number] for number in numbers]
+            gradient = any(statistics[number].gradient for number in numbers)
+            Pass(surveys, members, gradient=gradient)([piece], labels, observe=None)
+
+    models = tuple(survey.model.module for survey in surveys)
+    asked = tuple(statistic.model_dump_json() for statistic in statistics)
+    weight = next(iter(surveys[0].model.parameters.values()))
+    batches.fit((models, asked), look, weight.device)
 
 
 def check_finite(statistic: Statistic, value: Any) -> None:

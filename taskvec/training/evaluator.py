@@ -16,11 +16,12 @@ from taskvec.needs import Examples, View
 from taskvec.training import linearise
 from taskvec.training.linearise import exact, jvp_features
 from taskvec.training.readouts import read_out
-from taskvec.training.walk import Found, Predictions, Reader, Rows, Surprise, walk
+from taskvec.training.walk import Found, Predictions, Reader, Rows, Surprise, held, walk
 from taskvec.vectors import Tensors
 
 if TYPE_CHECKING:
     from taskvec.models.base import Model
+    from taskvec.models.batching import Batching
     from taskvec.vectors.composition import Alpha, Composition
 
 Alphas = Sequence[float] | Mapping[Hashable, "Alpha"]
@@ -30,12 +31,27 @@ Excluded = dict[Hashable, str]  # why a coefficient has no outcome
 class Evaluator:
     """Asks one model, with any weights, about the examples of needs; ``view_of`` grants them.
 
-    ``bf16`` takes the matrix products of logits and predictions in bfloat16, and losses in float32. Features and
-    derivatives, which are compared with each other, stay in the precision of the weights.
+    ``bf16`` takes the matrix products of logits and predictions in bfloat16, and losses in float32. ``rounded``
+    predicts with a composition's weights in bfloat16, so the whole model computes in it. Features and derivatives,
+    which are compared with each other, stay in the precision of the weights. ``compiled`` is the same model with a
+    compiled forward pass, which serves all that is not linearised nor compared. ``batching`` says how many examples
+    are predicted at once.
     """
 
-    def __init__(self, model: Model, view_of: Callable[[Examples], View], *, bf16: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        view_of: Callable[[Examples], View],
+        *,
+        bf16: bool = False,
+        rounded: bool = False,
+        compiled: Model | None = None,
+        batching: Batching | None = None,
+    ):
         self.model, self.view_of, self.bf16 = model, view_of, bf16
+        self.dtype = torch.bfloat16 if rounded else None
+        self.forward = compiled or model
+        self.batching = batching
 
     # Differentiable
 
@@ -64,7 +80,7 @@ class Evaluator:
         """Return the features [N, d] that :meth:`scores` takes the logits of, differentiable likewise."""
         with self._autocast():
             if direction is None:
-                return exact(self.model.features(weights, inputs, head))
+                return exact(self.forward.features(weights, inputs, head))
             start, derivative = jvp_features(self.model, direction, inputs, head)
             return exact(start) + exact(derivative)
 
@@ -90,12 +106,13 @@ class Evaluator:
         Raises:
             NotFinite: naming tensor or task, if that is so at every coefficient.
         """
+        model = self._model_for(composition)
         readers = []
         for need in needs:
             view = self.view_of(need)
             readout = composition.readout(need.task)
             head = readout.get("head", view.head)
-            readers.append(Predictions(self.model, need, view, head, readout))
+            readers.append(Predictions(model, need, view, head, readout, self.batching))
         return self._walk(composition, readers, alphas)
 
     def surprise(
@@ -109,9 +126,16 @@ class Evaluator:
             NotFinite: if the likelihoods are not finite at any coefficient.
             UserError: if the backbone gives no probability of a text.
         """
-        reader = Surprise(self.model, need, self.view_of(need), head=None)
+        model = self._model_for(composition)
+        reader = Surprise(model, need, self.view_of(need), head=None, batching=self.batching)
         found, excluded = self._walk(composition, [reader], alphas)
         return {key: outcomes[need] for key, outcomes in found.items()}, excluded
+
+    def weights(
+        self, composition: Composition, alpha: Alpha, task: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return all weights of a composition as predictions use them."""
+        return {**self.model.parameters, **held(self.model, composition, alpha, task, self.dtype)}
 
     # Features
 
@@ -147,7 +171,11 @@ class Evaluator:
     def _walk(self, composition: Composition, readers: Sequence[Reader], alphas: Alphas) -> Found:
         keyed = alphas if isinstance(alphas, Mapping) else dict(zip(alphas, alphas, strict=True))
         with self._autocast():
-            return walk(self.model, composition, readers, keyed)
+            return walk(self.model, composition, readers, keyed, self.dtype)
+
+    def _model_for(self, composition: Composition) -> Model:
+        """Return the model that predicts: the compiled one has no forward-mode derivative."""
+        return self.model if composition.forward == "tangent" else self.forward
 
     def _autocast(self) -> torch.autocast:
         device = next(iter(self.model.parameters.values())).device.type

@@ -7,13 +7,14 @@ direction each example costs one jvp, however long the grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import NotFinite
+from taskvec.models.batching import Batching
 from taskvec.needs import Examples, View
 from taskvec.training.finite import broken
 from taskvec.training.linearise import exact, jvp_along
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from taskvec.models.base import Model
     from taskvec.vectors.composition import Alpha, Composition
 
-IMAGES, TEXTS, DOCUMENTS = 500, 64, 32  # of a batch
+IMAGES, TEXTS, DOCUMENTS = 500, 64, 32  # of a batch, unless compute.batch says otherwise
 
 Rows = Tensor | slice
+Look = Callable[[Rows], Any]
 
 
 class Reader(ABC):
@@ -39,13 +41,35 @@ class Reader(ABC):
         view: View,
         head: Tensor | None,
         readout: Tensors | None = None,
+        batching: Batching | None = None,
     ):
         self.model, self.need, self.view, self.head = model, need, view, head
         self.readout = readout or {}
+        self.batching = batching or Batching()
 
     @abstractmethod
-    def batches(self) -> Iterator[Rows]:
-        """Yield the rows of each batch."""
+    def usual(self) -> int:
+        """Return the number of examples of a batch where nothing else is wished."""
+
+    @abstractmethod
+    def order(self) -> Tensor | None:
+        """Return the order [N] in which examples are looked at; None for that of the view."""
+
+    def batches(self, way: Hashable, look: Look) -> Iterator[Rows]:
+        """Yield the rows of each batch; ``look`` computes some rows, in a ``way`` that takes memory of its own."""
+        lengths = self.view.lengths()
+        heaviest = torch.arange(len(self.view))
+        if lengths is not None:
+            heaviest = lengths.cpu().argsort(descending=True, stable=True)
+        shape = tuple(self.view.take(slice(0, 1)).shape[1:])
+        size = self.batching.size(
+            self.usual(),
+            most=len(self.view),
+            key=(self.model.module, type(self), way, shape),
+            trial=lambda count: look(heaviest[:count]),
+            device=next(iter(self.model.parameters.values())).device,
+        )
+        return self.view.batches(size, self.order())
 
     @abstractmethod
     def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
@@ -62,24 +86,33 @@ class Reader(ABC):
 
     def at(self, weights: Tensors) -> Tensor:
         """Return the outcomes [N, ...] of the model with some weights."""
-        outcomes = _Outcomes(len(self.view))
-        for rows in self.batches():
+
+        def look(rows: Rows) -> tuple[Tensor, Tensor]:
             inputs = self.view.take(rows)
             hidden = exact(self.hidden(weights, inputs))
-            outcomes.put(rows, *self.read(hidden, inputs, weights))
+            return self.read(hidden, inputs, weights)
+
+        outcomes = _Outcomes(len(self.view))
+        dtypes = frozenset(weight.dtype for weight in weights.values())
+        for rows in self.batches(dtypes, look):
+            outcomes.put(rows, *look(rows))
         return outcomes.finished(self.need)
 
     def along(
         self, direction: Tensors, alphas: Mapping[Hashable, float]
     ) -> dict[Hashable, _Outcomes]:
         """Return the outcomes of the model linearised at theta_0, at theta_0 + alpha * direction for every alpha."""
-        found = {key: _Outcomes(len(self.view)) for key in alphas}
-        for rows in self.batches():
+
+        def look(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
             inputs = self.view.take(rows)
             start, slope = jvp_along(
-                lambda weights, x=inputs: self.hidden(weights, x), self.model, direction
+                lambda weights: self.hidden(weights, inputs), self.model, direction
             )
-            start, slope = exact(start), exact(slope)
+            return inputs, exact(start), exact(slope)
+
+        found = {key: _Outcomes(len(self.view)) for key in alphas}
+        for rows in self.batches("jvp", look):
+            inputs, start, slope = look(rows)
             for key, alpha in alphas.items():
                 # 0 times an overflow would not be 0
                 hidden = start + alpha * slope if alpha else start
@@ -90,12 +123,14 @@ class Reader(ABC):
 class Predictions(Reader):
     """The predicted class [N] int64 of each example, or its score [N] where the task is a regression."""
 
-    def batches(self) -> Iterator[Rows]:
-        """Yield images in their order, texts by length, so that little padding is computed."""
+    def usual(self) -> int:
+        """Return the number of images, or of texts."""
+        return IMAGES if self.view.lengths() is None else TEXTS
+
+    def order(self) -> Tensor | None:
+        """Return the order of texts by length, so that little padding is computed; images have none."""
         lengths = self.view.lengths()
-        if lengths is None:
-            return self.view.batches(IMAGES)
-        return self.view.batches(TEXTS, lengths.cpu().argsort(stable=True))
+        return None if lengths is None else lengths.cpu().argsort(stable=True)
 
     def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
         """Return the features [n, d]."""
@@ -113,9 +148,13 @@ class Predictions(Reader):
 class Surprise(Reader):
     """The negative log-likelihood and the number of predicted tokens of each document [N, 2] float64."""
 
-    def batches(self) -> Iterator[Rows]:
-        """Yield documents in their order."""
-        return self.view.batches(DOCUMENTS)
+    def usual(self) -> int:
+        """Return the number of documents."""
+        return DOCUMENTS
+
+    def order(self) -> None:
+        """Documents are looked at in their order."""
+        return
 
     def hidden(self, weights: Tensors, inputs: Tensor) -> Tensor:
         """Return the states of all tokens [n, L, d]."""
@@ -187,10 +226,12 @@ def walk(
     composition: Composition,
     readers: Sequence[Reader],
     alphas: Mapping[Hashable, Alpha],
+    dtype: torch.dtype | None = None,
 ) -> Found:
     """Return the outcomes of a composition at each coefficient, or at one for each vector.
 
-    A coefficient at which weights or outcomes are not finite is excluded.
+    A coefficient at which weights or outcomes are not finite is excluded. Composed weights are rounded to ``dtype``
+    (:func:`held`).
 
     Raises:
         NotFinite: naming tensor or task, if that is so at every coefficient, or for the vector itself.
@@ -204,7 +245,7 @@ def walk(
     else:
         for key, alpha in alphas.items():
             try:
-                _point(model, composition, readers, alpha, found.outcomes[key])
+                _point(model, composition, readers, alpha, dtype, found.outcomes[key])
             except NotFinite as error:
                 found.excluded[key] = str(error)
     for key in found.excluded:
@@ -250,15 +291,16 @@ def _point(
     composition: Composition,
     readers: Sequence[Reader],
     alpha: Alpha,
+    dtype: torch.dtype | None,
     found: dict[Examples, Tensor],
 ) -> None:
     """Evaluate every need at one coefficient; one set of weights is held at a time."""
     weights = None
     for reader in readers:
         if composition.per_task:
-            weights = _moved(model, composition, alpha, reader.need.task)
+            weights = _moved(model, composition, alpha, reader.need.task, dtype)
         elif weights is None:
-            weights = _moved(model, composition, alpha, None)
+            weights = _moved(model, composition, alpha, None, dtype)
         if composition.forward == "tangent":  # weights that are not affine in alpha
             deltas = {name: weight - model.parameters[name] for name, weight in weights.items()}
             (only,) = reader.along(deltas, {1.0: 1.0}).values()
@@ -267,15 +309,39 @@ def _point(
             found[reader.need] = reader.at(weights)
 
 
+def held(
+    model: Model,
+    composition: Composition,
+    alpha: Alpha,
+    task: str | None,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Return the weights that a model is evaluated with, of ``dtype`` all parameters of its module; None: unrounded.
+
+    theta(alpha) is composed in the dtype of theta_0 and rounded once, to the nearest, ties to even. Buffers stay.
+    """
+    if dtype is None:
+        return dict(composition.parameters(alpha, task))
+    weights = dict(composition.rounded(dtype, alpha, task))
+    for name, parameter in model.module.named_parameters():
+        if name not in weights:
+            weights[name] = parameter.to(dtype)
+    return weights
+
+
 def _moved(
-    model: Model, composition: Composition, alpha: Alpha, task: str | None
+    model: Model,
+    composition: Composition,
+    alpha: Alpha,
+    task: str | None,
+    dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """Return the weights that are not the base's own.
 
     Raises:
         NotFinite: naming one that is not finite.
     """
-    weights = composition.parameters(alpha, task)
+    weights = held(model, composition, alpha, task, dtype)
     moved = {
         name: weight for name, weight in weights.items() if weight is not model.parameters.get(name)
     }

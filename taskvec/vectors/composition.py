@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from taskvec.vectors.deferred import Tensors
@@ -26,6 +27,11 @@ class Composition(ABC):
     @abstractmethod
     def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the editable weights at scaling coefficient alpha; ``task`` chooses among per-task models."""
+
+    def rounded(self, dtype: torch.dtype, alpha: Alpha, task: str | None = None) -> Tensors:
+        """Return :meth:`parameters` rounded once to a narrower dtype."""
+        weights = self.parameters(alpha, task)
+        return {name: weight.to(dtype) for name, weight in weights.items()}
 
     def direction(self, task: str | None = None) -> TaskVector | None:
         """Return tau where theta(alpha) = theta_0 + alpha tau, so that one jvp serves every alpha; None elsewhere."""
@@ -65,6 +71,10 @@ class Scaled(Composition):
     def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return theta_0 + alpha * tau; the task makes no difference."""
         return self.merged.apply_to(self.base, alpha)
+
+    def rounded(self, dtype: torch.dtype, alpha: Alpha, task: str | None = None) -> Tensors:
+        """Return the weights in ``dtype``, rounded one by one as they are composed."""
+        return self.merged.apply_to(self.base, alpha, dtype)
 
     def direction(self, task: str | None = None) -> TaskVector:
         """Return tau; the task makes no difference."""
@@ -144,6 +154,10 @@ class PerTask(Composition):
     def parameters(self, alpha: Alpha, task: str | None = None) -> Tensors:
         """Return the weights of a task's model at alpha."""
         return self.vectors.get(task, self.shared).apply_to(self.base, alpha)
+
+    def rounded(self, dtype: torch.dtype, alpha: Alpha, task: str | None = None) -> Tensors:
+        """Return the weights of a task's model in ``dtype``, rounded one by one as they are composed."""
+        return self.vectors.get(task, self.shared).apply_to(self.base, alpha, dtype)
 
     def direction(self, task: str | None = None) -> TaskVector:
         """Return the task's own tau."""

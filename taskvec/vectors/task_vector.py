@@ -196,8 +196,12 @@ class TaskVector(Tensors):
         """Return the vector with its deltas in memory, products multiplied; itself if it is so."""
         return TaskVector(dict(self), self.metadata) if self.deferred else self
 
-    def apply_to(self, base: Tensors, scale: float = 1.0) -> dict[str, Tensor]:
+    def apply_to(
+        self, base: Tensors, scale: float = 1.0, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
         """Return theta_0 + scale * tau; parameters without a delta are the base's own tensors.
+
+        With a ``dtype`` each sum, taken in the dtype of theta_0, is rounded to it before the next one is made.
 
         Raises:
             KeyError: if the vector holds a name that the base does not have.
@@ -205,11 +209,11 @@ class TaskVector(Tensors):
         """
         _check(base, self._deltas)
         weights = dict(base)
-        if scale == 0:
-            return weights
         for name, weight in base.items():
-            if name in self:
+            if scale != 0 and name in self:
                 weights[name] = torch.add(weight, self[name].to(weight), alpha=scale)
+            if dtype is not None:
+                weights[name] = weights[name].to(dtype)
         return weights
 
     def pack(self) -> tuple[Tensors, dict[str, Any]]:

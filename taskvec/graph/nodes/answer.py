@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from taskvec.graph.artefact import Content, Node, Work, aside
+from taskvec.graph.artefact import Content, Json, Node, Work, aside
 from taskvec.graph.given import Given, untouched
 from taskvec.graph.nodes.composition import CompositionNode
 from taskvec.needs import Examples, Need, Scope
@@ -23,6 +23,7 @@ class AnswerNode(Node):
     composition: CompositionNode
     needed: Mapping[Need, Node]
     precision: str
+    weights: str | None  # None: float32, or nothing is predicted with them
     cell: Cell = aside()
     scope: Scope = aside()
 
@@ -30,6 +31,13 @@ class AnswerNode(Node):
     def label(self) -> str:
         """The cell's name."""
         return f"answer {self.cell.name}"
+
+    def spec(self) -> Json:
+        """Return the settings; float32 weights go without saying."""
+        found = super().spec()
+        if self.weights is None:
+            del found["weights"]
+        return found
 
     def sees(self) -> Iterable[Examples]:
         """Return the examples that it selects and reports on."""
@@ -44,8 +52,11 @@ class AnswerNode(Node):
         }
         mode = self.composition.mode
         given = Given(
-            work, self.scope, self.needed, base, base, owner, forward=mode, answers=answers
-        )
+            work, self.scope, self.needed, base, base, owner,
+            forward=mode,
+            answers=answers,
+            rounded=self.weights == "bf16",
+        )  # fmt: skip
         composition = self.composition.value(work)
         vectors = self.composition.signed(work) if self.question.of_vectors else []
         with untouched(self.question, owner, work, base):

@@ -49,6 +49,12 @@ class Base(Node):
             offload(model.module, work.blocks_device)
         return model
 
+    def compiled(self, work: Work) -> Model:
+        """Return the loaded model with a compiled forward pass."""
+        from taskvec.models.compiled import compiled
+
+        return work.keep_as(f"{self.fingerprint}/compiled", lambda: compiled(self.value(work)))
+
     def hash(self, work: Work) -> str:
         """Return the hash of the editable weights, which ties vectors to them."""
         from taskvec.vectors import weights_hash

@@ -80,7 +80,7 @@ class StatisticNode(Node):
         if any(statistic.labels for statistic in statistics):
             labels = view.labels()
         if self.other is None:
-            batches, head = Batches(view), view.head
+            batches, head = Batches(view, batching=work.batching), view.head
             return collect(
                 model,
                 batches,
@@ -92,7 +92,7 @@ class StatisticNode(Node):
             )
         source, source_view = self.other.value(work), self.other_rows.value(work)
         sides, heads = (source, model), (source_view.head, view.head)
-        batches = Batches(source_view, view)
+        batches = Batches(source_view, view, batching=work.batching)
         return collect(
             sides,
             batches,

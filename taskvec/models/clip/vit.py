@@ -114,7 +114,8 @@ class VisionTransformer(nn.Module):
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [N, 3, H, W] to features [N, embed_dim]."""
+        """Map images [N, 3, H, W], taken in the weights' dtype, to features [N, embed_dim]."""
+        images = images.to(self.patch_embed.weight.dtype)
         patches = self.patch_embed(images).flatten(2).mT  # [N, rows * columns, width]
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from taskvec.models.base import Model
 from taskvec.models.lm_layouts import Layout
@@ -145,7 +144,7 @@ class TextToTextModel(LanguageModule):
     ) -> Tensor:
         """Return the logits of the label words [N, C] at the first decoding step; without a head those of all words."""
         head = None if head is None else head.to(self.device)
-        return functional_call(self.module, dict(parameters), (*self.prepare(inputs), head))
+        return self.call(parameters, *self.prepare(inputs), head)
 
     def logits(
         self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
@@ -173,11 +172,12 @@ class CausalModel(LanguageModule):
         self, features: Tensor, head: Tensor, parameters: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Return the logits [N, C] of the label words, by the output embedding of ``parameters`` or of the base."""
-        return self._capped(features @ self._embedding(parameters)[head.to(features.device)].mT)
+        words = self._embedding(parameters)[head.to(features.device)]
+        return self._capped(features @ words.to(features.dtype).mT)
 
     def token_states(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the final-normed state of every token [N, longest row, d], rows moved to the left."""
-        return functional_call(self.module, dict(parameters), self._place(align(inputs)[0]))
+        return self.call(parameters, *self._place(align(inputs)[0]))
 
     def token_log_probs(
         self, states: Tensor, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None
@@ -188,9 +188,8 @@ class CausalModel(LanguageModule):
         rows = []
         # A vocabulary per token
         for row, targets, real in zip(states[:, :-1], ids[:, 1:], mask[:, 1:], strict=True):
-            loss = F.cross_entropy(
-                self._capped(row @ embedding.mT).float(), targets, reduction="none"
-            )
+            logits = self._capped(row.to(embedding.dtype) @ embedding.mT)
+            loss = F.cross_entropy(logits.float(), targets, reduction="none")
             rows.append(torch.where(real, -loss, 0.0))
         return F.pad(torch.stack(rows), (0, inputs.shape[1] - ids.shape[1]))
 

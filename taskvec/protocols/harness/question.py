@@ -31,6 +31,7 @@ class HarnessTask(Question):
 
     models: ClassVar[frozenset[str]] = frozenset({"one"})
     looks: ClassVar[bool] = True
+    as_held: ClassVar[bool] = True
     forward_modes: ClassVar[frozenset[str]] = frozenset({"standard"})
     capabilities: ClassVar[frozenset[str]] = frozenset({"generation"})
 
@@ -43,6 +44,6 @@ class HarnessTask(Question):
         job = Job(
             self.task, self.folders, self.limit, self.batch_size, self.num_fewshot, self.allow_code
         )
-        weights = {**given.model.parameters, **composition.parameters(self.alpha)}
+        weights = given.evaluator.weights(composition, self.alpha)
         values, tensors = evaluate(job, given.scope.backbone, weights, bf16=given.evaluator.bf16)
         return Answer(values=values), tensors

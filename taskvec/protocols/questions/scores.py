@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from taskvec.errors import NoFeasibleCoefficientError
 from taskvec.needs import Examples, Given, Needs, Scope, Signed
@@ -44,6 +44,8 @@ class Scores(Question):
     metrics: tuple[tuple[str, str], ...] = ()
     corpus: str | None = None
     separately: bool = False
+
+    as_held: ClassVar[bool] = True
 
     def tasks(self) -> tuple[str, ...]:
         """Return every task that is measured."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import UserError
+from taskvec.models.batching import Batching
 from taskvec.needs import View
 
 MOST = 64
@@ -32,9 +33,12 @@ def batch_size(inputs: Tensor) -> int:
 
 
 class Batches(Sequence[Piece]):
-    """A view's examples in order, cut by their size; or those of two views of the same examples, side by side."""
+    """A view's examples in order, cut by their size; or those of two views of the same examples, side by side.
 
-    def __init__(self, *views: View):
+    ``batching`` may wish for other pieces, which :meth:`fit` cuts.
+    """
+
+    def __init__(self, *views: View, batching: Batching | None = None):
         counts = [len(view) for view in views]
         if len(set(counts)) > 1:
             raise UserError(
@@ -43,9 +47,22 @@ class Batches(Sequence[Piece]):
         if counts[0] == 0:
             raise UserError(EMPTY)
         self.views = views
-        sizes = [batch_size(view.take(slice(0, 1))) for view in views]
-        self.size = min(sizes)
+        self.batching = batching or Batching()
+        first = [view.take(slice(0, 1)) for view in views]
+        self.shapes = tuple(tuple(inputs.shape[1:]) for inputs in first)
+        self.size = min(batch_size(inputs) for inputs in first)
         self._rows = list(views[0].batches(self.size))
+
+    def fit(self, key: Hashable, look: Callable[[Piece], object], device: torch.device) -> None:
+        """Cut the examples as ``batching`` wishes; ``look`` computes a piece in the way that ``key`` names."""
+
+        def trial(count: int) -> None:
+            rows = slice(0, count)
+            look(tuple(view.take(rows) for view in self.views))
+
+        whole = (key, self.shapes)
+        self.size = self.batching.size(self.size, len(self.views[0]), whole, trial, device)
+        self._rows = list(self.views[0].batches(self.size))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -19,6 +19,7 @@ VARIED = {
     "pave/samples": ("transform.pave.examples", "training images looked at, ratio 0.75", True),
 }
 COLOURS = {"task_arithmetic": "#0072b2", "emr": "#d55e00"}
+LINES = {"mini_clip_s": "-", "mini_clip_m": "--"}
 Curve = dict[float, Interval]
 
 
@@ -77,7 +78,7 @@ def draw(curves: Mapping[str, Mapping[tuple[str, str], Curve]], target: Path) ->
             below = [100 * (curve[place].mean - curve[place].low) for place in places]
             above = [100 * (curve[place].high - curve[place].mean) for place in places]
             text = f"{merge}, {backbone}"
-            style = {"marker": "o", "capsize": 2, "color": COLOURS[merge]}
+            style = {"marker": "o", "capsize": 2, "color": COLOURS[merge], "ls": LINES[backbone]}
             axes.errorbar(places, means, [below, above], label=text, **style)
         if logarithmic:
             axes.set_xscale("log")

@@ -11,7 +11,7 @@ from torch import Tensor
 from taskvec.errors import UserError
 from taskvec.merge.piece import Deltas, Grain, Piece
 from taskvec.vectors import Tensors
-from taskvec.vectors.deferred import Entries, entries_of, like
+from taskvec.vectors.deferred import Entries, Sliced, entries_of, like
 
 ENTRIES = 2**17  # of one piece on a processor: half a megabyte of float32
 ON_DEVICE = 2**24  # on a device, where every kernel's start costs as much as this many entries save
@@ -107,6 +107,11 @@ def read_together(
 def sample_share(entries: int) -> int:
     """Return that a sample has one entry in so many."""
     return max(SAMPLED, entries // SAMPLE)
+
+
+def are_read(deltas: Deltas) -> bool:
+    """Return whether a pass reads files, so that it pays to save one."""
+    return any(isinstance(delta, Sliced) for delta in deltas)
 
 
 def _cut(entries: Entries, grain: Grain, run: Run) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.merge.scheme.order import Sample, Wanted, order_keys
+from taskvec.merge.scheme.order import Sample, Together, Wanted, order_keys
 
 KEPT = 2**18  # numbers from the end of an array that are kept rather than counted
 TAIL = 16  # an end is at most one number in so many
@@ -125,7 +125,7 @@ class Window(Watch):
 
 def watches(expected: Sequence[Wanted], sample: Sample | None) -> list[Watch]:
     """Return what to look out for, to find numbers at about the expected ranks; small arrays are kept as a whole."""
-    if sample is None:
+    if sample is None or sample.pieces is None:
         return []
     found: list[Watch] = []
     inner: list[Wanted] = []
@@ -142,22 +142,22 @@ def watches(expected: Sequence[Wanted], sample: Sample | None) -> list[Watch]:
             found.append(Tail(array, nearest + 1, entries, smallest=rank <= from_top))
         elif entries > KEPT:
             inner.append(Wanted(array, rank))
-    return found + _windows(inner, sample)
+    return found + _windows(inner, sample, sample.pieces)
 
 
-def _windows(expected: Sequence[Wanted], sample: Sample) -> list[Watch]:
+def _windows(expected: Sequence[Wanted], sample: Sample, pieces: Together) -> list[Watch]:
     arrays = {array for array, _ in expected}
     drawn: dict[int, list[Tensor]] = {array: [] for array in arrays}
     if arrays:
-        for parts in sample.pieces():
+        for parts in pieces():
             for array in arrays:
                 if parts[array] is not None:
                     drawn[array].append(order_keys(parts[array]).cpu())
     ordered: dict[int, Tensor] = {}
     for array in arrays:
-        pieces = drawn.pop(array)
-        if pieces:
-            ordered[array] = torch.cat(pieces).sort().values
+        own = drawn.pop(array)
+        if own:
+            ordered[array] = torch.cat(own).sort().values
     found: list[Watch] = []
     for array, rank in expected:
         if array in ordered:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from taskvec.merge.piece import Deltas
-from taskvec.merge.pieces import read_together, sample_share, working_dtype
+from taskvec.merge.pieces import are_read, read_together, sample_share, working_dtype
 from taskvec.merge.scheme.order import Sample, Together
 from taskvec.vectors import Tensors
 from taskvec.vectors.deferred import count_of, like
@@ -31,4 +31,5 @@ def magnitudes(base: Tensors, deltas: Deltas, names: Sequence[str]) -> tuple[Tog
                     found.append(None if delta is None else delta.abs().to(dtype))
                 yield found
 
-    return (lambda: parts(1)), Sample(lambda: parts(share), entries)
+    few = (lambda: parts(share)) if are_read(deltas) else None
+    return (lambda: parts(1)), Sample(few, entries)

@@ -27,9 +27,12 @@ class Selected(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A few numbers of each array, from all over it, and how many each array has in all."""
+    """A few numbers of each array, from all over it, and how many each array has in all.
 
-    pieces: Together
+    ``pieces`` None: another pass costs little, so that nothing is to be foreseen.
+    """
+
+    pieces: Together | None
     entries: Sequence[int]
 
 

@@ -74,10 +74,17 @@ def select_together(
 
 
 class Selection:
-    """What one pass over several arrays counts, to find numbers at about the expected ranks; zeros are counted, too."""
+    """What one pass over several arrays counts, to find numbers at about the expected ranks; and ``zeros`` if asked."""
 
-    def __init__(self, pieces: Together, expected: Sequence[Wanted], sample: Sample | None):
-        self.pieces = pieces
+    def __init__(
+        self,
+        pieces: Together,
+        expected: Sequence[Wanted],
+        sample: Sample | None,
+        *,
+        zeros: bool = False,
+    ):
+        self.pieces, self.counts_zeros = pieces, zeros
         self.watches = watches(expected, sample)
         self.layout: Format = FORMATS[torch.float32]
         self.zeros = dict.fromkeys((array for array, _ in expected), 0)
@@ -111,7 +118,8 @@ class Selection:
 
     def _look(self, array: int, part: Tensor) -> None:
         keys = order_keys(part)
-        self.zeros[array] += len(part) - int(part.count_nonzero())
+        if self.counts_zeros:
+            self.zeros[array] += len(part) - int(part.count_nonzero())
         for watch in self.watches:
             if watch.array == array:
                 watch.see(keys)

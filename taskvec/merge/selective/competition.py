@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from taskvec.merge.piece import Deltas, Piece
-from taskvec.merge.pieces import read_together, sample_share
+from taskvec.merge.pieces import are_read, read_together, sample_share
 from taskvec.merge.scheme.consensus import summed
 from taskvec.merge.scheme.order import Sample, Wanted
 from taskvec.merge.scheme.select import select_together
 from taskvec.vectors import Tensors
+
+Ranks = tuple[int, int]  # the lower one, the upper one
 
 
 class Range(NamedTuple):
@@ -91,17 +93,18 @@ def all_entries(base: Tensors, deltas: Deltas, share: int = 1) -> Iterator[list[
 
 
 def quantiles(
-    runs: Callable[[int], Iterable[Sequence[Tensor]]], count: int, entries: int, low: int, high: int
+    runs: Callable[[int], Iterable[Sequence[Tensor]]], deltas: Deltas, entries: int, ranks: Ranks
 ) -> list[Range]:
-    """Return the numbers of two ranks of each of ``count`` arrays of so many entries.
+    """Return the numbers of two ranks of each of as many arrays of so many entries as there are deltas.
 
     ``runs(share)`` starts a pass over one entry in so many, all at 1.
     """
     wanted = []
-    for array in range(count):
-        wanted += [Wanted(array, low), Wanted(array, high)]
+    for array in range(len(deltas)):
+        wanted += [Wanted(array, rank) for rank in ranks]
     share = sample_share(entries)
-    sample = Sample(lambda: runs(share), [entries] * count)
+    few = (lambda: runs(share)) if are_read(deltas) else None
+    sample = Sample(few, [entries] * len(deltas))
     found = select_together(lambda: runs(1), wanted, sample)
     pairs = zip(found[::2], found[1::2], strict=True)
     return [Range(lower.value, upper.value) for lower, upper in pairs]

@@ -72,14 +72,14 @@ class Pcb(TensorWise):
             for run in all_entries(base, deltas, share):
                 yield [delta.abs() for delta in run]
 
-        ranges = quantiles(magnitudes, len(deltas), entries, low, high)
+        ranges = quantiles(magnitudes, deltas, entries, (low, high))
 
         def balances(share: int) -> Iterator[list[Tensor]]:
             for run in all_entries(base, deltas, share):
                 yield self._balances(run, ranges)
 
-        largest = entries - 1
-        return Ranges(ranges, quantiles(balances, len(deltas), entries, threshold, largest))
+        ends = (threshold, entries - 1)
+        return Ranges(ranges, quantiles(balances, deltas, entries, ends))
 
     def merge(self, piece: Piece, given: Given | None, surveyed: Ranges) -> Tensor:
         """Return the mean of signed clamped magnitudes, weighted by score."""

@@ -88,7 +88,7 @@ class Sce(TensorWise):
 
     def _cut(self, base: Tensors, deltas: Deltas, name: str) -> Open:
         """Return the cut through the variances; how many are not zero is counted in the same pass."""
-        from taskvec.merge.pieces import read_together, sample_share
+        from taskvec.merge.pieces import are_read, read_together, sample_share
         from taskvec.merge.scheme.order import Sample, Wanted
         from taskvec.merge.scheme.select import Selection
         from taskvec.merge.scheme.sparsify import EVERYTHING, NOTHING, Open
@@ -104,12 +104,13 @@ class Sce(TensorWise):
         entries = count_of(base, name)
         share = sample_share(entries)
         varied, seen = 0, 1
-        for (found,) in variances(share):
+        few = (lambda: variances(share)) if are_read(deltas) else None
+        for (found,) in few() if few else ():
             varied += int(found.count_nonzero())
             seen += found.numel()
         expected = entries - math.floor(self.select * entries * varied / seen)
-        sample = Sample(lambda: variances(share), [entries])
-        selection = Selection(lambda: variances(1), [Wanted(0, expected)], sample)
+        sample = Sample(few, [entries])
+        selection = Selection(lambda: variances(1), [Wanted(0, expected)], sample, zeros=True)
         wanted = math.floor(self.select * (entries - selection.zeros[0]))
         if wanted == 0:
             return Open(NOTHING.magnitude)

@@ -63,10 +63,18 @@ def unknown_option(
     where = place(group, overrides, [])
     if where == "default":
         chosen = re.compile(rf"\b{re.escape(group)}\s*:.*\b{re.escape(option)}\b")
-        naming = [file for file in files if chosen.search(file.read_text(encoding="utf-8"))]
+        naming = [file for file in files if chosen.search(_text(file))]
         if naming:
             where = f"{naming[0].parent.name}/{naming[0].name}"
     return f"{group} ({where}): unknown option {option!r}{did_you_mean(option, options(group))}"
+
+
+def _text(file: Path) -> str:
+    """Return a file's text, nothing of one that cannot be read: it is named where it is wanted."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 class InvalidError(ValueError):

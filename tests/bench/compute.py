@@ -34,7 +34,7 @@ from taskvec.finetune.full import Full
 from taskvec.graph.workspace import keep_freed_memory, set_precision
 from taskvec.models.batching import Batching
 from taskvec.models.clip.backbone import ClipModel
-from taskvec.models.clip.config import VisionConfig, linear_layers, open_clip_config, vision_config
+from taskvec.models.clip.config import VisionConfig, linear_layers
 from taskvec.models.clip.vit import VisionTransformer
 from taskvec.models.compiled import check_compiler, compiled
 from taskvec.needs import Examples
@@ -47,14 +47,31 @@ WARM_UP, STEPS, IMAGES, CLASSES = 3, 10, 4096, 100
 RESERVE = {"ViT-B-32": 30, "ViT-B-16": 30, "ViT-L-14": 50}  # seconds that compiling may take
 PEAKS = {"H100": {"tf32": 494.7e12, "bf16": 989.4e12}, "H200": {"tf32": 494.7e12, "bf16": 989.4e12}}
 AT = Examples("task", "test", "report", labels=True)
-SMALL = {
-    "small": VisionConfig(
-        embed_dim=16, image_size=(32, 32), patch_size=(8, 8), width=64, layers=2, heads=2, mlp_width=256
-    ),
-    "wider": VisionConfig(
-        embed_dim=16, image_size=(32, 32), patch_size=(8, 8), width=128, layers=2, heads=4, mlp_width=512
-    ),
-}  # fmt: skip
+
+
+def shape(
+    size: int, patch: int, width: int, layers: int, heads: int, features: int
+) -> VisionConfig:
+    """Return the description of an image tower."""
+    return VisionConfig(
+        embed_dim=features,
+        image_size=(size, size),
+        patch_size=(patch, patch),
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=4 * width,
+    )
+
+
+SHAPES = {
+    "ViT-B-32": shape(224, 32, 768, 12, 12, 512),
+    "ViT-B-16": shape(224, 16, 768, 12, 12, 512),
+    "ViT-L-14": shape(224, 14, 1024, 24, 16, 768),
+    "small": shape(32, 8, 64, 2, 2, 16),
+    "wider": shape(32, 8, 128, 2, 4, 16),
+}
+SMALL = ("small", "wider")
 
 
 @dataclass(frozen=True)
@@ -116,9 +133,9 @@ class Bench:
         print(self.lines[-1], flush=True)
 
 
-def tower(name: str, device: str, *, small: bool) -> ClipModel:
+def tower(name: str, device: str) -> ClipModel:
     """Return a model of random weights."""
-    config = SMALL[name] if small else vision_config(open_clip_config(name))
+    config = SHAPES[name]
     model = ClipModel(VisionTransformer(config).to(device), (0.5,) * 3, (0.25,) * 3)
     model.layers, model.size = linear_layers(config), config.image_size[0]
     model.width = config.embed_dim
@@ -215,7 +232,7 @@ def measure_all(bench: Bench, names: list[str]) -> None:
                 bench.say(name, measure.__name__, way, "left out: no time")
                 continue
             set_precision(way.precision)
-            model = tower(name, bench.device, small=bench.small)
+            model = tower(name, bench.device)
             images = IMAGES if measure is evaluate else TOWERS.get(name, 16)
             images = min(images, 512) if bench.small else images
             try:

@@ -100,6 +100,7 @@ def test_a_regression_is_learned_by_squared_error_or_as_the_nearest_word():
 class Echo:
     """A model whose logits are its inputs scaled by one weight, plus the first class's bias."""
 
+    module = None
     parameters = {"w": torch.zeros(1)}
 
     def features(self, parameters, inputs, head):

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ DECISIVE = (
     "source",
     "source.pretrained",
     "finetune",
+    "protocol",
 )
 
 Part: TypeAlias = Mapping[str, Any]
@@ -120,12 +122,10 @@ def _count(found: Outlay, part: Part) -> None:
 
 
 def _choices(part: Part) -> Iterator[list[str]]:
-    """Yield one job's overrides for each suite and backbone of a part, as far as they decide what is read."""
-    for suite in _listed(part["suite"]):
-        for backbone in _listed(part["backbone"]):
-            chosen = {key: part[key] for key in DECISIVE if key in part}
-            chosen |= {"suite": suite, "backbone": backbone, "protocol": part["protocol"]}
-            yield [f"{key}={value}" for key, value in chosen.items()]
+    """Yield the overrides of a part's jobs as far as they decide what is read, each choice once."""
+    keys = [key for key in DECISIVE if key in part]
+    for values in product(*[_listed(part[key]) for key in keys]):
+        yield [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
 
 
 @cache

@@ -23,7 +23,7 @@ demo: install ## six methods and two combinations on the embedded suites, a tabl
 	$(TASKVEC) table --where experiment=demo row=merged --rows suite method merge transform --columns backbone metric --metrics accuracy normalised
 	$(BIN)/python experiments/demo/picture.py
 
-papers-mini: install ## every published table on the embedded suites, ours beside theirs (about half an hour on 2 cores)
+papers-mini: install ## every published table on the embedded suites, ours beside theirs (about an hour on 2 cores)
 	for file in conf/experiment/papers/*/*.yaml; do \
 	    table=$${file#conf/experiment/}; \
 	    OMP_NUM_THREADS=1 $(TASKVEC) -m experiment=$${table%.yaml} scale=mini sweep.jobs=2 || exit 1; \

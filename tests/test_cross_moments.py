@@ -304,3 +304,14 @@ def test_what_is_left_out_or_refused(towers):
         CrossMoments(align="nearest")
     with pytest.raises(UserError, match="cross_moments takes the loss of the labels"):
         collect(towers, [(inputs[0], inputs[1])], [CrossMoments(of="gradients")])
+
+
+def test_one_model_on_both_sides_is_paired_with_itself(towers, images):
+    model, batch = towers[0], images[0]
+    weights = moved(model)
+    (found,) = collect((model, model), [(batch, batch)], [EXACT], parameters=(None, weights))
+    own, other = activations(model, model.parameters, batch), activations(model, weights, batch)
+    for space in found.spaces:
+        moment = found.moment(space, model.parameters, weights)
+        expected = own[space].flatten(0, 1).T @ other[space].flatten(0, 1)
+        assert torch.allclose(moment.cross, expected, rtol=1e-9, atol=1e-9)

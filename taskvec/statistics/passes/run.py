@@ -108,6 +108,9 @@ class Pass:
         parameters |= self._copied(survey, parameters, count)
         with torch.autocast(_device(survey.model).type, enabled=False):
             features = survey.model.features(parameters, inputs, survey.head)
+            for member in self.members:
+                for taps in member.taps[side]:
+                    taps.end()
             if not self.gradient:
                 return
             if labels is not None:

@@ -71,7 +71,13 @@ class Taps:
         self._examples, self._real = examples, real
         self._calls = dict.fromkeys(self._visitors, 0)
 
+    def end(self) -> None:
+        """End a forward pass; the module may run for others, as where a pair has one model on both sides."""
+        self._calls = {}
+
     def _visit(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if name not in self._calls:
+            return
         call = self._calls[name]
         self._calls[name] += 1
         for place, visitor in self._visitors[name]:

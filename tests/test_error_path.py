@@ -392,22 +392,40 @@ def test_another_projects_result_is_kept_when_it_is_replaced(tmp_path, caplog):
     assert kept.read_text() == result.to_json() and "earlier result, kept as" in caplog.text
 
 
+@pytest.fixture
+def handlers():
+    """The handlers of signals are as before when a test that sends one has ended."""
+    saved = {number: signal.getsignal(number) for number in signals.numbers()}
+    yield
+    for number, handler in saved.items():
+        signal.signal(number, handler)
+
+
+def wrapped(kind: type[Exception]):
+    """Be told to end in the middle of a library's work, which wraps whatever is raised there."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt as interrupt:
+        raise kind("building a validator failed") from interrupt
+
+
 @pytest.mark.parametrize("kind", [UserError, RuntimeError, ValueError])
 def test_a_signal_ends_the_command_however_a_library_wraps_what_it_raised(
-    kind, monkeypatch, capsys
+    kind, handlers, monkeypatch, capsys
 ):
-    def wrapping(arguments: list[str]) -> int:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except KeyboardInterrupt as interrupt:
-            raise kind("building a validator failed") from interrupt
-        return 0
-
-    saved = {number: signal.getsignal(number) for number in signals.numbers()}
-    monkeypatch.setattr("taskvec.cli.doctor.main", wrapping)
-    try:
-        assert cli.main(["doctor"]) == 128 + signal.SIGTERM
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
+    monkeypatch.setattr("taskvec.cli.doctor.main", lambda arguments: wrapped(kind))
+    assert cli.main(["doctor"]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "taskvec: interrupted; the same command resumes\n"
+
+
+def test_work_that_goes_on_after_an_error_ends_after_a_signal(handlers, monkeypatch, outputs, tiny):
+    """A run is recorded as interrupted, and a look at many runs stops."""
+    monkeypatch.setenv("TASKVEC_INCLUDE", str(tiny))
+    words = [*world.FAST, f"outputs={outputs}"]
+    assert cli.main(words) == 0
+    monkeypatch.setattr("taskvec.runner.survey.Survey._planned", lambda *_: wrapped(ValueError))
+    assert cli.main(["status", "--outputs", str(outputs)]) == 128 + signal.SIGTERM
+    monkeypatch.setattr("taskvec.runner.execute._answer", lambda *_: wrapped(RuntimeError))
+    assert cli.main([*words, "seed=1"]) == 128 + signal.SIGTERM
+    (status,) = outputs.glob("runs/*-s1-*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from taskvec.config import Config, immaterial
 from taskvec.data.remote import Remote
@@ -20,6 +20,15 @@ TASK = "TASK"  # in a name: stands for the task's
 KEY = "finetune=stored"
 
 
+def _for_any_task(name: str) -> str:
+    if TASK not in name:
+        raise ValueError(f"must hold {TASK}, got {name!r}")
+    return name
+
+
+ByTask = Annotated[str, AfterValidator(_for_any_task)]
+
+
 class Published(Config):
     """Checkpoints of the hub that were tuned from one base.
 
@@ -28,15 +37,8 @@ class Published(Config):
     """
 
     base: str
-    model: str
+    model: ByTask
     megabytes: float | None = immaterial(None, ge=0)
-
-    @field_validator("model")
-    @classmethod
-    def _by_task(cls, model: str) -> str:
-        if TASK not in model:
-            raise ValueError(f"must hold {TASK}, got {model!r}")
-        return model
 
 
 @register("finetune", "stored", paper="vectors of others; spec suites 4")
@@ -50,19 +52,12 @@ class Stored(Finetune):
     """
 
     kind: Literal["stored"] = "stored"
-    name: str = TASK
+    name: ByTask = TASK
     names: dict[str, str] = {}
     published: tuple[Published, ...] = ()
     published_tasks: dict[str, str] = {}
 
     draws: ClassVar[bool] = False
-
-    @field_validator("name")
-    @classmethod
-    def _by_task(cls, name: str) -> str:
-        if TASK not in name:
-            raise ValueError(f"must hold TASK, got {name!r}; 'names' gives single tasks a name")
-        return name
 
     def stored_as(self, task: str, backbone: str) -> str:
         """Return the name of a task's vector."""

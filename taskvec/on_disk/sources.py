@@ -54,18 +54,18 @@ def sources_of(
     base_sizes = made.base_sizes()
     base = Sliced(like, _latest(_counted(made.base, read, base_sizes)), request.device)
     deltas = []
-    for position, part in enumerate(inputs.parts):
-        own = {name: shape for name, shape in like.items() if part.has(name)}
-        cut = _counted(made.delta_of(position, base.cut), read, _stored_size(part, own))
-        deltas.append(Sliced(own, cut, request.device))
-    written = {}
-    for name, shape in shapes.items():
-        written[name] = torch.empty(shape, dtype=made.written_dtype(name, request), device="meta")
     models: list[Cut | None] = []
     for position, part in enumerate(inputs.parts):
-        cut = made.model_of(position)
-        sizes = _stored_size(part, [name for name in like if part.has(name)])
-        models.append(None if cut is None else _counted(cut, read, sizes))
+        own = {name: shape for name, shape in like.items() if part.has(name)}
+        sizes = _stored_size(part, own)
+        cut = _counted(made.delta_of(position, base.cut), read, sizes)
+        deltas.append(Sliced(own, cut, request.device))
+        weights = made.model_of(position)
+        models.append(None if weights is None else _counted(weights, read, sizes))
+    written = {}
+    for name, shape in shapes.items():
+        dtype = made.written_dtype(name, request)
+        written[name] = torch.empty(shape, dtype=dtype, device="meta")
     copied = {name: tensor.element_size() for name, tensor in inputs.tensors.items()}
     return Sources(base, deltas, written, _counted(made.raw, read, copied), models)
 

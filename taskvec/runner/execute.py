@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.config import immaterial_keys
-from taskvec.errors import Terminated, UserError, describe, details, expected
+from taskvec.errors import UserError, describe, details, expected
 from taskvec.graph.artefact import Node, read_json
 from taskvec.graph.plan import Plan
 from taskvec.graph.result import Result, Stage
@@ -116,11 +116,7 @@ def _compute(
 
 
 def _recorded(folder: RunFolder, config: RunConfig, plan: Plan) -> Outcome:
-    """Compute a run's result and record it, or why there is none.
-
-    Raises:
-        Terminated: for an error that a signal led to.
-    """
+    """Compute a run's result and record it, or why there is none."""
     try:
         tracker = config.tracker.open(config, folder.name)
         with tracker, Progress(tracker) as progress:
@@ -128,9 +124,7 @@ def _recorded(folder: RunFolder, config: RunConfig, plan: Plan) -> Outcome:
             folder.finish(result, mirrored_to=config.tracker.kind)
             tracker.finish(result)
     except Exception as error:
-        number = signals.arrived()
-        if number is not None:
-            raise Terminated(number) from error
+        signals.require_none(error)
         reason = describe(error)
         if not expected(error):
             DETAILS.error("%s", details(error))

@@ -50,6 +50,17 @@ def arrived() -> int | None:
     return None
 
 
+def require_none(error: Exception) -> None:
+    """Check that no signal led to an error; to be called where errors are noted and the work goes on.
+
+    Raises:
+        Terminated: if one did.
+    """
+    number = arrived()
+    if number is not None:
+        raise Terminated(number) from error
+
+
 def numbers() -> list[int]:
     """Return the signals that end a program, as far as the system has them."""
     return [getattr(signal, name) for name in ENDING if hasattr(signal, name)]

@@ -12,7 +12,7 @@ from taskvec.graph.ground import given_of, leaves_of, program
 from taskvec.graph.plan import Plan
 from taskvec.graph.run import RunConfig
 from taskvec.graph.status import STATUS, State
-from taskvec.runner import compose, explain
+from taskvec.runner import compose, explain, signals
 from taskvec.runner.configs import included
 from taskvec.runner.folder import RunFolder
 from taskvec.runner.yaml_files import read_yaml
@@ -94,6 +94,7 @@ class Survey:
             lacking = without(folder)
             return ("unchecked", lacking) if lacking else ("stale", str(error))
         except Exception as error:  # one run that cannot be looked at hides no other
+            signals.require_none(error)
             return "stale", f"cannot be checked: {describe(error)}"
         if found != result.fingerprint:
             return (

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taskvec.errors import UserError, describe
 from taskvec.graph.run import RunConfig
-from taskvec.runner import compose, progress, quoting, scale, sweeps
+from taskvec.runner import compose, progress, quoting, scale, signals, sweeps
 from taskvec.runner.compose import Composed, grouped
 from taskvec.runner.configs import conf_dir
 from taskvec.runner.execute import execute
@@ -27,7 +27,6 @@ from taskvec.runner.launch.processes import OF_ONE_RUN, SweepConfig, run_process
 from taskvec.runner.launch.ray import run_on_ray
 from taskvec.runner.neighbours import notice
 from taskvec.runner.ranking import Job, summary
-from taskvec.runner.signals import IN_SWEEP
 from taskvec.text import printable_lines
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def one(overrides: Sequence[str]) -> int:
     Raises:
         UserError: for input that cannot be worked with.
     """
-    in_sweep = IN_SWEEP in os.environ
+    in_sweep = signals.IN_SWEEP in os.environ
     refuse_hydra(overrides)
     config = single(overrides, in_sweep=in_sweep)
     notice(config.root)
@@ -195,6 +194,7 @@ def job(node: DictConfig) -> float:
         with progress.job(title):
             outcome = execute(config, overrides, refuse=False)
     except Exception as error:  # Hydra would print a traceback of its own
+        signals.require_none(error)
         log.error("%s: %s", " ".join(overrides), describe(error))
         return float("nan")
     ranks = outcome.result is not None and outcome.result.criterion.ranks

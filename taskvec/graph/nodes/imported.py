@@ -86,13 +86,22 @@ def _of_hub(place: str) -> bool:
     return not Path(place).expanduser().exists() and Source(place, key=KEY).folder is None
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedVector(VectorNode):
-    """What a model or an adapter of the hub differs from theta_0 by; fetched, then read at every look."""
+class _InPlace(VectorNode):
+    """A vector that is read where it lies, at every look."""
 
     kind: ClassVar[str] = "imported"
     copies: ClassVar[int] = 0
     looks: ClassVar[bool] = True
+
+    @property
+    def stored(self) -> bool:
+        """Never: it lies in the hub's cache, or where the user put it."""
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedVector(_InPlace):
+    """What a model or an adapter of the hub differs from theta_0 by; it is fetched first."""
 
     @classmethod
     def of(cls, expression: Imported, base: Base) -> PublishedVector:
@@ -106,11 +115,6 @@ class PublishedVector(VectorNode):
             named = f"vector of {expression.task}: {expression.place}"
             raise UserError(f"{named} is neither a file, nor a folder, nor in the hub's cache")
         return found
-
-    @property
-    def stored(self) -> bool:
-        """Never: it lies in the hub's cache."""
-        return False
 
     @property
     def source(self) -> Source:
@@ -156,17 +160,8 @@ class PublishedVector(VectorNode):
 
 
 @dataclass(frozen=True, eq=False)
-class StoredVector(VectorNode):
-    """The vector in a task vector's file, which is opened when it is looked at."""
-
-    kind: ClassVar[str] = "imported"
-    copies: ClassVar[int] = 0
-    looks: ClassVar[bool] = True
-
-    @property
-    def stored(self) -> bool:
-        """Never: it lies where the user put it."""
-        return False
+class StoredVector(_InPlace):
+    """The vector in a task vector's file."""
 
     def spec(self) -> Json:
         """Return the hash of the file."""

@@ -185,13 +185,15 @@ class CausalModel(LanguageModule):
         """Return log p(token i + 1 | tokens up to i) [N, L - 1] float32, 0 at padding, in rows moved to the left."""
         ids, mask = self._place(*align(inputs))
         embedding = self._embedding(parameters)
+        before, after, counts = states[:, :-1], ids[:, 1:], mask[:, 1:]
         rows = []
-        # A vocabulary per token
-        for row, targets, real in zip(states[:, :-1], ids[:, 1:], mask[:, 1:], strict=True):
+        # One text at a time: each token has a whole vocabulary of logits
+        for row, targets, real in zip(before, after, counts, strict=True):
             logits = self._capped(row.to(embedding.dtype) @ embedding.mT)
             loss = F.cross_entropy(logits.float(), targets, reduction="none")
             rows.append(torch.where(real, -loss, 0.0))
-        return F.pad(torch.stack(rows), (0, inputs.shape[1] - ids.shape[1]))
+        cut = inputs.shape[1] - ids.shape[1]
+        return F.pad(torch.stack(rows), (0, cut))
 
     def _embedding(self, parameters: Mapping[str, Tensor] | None) -> Tensor:
         return (parameters or {}).get(self.output, self.parameters[self.output])

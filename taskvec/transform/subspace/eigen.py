@@ -1,8 +1,8 @@
-"""Symmetric matrices in float64: Gram matrices, Cholesky factors, and a few eigenpairs at one end of a spectrum.
+"""Symmetric matrices in float64: Gram matrices, triangular factors, and a few eigenpairs at one end of a spectrum.
 
-On the CPU all of it goes through SciPy, which has the symmetric product and the subset driver that torch lacks. Calls
-that alternate between the two would also wait for each other: their BLAS have threads of their own, which spin for a
-while after each call.
+On the CPU all of it goes through SciPy, which has the symmetric product and the subset driver that torch lacks. A call
+of torch's or NumPy's BLAS in between would cost more than it computes: each has threads of its own, which spin for a
+while after a call and take the core that the next one needs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 # Up to this share of a spectrum LAPACK's subset driver is faster than the whole decomposition
 FEW = 0.25
 SINGULAR = 1e-10  # a pivot below this share of the largest keeps fewer than six digits
+BLOCK = 512  # rows that become float64 at a time: a whole copy takes longer than its product
 
 
 def lower_gram(rows: Tensor) -> Tensor:
@@ -24,15 +25,40 @@ def lower_gram(rows: Tensor) -> Tensor:
     On the CPU the symmetric product of BLAS, which torch does not expose, takes half of the multiplications. The
     factorisations below read a lower triangle only.
     """
-    rows = rows.double()
     if rows.device.type != "cpu":
+        rows = rows.double()
         return rows.mT @ rows
     from scipy.linalg.blas import dsyrk
 
-    # BLAS takes Fortran's order without a copy: either the rows have it, or their transpose does.
-    transpose = rows.mT.is_contiguous()
-    array = rows.numpy() if transpose else rows.contiguous().numpy().T
-    return torch.from_numpy(dsyrk(1.0, array, trans=transpose, lower=True))
+    if rows.dtype == torch.float64:
+        # BLAS takes Fortran's order without a copy: either the rows have it, or their transpose does.
+        transpose = rows.mT.is_contiguous()
+        array = rows.numpy() if transpose else rows.contiguous().numpy().T
+        return torch.from_numpy(dsyrk(1.0, array, trans=transpose, lower=True))
+    gram = np.zeros((rows.shape[1], rows.shape[1]), order="F")
+    for block in rows.split(BLOCK):
+        array = _doubles(block)
+        gram = dsyrk(1.0, array.T, beta=1.0, c=gram, lower=True, overwrite_c=True)
+    return torch.from_numpy(gram)
+
+
+def times(rows: Tensor, right: Tensor) -> Tensor:
+    """Return rows B [m, k] float64 of rows [m, n] in any dtype and B [n, k] float64."""
+    if rows.device.type != "cpu":
+        return rows.double() @ right
+    from scipy.linalg.blas import dgemm
+
+    product = np.empty((len(rows), right.shape[1]))
+    for start in range(0, len(rows), BLOCK):
+        block = _doubles(rows[start : start + BLOCK])
+        product[start : start + BLOCK] = dgemm(1.0, block.T, right.numpy(), trans_a=True)
+    return torch.from_numpy(product)
+
+
+def _doubles(rows: Tensor) -> np.ndarray:
+    if rows.dtype == torch.bfloat16:
+        rows = rows.float()  # NumPy has no bfloat16
+    return rows.numpy().astype(np.float64)
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:
@@ -53,26 +79,35 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     return factor
 
 
-def inverse(factor: Tensor) -> Tensor:
-    """Return (L L^T)^-1 [n, n] of a Cholesky factor L [n, n]."""
-    if factor.device.type != "cpu":
-        return torch.cholesky_inverse(factor)
-    from scipy.linalg.lapack import dpotri
+def lower_inverse(lower: Tensor) -> Tensor:
+    """Return L^-1 [n, n], lower, of a lower triangle L."""
+    if lower.device.type != "cpu":
+        identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    from scipy.linalg.lapack import dtrtri
 
-    array, _ = dpotri(factor.numpy(), lower=True)  # zero above the diagonal, like the factor
-    array += np.tril(array, -1).T
-    return torch.from_numpy(array)
+    inverse, _ = dtrtri(lower.numpy(), lower=True)
+    return torch.from_numpy(inverse)
 
 
-def solve_lower(factor: Tensor, right: Tensor, *, transposed: bool = False) -> Tensor:
-    """Return L^-1 B, or with ``transposed`` L^-T B, [n, m] of a lower triangle L [n, n] and B [n, m]."""
-    if factor.device.type != "cpu":
-        triangle = factor.mT if transposed else factor
-        return torch.linalg.solve_triangular(triangle, right, upper=transposed)
-    from scipy.linalg.lapack import dtrtrs
+def times_transposed(matrix: Tensor, lower: Tensor) -> Tensor:
+    """Return A L^T [m, n] of A [m, n] and a lower triangle L [n, n]."""
+    if lower.device.type != "cpu":
+        return matrix @ lower.mT
+    from scipy.linalg.blas import dtrmm
 
-    solved, _ = dtrtrs(factor.numpy(), right.numpy(), lower=True, trans=transposed)
-    return torch.from_numpy(solved)
+    product = dtrmm(1.0, lower.numpy(), matrix.numpy(), side=1, trans_a=True, lower=True)
+    return torch.from_numpy(product)
+
+
+def transposed_times(lower: Tensor, right: Tensor) -> Tensor:
+    """Return L^T B [n, k] of a lower triangle L [n, n] and B [n, k]."""
+    if lower.device.type != "cpu":
+        return lower.mT @ right
+    from scipy.linalg.blas import dtrmm
+
+    product = dtrmm(1.0, lower.numpy(), right.numpy(), trans_a=True, lower=True)
+    return torch.from_numpy(product)
 
 
 def eigenpairs(

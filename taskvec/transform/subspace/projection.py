@@ -8,7 +8,7 @@ the smallest directions are those that float32 loses first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 from taskvec.transform.subspace.eigen import (
     cholesky,
     eigenpairs,
-    inverse,
     lower_gram,
+    lower_inverse,
     root,
-    solve_lower,
+    times,
+    times_transposed,
+    transposed_times,
 )
 
 Whitening = Literal["cov", "sqrt"]
@@ -56,7 +58,7 @@ class _Low(NamedTuple):
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer in float64, and F [in, in]: C + damping I, or with "sqrt" its root."""
+    """A layer's weight, its moment in float64, and F [in, in]: C + damping I, or with "sqrt" its root."""
 
     weight: Tensor
     moment: Tensor
@@ -73,18 +75,23 @@ class _Layer:
         return damped
 
     @cached_property
+    def doubles(self) -> Tensor:
+        """W in float64."""
+        return self.weight.double()
+
+    @cached_property
     def product(self) -> Tensor:
-        """W (C + damping I) [out, in]."""
-        return self.weight @ self.damped
+        """W (C + damping I) [out, in] float64."""
+        return self.doubles @ self.damped
 
     def total(self) -> Tensor:
         """Return sum_j sigma_j^2 of W F."""
-        return (self.product * (self.product if self.whitening == "cov" else self.weight)).sum()
+        return (self.product * (self.product if self.whitening == "cov" else self.doubles)).sum()
 
     def activated(self) -> Tensor:
         """Return tr(W C W^T)."""
-        damped = (self.product * self.weight).sum()
-        return damped - self.damping * self.weight.square().sum()
+        damped = (self.product * self.doubles).sum()
+        return damped - self.damping * self.doubles.square().sum()
 
 
 def pruned_directions(
@@ -116,7 +123,7 @@ def prune(
     looked_at = count + 1 if rank else count
     low = _low(layer, looked_at)
     directions, total = low.directions[:, :count], layer.total()
-    lost = directions.mT @ layer.weight
+    lost = directions.mT @ layer.doubles
     lost_activation = (lost @ layer.moment * lost).sum()
     smallest_kept = low.values[count:].sum()
     is_a_cut = count > 0 and rank > 0
@@ -145,7 +152,7 @@ def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening)
         raise ValueError(
             f"a moment {list(moment.shape)} does not fit a weight {list(weight.shape)}"
         )
-    return _Layer(weight.double(), moment.double(), damping, whitening)
+    return _Layer(weight, moment.double(), damping, whitening)
 
 
 def _count(weight: Tensor, rank: int) -> int:
@@ -159,14 +166,14 @@ def _low(layer: _Layer, count: int) -> _Low:
     """Return the low end of W F by the cheapest route that is exact."""
     outputs, inputs = layer.weight.shape
     if count == 0:
-        return _Low(layer.weight.new_zeros(0), layer.weight.new_zeros(outputs, 0))
+        return _Low(layer.moment.new_zeros(0), layer.moment.new_zeros(outputs, 0))
     by_shape = _low_of_wide if outputs < inputs else _low_of_tall
     return by_shape(layer, count) or _low_by_svd(layer, count)
 
 
 def _low_of_wide(layer: _Layer, count: int) -> _Low | None:
     """Return the smallest eigenpairs of W F F^T W^T; None where the cut is too deep for float64."""
-    other = layer.product if layer.whitening == "cov" else layer.weight  # F F^T without a root
+    other = layer.product if layer.whitening == "cov" else layer.doubles  # F F^T without a root
     matrix = lower_gram(other.mT) if other is layer.product else layer.product @ other.mT
     squares, vectors = eigenpairs(matrix, count, "smallest")
     if squares[-1] < GRAM_DEPTH * matrix.trace():
@@ -183,18 +190,20 @@ def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
     lower, factor = cholesky(lower_gram(layer.weight)), cholesky(layer.damped)
     if lower is None or factor is None:
         return None
-    half = solve_lower(lower, inverse(factor))  # L^-1 (C + damping I)^-1
-    by_whitening = {"cov": lower_gram, "sqrt": partial(solve_lower, lower)}
-    matrix = by_whitening[layer.whitening](half.mT)
+    lower, factor = lower_inverse(lower), lower_inverse(factor)
+    half = times_transposed(factor, lower)  # of "sqrt", F^-1 L^-T
+    if layer.whitening == "cov":
+        half = transposed_times(factor, half)
+    matrix = lower_gram(half)
     inverse_squares, vectors = eigenpairs(matrix, count, "largest")
     if inverse_squares[-1] < GRAM_DEPTH * matrix.trace():
         return None
-    right = solve_lower(lower, vectors, transposed=True)
-    return _Low(inverse_squares.rsqrt(), layer.weight @ right)
+    right = transposed_times(lower, vectors)
+    return _Low(inverse_squares.rsqrt(), times(layer.weight, right))
 
 
 def _low_by_svd(layer: _Layer, count: int) -> _Low:
-    product = layer.product if layer.whitening == "cov" else layer.weight @ root(layer.damped)
+    product = layer.product if layer.whitening == "cov" else layer.doubles @ root(layer.damped)
     left, values, _ = torch.linalg.svd(product, full_matrices=False)
     last = len(values) - count
     return _Low(values[last:].flip(0), left[:, last:].flip(1))

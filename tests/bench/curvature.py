@@ -18,13 +18,11 @@ import platform
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from meter import Memory
 
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import linear_layers, open_clip_config, vision_config
@@ -37,37 +35,6 @@ from taskvec.training.regularisers import penalty
 BLOCKS, TRAIN_BATCH, COLLECT, TURNS = 2, 128, 32, 3
 PENALTY_BAR, COLLECT_BAR = 0.10, 3.0
 UNTRAINED = ("patch_embed.weight", "positional_embedding")  # as in the paper's recipe
-
-
-class Memory(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside the context that are alive, and notes the largest of them."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.peak, self.largest, self.shape = 0, 0, 0, ()
-        self._known: weakref.WeakSet = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
-        return result
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(storage)
-        weakref.finalize(storage, self._free, size)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        if size > self.largest:
-            self.largest, self.shape = size, tuple(tensor.shape)
-
-    def _free(self, size: int) -> None:
-        self.alive -= size
 
 
 def build() -> ClipModel:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import huggingface_hub.constants as constants
+import numpy as np
 import pytest
+import world
 
 from taskvec import registry
+from taskvec.data import describe as describing
 from taskvec.data import files, hub
+from taskvec.data.describe import class_names, describe
 from taskvec.data.hub_card import HubCard, write_hub_card
+from taskvec.data.rows import SplitRows, TaskData
+from taskvec.data.tasks import ImageTask
 from taskvec.graph.nodes.examples import Decoded
 from taskvec.graph.plan import Plan
 from taskvec.merge.base import Merge
@@ -132,6 +140,86 @@ def test_a_hash_that_may_not_hold_is_not_remembered(large, tmp_path, monkeypatch
     assert in_a_new_process(path) == expected and not record.exists()
     monkeypatch.setattr(files, "LARGE", 17)
     assert in_a_new_process(path) == expected and not record.exists()
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """What a task of small tables says, by a process of its own, and which splits were read for it."""
+    assets = tmp_path / "assets"
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(assets))
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    for seed, split in enumerate(("train", "test")):
+        world.write_split(tmp_path / "t" / f"{split}.parquet", "t", 30, seed)
+    read = []
+    reading = TaskData.read
+
+    def noting(data: TaskData, split: str) -> SplitRows:
+        read.append(split)
+        return reading(data, split)
+
+    monkeypatch.setattr(TaskData, "read", noting)
+
+    def tell(split: str = "test", forgetful: bool = False, **card) -> tuple[dict, tuple[str, ...]]:
+        task = ImageTask(path=str(tmp_path / "t"), templates=("{}",), **card)
+        if forgetful:
+            shutil.rmtree(assets)
+        files._hashed.cache_clear()
+        return describe("t", task, split), class_names("t", task)
+
+    tell.read, tell.assets, tell.folder = read, assets, tmp_path / "t"
+    return tell
+
+
+def test_what_files_say_is_remembered_until_one_of_them_or_the_card_changes(told):
+    first = told()
+    assert told() == first and told.read == ["test"]
+    kept = told(keep=("t 1", "t 2"))
+    assert kept[0]["labels_sha256"] != first[0]["labels_sha256"] and len(told.read) == 2
+    time.sleep(0.02)  # a file system's clock may tick every few milliseconds
+    for seed, split in ((7, "test"), (8, "train"), (9, "val")):
+        before = told("val")
+        world.write_split(told.folder / f"{split}.parquet", "t", 30, seed)
+        after = told("val")
+        assert after != before or split == "test"
+        assert after == told("val", forgetful=True)
+    world.write_split(told.folder / "test.parquet", "other", 9, 1)
+    assert told()[1] == tuple(f"other {number}" for number in range(4))
+
+
+def test_a_damaged_record_is_ignored_and_a_warning_is_given_again(told, caplog):
+    world.write_split(told.folder / "val.parquet", "t", 30, 1)  # the same bytes as test's
+    first = told("val")
+    assert first[0]["same_as"] == ["test"]
+    for record in told.assets.rglob("*.json"):
+        record.write_bytes(record.read_bytes()[:-5])
+    assert told("val") == first and told.read == ["val"] * 2
+    describing._warn.cache_clear()
+    assert told("val") == first and told.read == ["val"] * 2
+    assert "val is the same file as test" in caplog.records[-1].getMessage()
+
+
+def test_images_beside_a_table_are_looked_at_by_every_plan(told):
+    for split in ("train", "test"):
+        (told.folder / f"{split}.parquet").unlink()
+        for number in range(4):
+            path = told.folder / f"{split}{number}.png"
+            path.write_bytes(world.png(np.full((4, 4, 3), 60 * number, np.uint8)))
+        rows = [f"{split}{number}.png,{number % 2}" for number in range(4)]
+        (told.folder / f"{split}.csv").write_text("\n".join(["image,label", *rows]))
+    first = told(classes=("even", "odd"))
+    (told.folder / "test0.png").write_bytes(world.png(np.full((4, 4, 3), 9, np.uint8)))
+    second = told(classes=("even", "odd"))
+    assert second[0]["sha256"] != first[0]["sha256"] and told.read == ["test"] * 2
+
+
+def test_data_that_was_seen_before_is_planned_without_being_opened(tmp_path):
+    environment = os.environ | {"HF_ASSETS_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", PLANNED]
+    modules = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        modules.append(set(done.stdout.split()))
+    assert modules[0] - modules[1] >= {"numpy", "pyarrow"}
 
 
 @pytest.mark.parametrize(

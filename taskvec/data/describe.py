@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.data.files import joint_sha256, remembered_sha256
+from taskvec.data.files import Record, code_version, joint_sha256, remembered_sha256
 from taskvec.data.images import image_files
 from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
@@ -37,7 +38,15 @@ def class_names(name: str, task: Task) -> tuple[str, ...]:
         known = task.classes or hub_class_names(name, task)
         if known:
             return known
-    return TaskData(name, task).classes.names
+    data = TaskData(name, task)
+    record = _record(data, "classes") if task.folder is not None else None
+    known = record and record.read()
+    if known:
+        return tuple(known)
+    names = data.classes.names
+    if record:
+        record.write(names)
+    return names
 
 
 def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
@@ -96,19 +105,48 @@ def _hub(data: TaskData, split: str) -> dict[str, Any]:
 
 
 def _local(data: TaskData, split: str) -> dict[str, Any]:
+    record = _record(data, split)
+    found = record and record.read()
+    if not found:
+        found = _read(data, split)
+        if record and not found["images"]:
+            record.write(found)
+    for message in found["warnings"]:
+        _warn(message)
+    return found["said"]
+
+
+def _record(data: TaskData, kind: str) -> Record | None:
+    """Return where is kept what the files of a task say; None if other files than its tables may say it."""
+    paths: list[Path] = []
+    for split in data.task.splits.keys() | {"train", "val", "test"}:
+        with suppress(UserError):  # whoever needs that split hears of it
+            located = data.located(split)
+            if located.form in ("images", "saved"):
+                return None
+            paths += located.paths
+    key = f"{kind} {data.name} {data.task.model_dump_json()} {code_version()}"
+    return Record("splits", sorted(set(paths)), key)
+
+
+def _read(data: TaskData, split: str) -> dict[str, Any]:
+    """Return what a split's files say, the warnings that this calls for, and how many images lie beside."""
     task, read = data.task, data.read(split)
     twins = _twins(data, split)
     if isinstance(task, TextTask):
         check_texts(read.table, task.columns, split, task.max_text_mb)
-    found: dict[str, Any] = {"sha256": _content(read.table, task), "labels_sha256": _labels(read)}
+    files = _files(read.table, task)
+    said: dict[str, Any] = {"sha256": joint_sha256(files), "labels_sha256": _labels(read)}
+    warnings = []
     if read.empty:
-        found["empty_classes"] = list(read.empty)
+        said["empty_classes"] = list(read.empty)
         listed = ", ".join(read.empty)
-        _warn(f"{data.owner}: {split} has no example of some classes: {listed[:200]}")
+        warnings.append(f"{data.owner}: {split} has no example of some classes: {listed[:200]}")
     if twins:
-        found["same_as"] = twins
-        _warn(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")
-    return found
+        said["same_as"] = twins
+        warnings.append(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")
+    images = len(files) - len(read.table.files)
+    return {"said": said, "warnings": warnings, "images": images}
 
 
 @cache
@@ -136,12 +174,12 @@ def _labels(read: SplitRows) -> str:
     return digest.hexdigest()
 
 
-def _content(table: Table, task: Task) -> str:
-    """Return the SHA-256 of all that a split's rows are read from: its files, and the images that they name."""
+def _files(table: Table, task: Task) -> list[Path]:
+    """Return all that a split's rows are read from: its files, and the images that they name."""
     files = [path for path in table.files if path.is_file()]
     if isinstance(task, ImageTask):
         files += image_files(table, task.image)
-    return joint_sha256(files)
+    return files
 
 
 def _twins(data: TaskData, split: str) -> list[str]:
@@ -172,10 +210,10 @@ def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | N
     except UserError:
         return None  # whoever needs that split hears of it
     if data.located(split).form == data.located(other).form == "images":
-        same = len(table) == len(beside) and _content(table, data.task) == _content(
-            beside, data.task
-        )
-        return (table.place, beside.place) if same else None
+        if len(table) != len(beside):
+            return None
+        sums = [joint_sha256(_files(one, data.task)) for one in (table, beside)]
+        return (table.place, beside.place) if sums[0] == sums[1] else None
     return _same_file(table.files, beside.files)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
-
-from taskvec.config import Config
 from taskvec.errors import UserError
 
 LARGE = 64 << 20  # bytes from which on hashing is slower than looking up what was hashed before
@@ -29,11 +27,38 @@ class Version(NamedTuple):
     changed_ns: int
 
 
-class KnownHash(Config):
-    """The SHA-256 of one version of a file, as it is kept between processes."""
+class Record:
+    """What was found out about files, kept between processes for as long as their versions stay the same.
 
-    version: Version
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    ``key`` says what else it depends on. Found is a JSON value.
+
+    Raises:
+        UserError: if a file cannot be looked at.
+    """
+
+    def __init__(self, kind: str, paths: Iterable[Path], key: str = ""):
+        self.paths = list(paths)
+        self.versions = [version_of(path) for path in self.paths]
+        names = [key, *(os.fspath(path.resolve()) for path in self.paths)]
+        digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+        self.place = derived(kind) / f"{digest[:32]}.json"
+
+    def read(self) -> Any:
+        """Return what is known of the present versions, None if nothing is."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(self.place.read_bytes())
+            if known["versions"] == [list(version) for version in self.versions]:
+                return known["found"]
+        return None
+
+    def write(self, found: Any) -> None:
+        """Keep what was found, unless a file has just changed, so that a further change might not show."""
+        latest = max(version.changed_ns for version in self.versions)
+        settled = time.time_ns() - latest > SETTLED_NS
+        if settled and [version_of(path) for path in self.paths] == self.versions:
+            known = {"versions": self.versions, "found": found}
+            with suppress(OSError):  # a cache that others own: the next process looks again
+                write_whole(self.place, json.dumps(known))
 
 
 def sha256(path: Path) -> str:
@@ -83,24 +108,20 @@ def remembered_sha256(path: Path) -> str:
     version = version_of(path)
     if version.size < LARGE:
         return _sum(path, version)
-    place = _record(path)
-    with suppress(OSError, ValidationError):
-        known = KnownHash.model_validate_json(place.read_bytes())
-        if known.version == version:
-            return known.sha256
-    found = _sum(path, version)
-    settled = time.time_ns() - version.changed_ns > SETTLED_NS
-    if settled and version_of(path) == version:
-        known = KnownHash(version=version, sha256=found)
-        with suppress(OSError):  # a cache that others own: the next process hashes again
-            write_whole(place, known.model_dump_json())
-    return found
+    record = Record("hashes", [path])
+    known = record.read()
+    if known is None:
+        known = _sum(path, version)
+        record.write(known)
+    return known
 
 
-def _record(path: Path) -> Path:
-    """Return where a file's hash is kept, that of its latest version."""
-    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    return derived("hashes") / f"{digest[:32]}.json"
+@cache
+def code_version() -> str:
+    """Return what changes with every edit of the code that reads data."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    versions = [version_of(path) for path in code]
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
 
 
 def derived(kind: str) -> Path:

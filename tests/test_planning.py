@@ -70,7 +70,8 @@ def test_a_name_of_ours_is_taken_before_its_component_is_imported(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["suite=mini8"], ["source=mini_clip_m", "transform=theseus"]])
-def test_plans_hash_every_file_once(words, monkeypatch):
+def test_plans_hash_every_file_once(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
     compose.register_all()
     config = compose.resolve(compose.compose(words))
     counted: Counter[str] = Counter()

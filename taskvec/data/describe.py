@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.data.files import Record, code_version, joint_sha256, remembered_sha256
 from taskvec.data.images import image_files
+from taskvec.data.locate import locate_file
 from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
 from taskvec.data.texts import FIRST, check_texts, corpus_table
@@ -39,14 +39,14 @@ def class_names(name: str, task: Task) -> tuple[str, ...]:
         if known:
             return known
     data = TaskData(name, task)
-    record = _record(data, "classes") if task.folder is not None else None
-    known = record and record.read()
-    if known:
-        return tuple(known)
-    names = data.classes.names
-    if record:
-        record.write(names)
-    return names
+    if task.folder is None:
+        return data.classes.names
+    record = _record(data, "classes")
+    known = record.read()
+    if known is None:
+        known = data.classes.names
+        record.write(known)
+    return tuple(known)
 
 
 def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
@@ -79,9 +79,16 @@ def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
         raise UserError(
             f"task {name}: a corpus has the splits {' and '.join(FIRST)}, and no {split}"
         )
-    table = corpus_table(name, corpus)
-    check_texts(table, (corpus.text,), split, corpus.max_text_mb, blank=True)
-    return {"sha256": joint_sha256(table.files), "split": split, "column": corpus.text}
+    located = locate_file(name, corpus.folder, corpus.file)
+    key = f"corpus {split} {corpus!r} {code_version()}"
+    record = Record("splits", located.everything(), key)
+    sha256 = record.read()
+    if sha256 is None:
+        table = corpus_table(name, corpus)
+        check_texts(table, (corpus.text,), split, corpus.max_text_mb, blank=True)
+        sha256 = joint_sha256(table.files)
+        record.write(sha256)
+    return {"sha256": sha256, "split": split, "column": corpus.text}
 
 
 def _hub(data: TaskData, split: str) -> dict[str, Any]:
@@ -106,47 +113,52 @@ def _hub(data: TaskData, split: str) -> dict[str, Any]:
 
 def _local(data: TaskData, split: str) -> dict[str, Any]:
     record = _record(data, split)
-    found = record and record.read()
-    if not found:
-        found = _read(data, split)
-        if record and not found["images"]:
+    found = record.read()
+    if found is None:
+        found, named = _read(data, split)
+        # images that a table names are known only once it has been read
+        if set(named) <= set(record.paths):
             record.write(found)
-    for message in found["warnings"]:
-        _warn(message)
-    return found["said"]
+    if "empty_classes" in found:
+        listed = ", ".join(found["empty_classes"])
+        _warn(f"{data.owner}: {split} has no example of some classes: {listed[:200]}")
+    if "same_as" in found:
+        twins = " and ".join(found["same_as"])
+        _warn(f"{data.owner}: {split} is the same file as {twins}")
+    return found
 
 
-def _record(data: TaskData, kind: str) -> Record | None:
-    """Return where is kept what the files of a task say; None if other files than its tables may say it."""
+def _record(data: TaskData, asked: str) -> Record:
+    """Return where is kept what is asked of the files of a task; that a split is not there is a state of them, too."""
     paths: list[Path] = []
-    for split in data.task.splits.keys() | {"train", "val", "test"}:
-        with suppress(UserError):  # whoever needs that split hears of it
+    layout = []
+    for split in BESIDE:
+        try:
             located = data.located(split)
-            if located.form in ("images", "saved"):
-                return None
-            paths += located.paths
-    key = f"{kind} {data.name} {data.task.model_dump_json()} {code_version()}"
-    return Record("splits", sorted(set(paths)), key)
+        except UserError as error:
+            layout.append(str(error))
+            continue
+        own = located.everything()
+        layout.append(f"{located.form} {located.held_out} {len(own)}")
+        paths += own
+    key = " ".join([asked, repr(data.task), *layout, code_version()])
+    return Record("splits", paths, key)
 
 
-def _read(data: TaskData, split: str) -> dict[str, Any]:
-    """Return what a split's files say, the warnings that this calls for, and how many images lie beside."""
+def _read(data: TaskData, split: str) -> tuple[dict[str, Any], list[Path]]:
+    """Return what a split's files say, and the images that they name."""
     task, read = data.task, data.read(split)
     twins = _twins(data, split)
     if isinstance(task, TextTask):
         check_texts(read.table, task.columns, split, task.max_text_mb)
-    files = _files(read.table, task)
-    said: dict[str, Any] = {"sha256": joint_sha256(files), "labels_sha256": _labels(read)}
-    warnings = []
+    own, named = _files(read.table, task)
+    content = joint_sha256([*own, *named])
+    found: dict[str, Any] = {"sha256": content, "labels_sha256": _labels(read)}
     if read.empty:
-        said["empty_classes"] = list(read.empty)
-        listed = ", ".join(read.empty)
-        warnings.append(f"{data.owner}: {split} has no example of some classes: {listed[:200]}")
+        found["empty_classes"] = list(read.empty)
     if twins:
-        said["same_as"] = twins
-        warnings.append(f"{data.owner}: {split} is the same file as {' and '.join(twins)}")
-    images = len(files) - len(read.table.files)
-    return {"said": said, "warnings": warnings, "images": images}
+        found["same_as"] = twins
+    return found, named
 
 
 @cache
@@ -174,12 +186,11 @@ def _labels(read: SplitRows) -> str:
     return digest.hexdigest()
 
 
-def _files(table: Table, task: Task) -> list[Path]:
+def _files(table: Table, task: Task) -> tuple[list[Path], list[Path]]:
     """Return all that a split's rows are read from: its files, and the images that they name."""
-    files = [path for path in table.files if path.is_file()]
-    if isinstance(task, ImageTask):
-        files += image_files(table, task.image)
-    return files
+    own = [path for path in table.files if path.is_file()]
+    named = image_files(table, task.image) if isinstance(task, ImageTask) else []
+    return own, named
 
 
 def _twins(data: TaskData, split: str) -> list[str]:
@@ -212,8 +223,9 @@ def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | N
     if data.located(split).form == data.located(other).form == "images":
         if len(table) != len(beside):
             return None
-        sums = [joint_sha256(_files(one, data.task)) for one in (table, beside)]
-        return (table.place, beside.place) if sums[0] == sums[1] else None
+        first, second = (image_files(one, data.task.image) for one in (table, beside))
+        same = joint_sha256(first) == joint_sha256(second)
+        return (table.place, beside.place) if same else None
     return _same_file(table.files, beside.files)
 
 

@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec.errors import UserError
 
-LARGE = 64 << 20  # bytes from which on hashing is slower than looking up what was hashed before
+LARGE = 1 << 20  # bytes from which on hashing is slower than looking up what was hashed before
+# They decide the values that are read, and the rows that are held out
+READERS = ("pyarrow", "datasets", "numpy", "torch")
 SETTLED_NS = 2 * 10**9  # after a change: a second one may so far have left the same times behind
 
 
@@ -39,26 +42,30 @@ class Record:
     def __init__(self, kind: str, paths: Iterable[Path], key: str = ""):
         self.paths = list(paths)
         self.versions = [version_of(path) for path in self.paths]
-        names = [key, *(os.fspath(path.resolve()) for path in self.paths)]
+        names = [key, *(os.path.abspath(path) for path in self.paths)]
         digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
         self.place = derived(kind) / f"{digest[:32]}.json"
 
     def read(self) -> Any:
         """Return what is known of the present versions, None if nothing is."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known = json.loads(self.place.read_bytes())
-            if known["versions"] == [list(version) for version in self.versions]:
+            if known["check"] == self._check(known["found"]):
                 return known["found"]
         return None
 
     def write(self, found: Any) -> None:
         """Keep what was found, unless a file has just changed, so that a further change might not show."""
-        latest = max(version.changed_ns for version in self.versions)
+        latest = max((version.changed_ns for version in self.versions), default=0)
         settled = time.time_ns() - latest > SETTLED_NS
         if settled and [version_of(path) for path in self.paths] == self.versions:
-            known = {"versions": self.versions, "found": found}
+            known = {"check": self._check(found), "found": found}
             with suppress(OSError):  # a cache that others own: the next process looks again
                 write_whole(self.place, json.dumps(known))
+
+    def _check(self, found: Any) -> str:
+        """Return a checksum that fits what was found in these versions, and nothing else."""
+        return hashlib.sha256(json.dumps([self.versions, found]).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -100,7 +107,7 @@ def version_of(path: Path) -> Version:
 def remembered_sha256(path: Path) -> str:
     """Return a file's SHA-256; that of a large one is remembered between processes, by its version.
 
-    This is for inputs of gigabytes, which every plan hashes. What must notice a damaged disk asks :func:`sha256`.
+    This is for inputs that every plan hashes. What must notice a damaged disk asks :func:`sha256`.
 
     Raises:
         UserError: if the file cannot be read.
@@ -118,10 +125,14 @@ def remembered_sha256(path: Path) -> str:
 
 @cache
 def code_version() -> str:
-    """Return what changes with every edit of the code that reads data."""
-    code = sorted(Path(__file__).parent.rglob("*.py"))
-    versions = [version_of(path) for path in code]
-    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
+    """Return what changes with every edit of the code that reads data, and with the libraries that it reads with."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    for name in READERS:
+        library = Path(find_spec(name).origin)
+        digest.update(repr(version_of(library)).encode())
+    return digest.hexdigest()
 
 
 def derived(kind: str) -> Path:

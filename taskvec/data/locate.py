@@ -22,7 +22,7 @@ SUFFIXES: dict[str, Form] = {
 SAVED = "state.json"  # of every folder that `datasets` saved
 # What a validation split is called where the task does not say
 VAL = ("val", "valid", "validation", "dev")
-NUMBERED = r"[-_.]?(\d+)(?:-of-(\d+))?"
+NUMBERED = re.compile(r"[-_.]?(\d+)(?:-of-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,19 @@ class Located:
     form: Form
     paths: tuple[Path, ...]
     held_out: bool = False
+
+    def everything(self) -> list[Path]:
+        """Return all files and folders that the rows are read from."""
+        found = list(self.paths)
+        if self.form not in ("images", "saved"):
+            return found
+        # walked as the table of a folder does: through links, if they are at the top
+        for top in sorted(self.paths[0].iterdir()):
+            below = [top]
+            for place, inside, files in os.walk(top):
+                below += [Path(place, name) for name in sorted([*inside, *files])]
+            found += filter(Path.exists, below)
+        return found
 
 
 def locate(name: str, task: Task, split: str) -> Located:
@@ -90,7 +103,8 @@ def locate_file(name: str, folder: Path, called: str, what: str = "") -> Located
 def _candidates(name: str, folder: Path, called: str) -> list[Located]:
     """Return every way in which files of a split's name can be read."""
     found = []
-    for base in (folder, folder / "data"):
+    data = folder / "data"
+    for base in (folder, data) if os.path.isdir(data) else (folder,):
         path = base / called
         if path.suffix in SUFFIXES and os.path.isfile(path):
             return [Located(SUFFIXES[path.suffix], (path,))]
@@ -105,18 +119,16 @@ def _files(name: str, folder: Path, stem: str) -> list[Located]:
     """Return the file of a name and the numbered files, for each suffix."""
     found = []
     numbered: dict[str, list[Numbered]] = {}
-    pattern = re.compile(re.escape(stem) + NUMBERED)
     for entry in sorted(os.listdir(folder)):
-        path = folder / entry
         start, suffix = os.path.splitext(entry)
-        match = pattern.fullmatch(start)
-        if suffix not in SUFFIXES:
+        if suffix not in SUFFIXES or not start.startswith(stem):
             continue
+        match = NUMBERED.fullmatch(start, len(stem))
         if start == stem:
-            found.append(Located(SUFFIXES[suffix], (path,)))
+            found.append(Located(SUFFIXES[suffix], (folder / entry,)))
         elif match:
             number, total = match.groups(default=0)
-            part = Numbered(int(number), int(total), path)
+            part = Numbered(int(number), int(total), folder / entry)
             numbered.setdefault(suffix, []).append(part)
     for suffix, parts in numbered.items():
         parts.sort()

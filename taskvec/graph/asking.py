@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from taskvec.errors import UserError
-from taskvec.graph.nodes.imported import found_vector, header_of
 from taskvec.graph.run import RunConfig
 from taskvec.needs import (
     Changed,
@@ -170,7 +169,11 @@ class Chain:
                 f"finetune=stored: {group}={called} learns its heads with its vectors, and stored ones lack them"
             )
         model = method.published_as(task, backbone)
-        return model or str(found_vector(self.config.root, named))
+        if model:
+            return model
+        from taskvec.graph.nodes.imported import found_vector
+
+        return str(found_vector(self.config.root, named))
 
     def after(
         self, start: Vector, among: Sequence[Vector], without: tuple[str, ...] = ()
@@ -189,6 +192,8 @@ class Chain:
         if isinstance(vector, Tuned):
             return self.config.method_on(vector.side).mode
         if isinstance(vector, Imported):
+            from taskvec.graph.nodes.imported import header_of
+
             header = header_of(vector.place) or {}
             return header.get("forward_mode", "standard")
         if isinstance(vector, Merged):

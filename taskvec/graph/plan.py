@@ -1,7 +1,7 @@
 """From a run's config to the graph of artefacts that answers it; nothing heavy is imported until one is computed.
 
 A plan knows no method, family or modality: components declare needs, the protocol grants them, and here they become
-nodes, each built once.
+nodes, each built once. Kinds of nodes that few plans have are imported where one is built.
 """
 
 from __future__ import annotations
@@ -25,13 +25,8 @@ from taskvec.graph.granting import (
 from taskvec.graph.nodes.answer import AnswerNode
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.composition import Apart, CompositionNode, MergedVector
-from taskvec.graph.nodes.course import Course, SelectedVector, SnapshotVector
 from taskvec.graph.nodes.examples import Decoded, Rows
 from taskvec.graph.nodes.head import InitialHead, LearnedHead, prompt_of
-from taskvec.graph.nodes.imported import imported
-from taskvec.graph.nodes.prepared import Prepared
-from taskvec.graph.nodes.statistic import StatisticNode
-from taskvec.graph.nodes.transformed import FitNode, TransformedVector
 from taskvec.graph.nodes.vector import DrawnVector, TunedVector, VectorNode
 from taskvec.graph.run import RunConfig
 from taskvec.needs import (
@@ -109,7 +104,9 @@ class Plan:
             return base
         return self._once(("prepared", name), lambda: self._prepared(name, base))
 
-    def _prepared(self, name: str, base: Base) -> Prepared:
+    def _prepared(self, name: str, base: Base) -> Base:
+        from taskvec.graph.nodes.prepared import Prepared
+
         transform = self.config.transform[name]
         tasks = self.config.protocol.shared(self.config.suite)
         scope = self.scope(tasks, self.chain.side_before(name))
@@ -162,8 +159,8 @@ class Plan:
         """The node of a vector's expression."""
         builders: dict[type, Callable[[Any], VectorNode]] = {
             Tuned: self._tuned,
-            Imported: lambda one: imported(one, self.base(one.side)),
-            Drawn: self._drawn,
+            Imported: self._imported,
+            Drawn: lambda one: DrawnVector.of(one, self.vector(one.like)),
             Changed: self._changed,
             Merged: self._merged,
             Selected: self._selected,
@@ -196,11 +193,14 @@ class Plan:
             scope=scope,
         )
 
-    def _drawn(self, expression: Drawn) -> DrawnVector:
-        like = self.vector(expression.like)
-        return DrawnVector(like.base, expression, like.mode, like, expression.seed)
+    def _imported(self, expression: Imported) -> VectorNode:
+        from taskvec.graph.nodes.imported import imported
 
-    def _changed(self, expression: Changed) -> TransformedVector:
+        return imported(expression, self.base(expression.side))
+
+    def _changed(self, expression: Changed) -> VectorNode:
+        from taskvec.graph.nodes.transformed import FitNode, TransformedVector
+
         name, transform = expression.by, self.config.transform[expression.by]
         of = self.vector(expression.of)
         side, owner = self.chain.side_before(name), f"transform.{name}"
@@ -224,12 +224,14 @@ class Plan:
         composition = self._composition(Composed(expression.parts, merge=True))
         return MergedVector(composition.base, expression, composition.mode, composition)
 
-    def _selected(self, expression: Selected) -> SelectedVector:
-        answer = self.answer(expression.cell)
-        base, mode = answer.composition.base, answer.composition.mode
-        return SelectedVector(base, expression, mode, answer, expression.task)
+    def _selected(self, expression: Selected) -> VectorNode:
+        from taskvec.graph.nodes.course import SelectedVector
 
-    def _snapshot(self, expression: Snapshot) -> SnapshotVector:
+        return SelectedVector.of(expression, self.answer(expression.cell))
+
+    def _snapshot(self, expression: Snapshot) -> VectorNode:
+        from taskvec.graph.nodes.course import Course, SnapshotVector
+
         course = Course.of(self.vector(expression.of), expression.kept)
         course = self._once(("course", course.fingerprint), lambda: course)
         return SnapshotVector(course.base, expression, course.mode, course, expression.at)
@@ -358,8 +360,10 @@ class Plan:
             return self.answer(need.cell)
         return self.vector(need)
 
-    def statistic(self, need: Statistics, owner: str, *, tuning: bool = False) -> StatisticNode:
+    def statistic(self, need: Statistics, owner: str, *, tuning: bool = False) -> Node:
         """A statistic, of a model or of a pair of models."""
+        from taskvec.graph.nodes.statistic import StatisticNode
+
         on, what = need.on, need.what
         granted(on, self.grants, owner)
         labels_for(need, owner)
@@ -373,7 +377,8 @@ class Plan:
         rows = self.rows(on.task, on.split, on.budget, side, tuning=early)
         other, other_rows = None, None
         if need.pair:
-            other = self._pair_source()
+            transforms = self.config.transform.items()
+            other = self.origin(next(name for name, transform in transforms if transform.moves))
             other_rows = self.rows(on.task, on.split, on.budget, "source", tuning=early)
         node = StatisticNode(
             what=what,
@@ -387,10 +392,6 @@ class Plan:
             scope=scope,
         )
         return self._once(("statistic", node.fingerprint), lambda: node)
-
-    def _pair_source(self) -> Base:
-        moving = next(name for name, transform in self.config.transform.items() if transform.moves)
-        return self.origin(moving)
 
     def _once(self, key: Any, build: Callable[[], T]) -> T:
         if key not in self._built:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -22,9 +22,11 @@ from taskvec.errors import UserError, as_bad_input
 from taskvec.graph.run import Plain, RunConfig
 from taskvec.runner import explain, replaced
 from taskvec.runner.configs import conf_dir, options, presets, register_all, search_dirs, user_files
-from taskvec.runner.launch.processes import SweepConfig
 from taskvec.runner.replaced import GROUPS
 from taskvec.runner.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from taskvec.runner.launch.processes import SweepConfig
 
 PRIMARY = "config"  # the file that a run's config starts with
 NOT_OF_A_RUN = ("sweep", "parts", "published")
@@ -190,6 +192,8 @@ def sweep_config(composed: Composed) -> SweepConfig:
     Raises:
         UserError: for a wrong type or value.
     """
+    from taskvec.runner.launch.processes import SweepConfig
+
     try:
         return explain.checked(SweepConfig, OmegaConf.to_container(composed.node.sweep), "sweep")
     except explain.InvalidError as error:

@@ -1,12 +1,15 @@
 """Planning one run of mini8, beyond importing Hydra: ``python tests/bench/planning.py [TURNS]``.
 
-Every figure is of a fresh process that has imported Hydra, in turn with the others, so that load meets all alike:
+Every figure is of a fresh process that has imported Hydra, in turn with the others, so that load meets all alike. Byte
+code is there, in a folder of the benchmark's, whatever the environment says about writing it:
 
-- plan: register the components, compose `suite=mini8`, validate it, plan it down to the run's fingerprint, which reads
-  every label and hashes every file. CPU seconds from after `import hydra` to the fingerprint, imports among them.
-- again: the same run in the same process a second time, when everything is imported and the hashes are known.
-- libraries: what the libraries cost that no plan does without, at their smallest: Hydra composes a config of one key,
-  pydantic validates a model of one field, numpy and pyarrow with its Parquet reader are imported.
+- plan: register the components, compose `suite=mini8`, validate it, plan it down to the run's fingerprint. CPU seconds
+  from after `import hydra` to the fingerprint, imports among them. Its files were seen before: what they hold is
+  remembered from an earlier process (:mod:`taskvec.data.seen`), as it is for every plan of a data set but the first.
+- again: the same run in the same process a second time, when everything is imported.
+- first plan: as plan, with nothing remembered: every label is read and every file hashed. Printed, not judged.
+- libraries: what the libraries cost at their smallest: Hydra composes a config of one key, pydantic validates a model
+  of one field, and, which only the first plan needs, numpy and pyarrow with its Parquet reader are imported.
 - dry run: the whole command `taskvec suite=mini8 --dry-run`, which also looks for what is stored and asks for free
   disk, less the process `python -c "import hydra"` of the same turn. CPU and wall seconds.
 
@@ -64,10 +67,18 @@ HYDRA = ["-c", "import hydra"]
 DRY = ["-m", "taskvec", "suite=mini8", "outputs=none", "--dry-run"]
 
 
-def run(words: list[str], folder: str) -> str:
-    """Return what a Python process prints, which must succeed."""
+def run(words: list[str], folder: str, remembered: str = "seen") -> str:
+    """Return what a Python process prints, which must succeed; what it remembers lies in a folder beside."""
     words = [sys.executable, *words]
-    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {
+        "PYTHONPYCACHEPREFIX": os.path.join(folder, "bytecode"),
+        "HF_ASSETS_CACHE": os.path.join(folder, remembered),
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        words, cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout
 
 
 def spent(words: list[str], folder: str) -> tuple[float, float]:
@@ -78,12 +89,14 @@ def spent(words: list[str], folder: str) -> tuple[float, float]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
-def turn(folder: str) -> dict[str, float]:
+def turn(folder: str, number: int) -> dict[str, float]:
     """Return every figure once."""
     found = {}
+    first = run(["-c", PLAN], folder, f"first{number}").split()[0]
     for program, names in PRINTED.items():
         printed = run(["-c", program], folder).split()
         found |= zip(names, map(float, printed), strict=True)
+    found["first plan"] = float(first)
     hydra, dry = spent(HYDRA, folder), spent(DRY, folder)
     found["dry run, CPU"] = dry[0] - hydra[0]
     found["dry run, wall"] = dry[1] - hydra[1]
@@ -95,8 +108,8 @@ def main(turns: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "one.yaml"), "w", encoding="utf-8") as file:
             file.write("key: 1\n")
-        turn(folder)  # byte code and file cache
-        seen = [turn(folder) for _ in range(turns)]
+        turn(folder, 0)  # byte code, file cache, what is remembered
+        seen = [turn(folder, number) for number in range(1, turns + 1)]
     rows = []
     for name in seen[0]:
         values = [found[name] for found in seen]

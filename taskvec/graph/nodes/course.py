@@ -10,6 +10,7 @@ from taskvec.graph.artefact import Content, Work
 from taskvec.graph.nodes.answer import AnswerNode
 from taskvec.graph.nodes.head import HEAD
 from taskvec.graph.nodes.vector import TunedVector, VectorNode
+from taskvec.needs import Selected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,12 @@ class SelectedVector(VectorNode):
 
     answer: AnswerNode
     task: str
+
+    @classmethod
+    def of(cls, expression: Selected, answer: AnswerNode) -> SelectedVector:
+        """Return what an answer chose for the task of an expression."""
+        of = answer.composition
+        return cls(of.base, expression, of.mode, answer, expression.task)
 
     def compute(self, work: Work) -> Content:
         """Take theta(alpha) - theta_0."""

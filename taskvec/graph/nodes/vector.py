@@ -12,7 +12,7 @@ from taskvec.graph.given import Given, observer, untouched
 from taskvec.graph.nodes.base import Base
 from taskvec.graph.nodes.examples import Rows
 from taskvec.graph.nodes.head import HEAD
-from taskvec.needs import Examples, ForwardMode, Need, Scope, Tuned, Vector, label_of
+from taskvec.needs import Drawn, Examples, ForwardMode, Need, Scope, Tuned, Vector, label_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +118,11 @@ class DrawnVector(VectorNode):
 
     like: VectorNode
     seed: int
+
+    @classmethod
+    def of(cls, expression: Drawn, like: VectorNode) -> DrawnVector:
+        """Return the vector of an expression."""
+        return cls(like.base, expression, like.mode, like, expression.seed)
 
     def compute(self, work: Work) -> Content:
         """Draw it."""

@@ -57,7 +57,8 @@ def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str])
     """Return the lines of the table, those of highest accuracy first."""
     own = [line for line in lines if line.row.row == row]
     others = reference.of(lines, {})
-    shared = [key for key in by if key.split(".")[0] not in reference.where]
+    set_by_it = reference.where.keys()
+    shared = [key for key in by if not {key, key.split(".")[0]} & set_by_it]
     try:
         groups = grouped(own, by, ["seed"])
         references = grouped(others, shared, ["seed"])

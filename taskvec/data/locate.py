@@ -119,9 +119,10 @@ def _files(name: str, folder: Path, stem: str) -> list[Located]:
     """Return the file of a name and the numbered files, for each suffix."""
     found = []
     numbered: dict[str, list[Numbered]] = {}
-    for entry in sorted(os.listdir(folder)):
+    entries = [entry for entry in os.listdir(folder) if entry.startswith(stem)]
+    for entry in sorted(entries):
         start, suffix = os.path.splitext(entry)
-        if suffix not in SUFFIXES or not start.startswith(stem):
+        if suffix not in SUFFIXES:
             continue
         match = NUMBERED.fullmatch(start, len(stem))
         if start == stem:

@@ -4,8 +4,8 @@ Every figure is of a fresh process that has imported Hydra, in turn with the oth
 code is there, in a folder of the benchmark's, whatever the environment says about writing it:
 
 - plan: register the components, compose `suite=mini8`, validate it, plan it down to the run's fingerprint. CPU seconds
-  from after `import hydra` to the fingerprint, imports among them. Its files were seen before: what they hold is
-  remembered from an earlier process (:mod:`taskvec.data.seen`), as it is for every plan of a data set but the first.
+  from after `import hydra` to the fingerprint, imports among them. Its files were seen before: an earlier process
+  remembered what they say (:class:`taskvec.data.files.Record`), as it is for every plan of some data but the first.
 - again: the same run in the same process a second time, when everything is imported.
 - first plan: as plan, with nothing remembered: every label is read and every file hashed. Printed, not judged.
 - libraries: what the libraries cost at their smallest: Hydra composes a config of one key, pydantic validates a model

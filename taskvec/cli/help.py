@@ -16,6 +16,26 @@ if TYPE_CHECKING:
     from taskvec.config import Config
     from taskvec.registry import Entry
 
+OVERVIEW = """\
+taskvec: task arithmetic and model merging, composable, exact, resumable.
+
+  taskvec method=task_arithmetic suite=mini8             one run on the embedded suite, on any laptop
+  taskvec protocol=negation finetune.lr=3e-4 seed=1      any key of `taskvec show` can be set
+  taskvec -m seed=0,1,2 backbone=mini_clip_s             a sweep; finished runs are skipped
+  taskvec -m seed=0,1,2,3 sweep.jobs=4 'sweep.devices=[0,1,2,3]'
+                                                         four jobs at once, one GPU each
+  taskvec experiment=demo -m                             an experiment file
+  taskvec -m seed=0,1 merge=ties,dare --dry-run          what it would compute and fetch; nothing is written
+  taskvec merge=ties --cfg job                           Hydra's --cfg, --resolve, --package, --info, --config-dir
+  taskvec --include my_folder merge=mine                 your own configs (*.yaml) and components (*.py)
+  taskvec help merge=ties                                what a component is, and its keys
+
+verbs:
+{verbs}
+
+`taskvec VERB --help` explains a verb, `taskvec docs` lists the pages of the documentation. Exit status: 0 well, 1 a run
+failed, 2 input that cannot be worked with.
+"""
 EXAMPLES = """\
   taskvec help                      all verbs
   taskvec help table                a verb
@@ -37,15 +57,18 @@ LONGEST = 40  # characters of a default in the table
 def main(arguments: list[str]) -> int:
     """Explain verbs, components and keys."""
     from taskvec.cli import VERBS
-    from taskvec.runner import compose
 
     parser = Parser("help", "Explain a verb, a method, a component or a key.", EXAMPLES)
     parser.add_argument("names", nargs="*", metavar="NAME|GROUP=NAME|KEY")
     names = parser.read(arguments).names
     if not names:
-        return importlib.import_module("taskvec.cli.run").main([])
+        verbs = [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
+        write(OVERVIEW.format(verbs="\n".join(verbs)).rstrip("\n"))
+        return 0
     if names[0] in VERBS:
         return importlib.import_module(f"taskvec.cli.{names[0]}").main(["--help"])
+    from taskvec.runner import compose
+
     compose.register_all()
     for name in names:
         for text in explained(name):

@@ -5,32 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskvec.cli import VERBS
-from taskvec.cli.options import write
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec.cli.flags import Flags
-
-HELP = """\
-taskvec: task arithmetic and model merging, composable, exact, resumable.
-
-  taskvec method=task_arithmetic suite=mini8             one run on the embedded suite, on any laptop
-  taskvec protocol=negation finetune.lr=3e-4 seed=1      any key of `taskvec show` can be set
-  taskvec -m seed=0,1,2 backbone=mini_clip_s             a sweep; finished runs are skipped
-  taskvec -m seed=0,1,2,3 sweep.jobs=4 'sweep.devices=[0,1,2,3]'
-                                                         four jobs at once, one GPU each
-  taskvec experiment=demo -m                             an experiment file
-  taskvec -m seed=0,1 merge=ties,dare --dry-run          what it would compute and fetch; nothing is written
-  taskvec merge=ties --cfg job                           Hydra's --cfg, --resolve, --package, --info, --config-dir
-  taskvec --include my_folder merge=mine                 your own configs (*.yaml) and components (*.py)
-  taskvec help merge=ties                                what a component is, and its keys
-
-verbs:
-{verbs}
-
-`taskvec VERB --help` explains a verb, `taskvec docs` lists the pages of the documentation. Exit status: 0 well, 1 a run
-failed, 2 input that cannot be worked with.
-"""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +19,9 @@ def main(arguments: list[str]) -> int:
     """
     asked = [word for word in arguments if word not in ("-h", "--help")]
     if len(asked) < len(arguments) or not arguments:
-        return _help(asked)
+        from taskvec.cli import help as explaining
+
+        return explaining.main([word for word in asked if not word.startswith("-")])
     from taskvec.cli import flags
     from taskvec.runner import compose, sweep
 
@@ -68,17 +48,6 @@ def main(arguments: list[str]) -> int:
 
     status = sweep.many(words)
     return max(status, tables.beside(words))
-
-
-def _help(asked: list[str]) -> int:
-    """Print what the command takes, or explain the components that the line names."""
-    if asked:
-        from taskvec.cli import help as explaining
-
-        return explaining.main([word for word in asked if not word.startswith("-")])
-    verbs = [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
-    write(HELP.format(verbs="\n".join(verbs)).rstrip("\n"))
-    return 0
 
 
 def _check_words(overrides: list[str]) -> None:

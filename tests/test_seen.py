@@ -27,7 +27,7 @@ from test_formats import (
 )
 
 from taskvec.data import describe as module
-from taskvec.data import files
+from taskvec.data import files, texts
 from taskvec.data.describe import class_names, describe
 from taskvec.data.rows import TaskData
 from taskvec.data.tasks import Corpus, Task, TextTask
@@ -210,15 +210,15 @@ def test_texts_and_corpora_are_remembered_too(tmp_path, monkeypatch):
     folder.mkdir()
     for split, label in (("train", "no"), ("val", "yes"), ("test", "no")):
         (folder / f"{split}.csv").write_text(f"text,label\n{split},yes\nb,no\n{split} c,{label}\n")
-    texts = TextTask(path=str(folder))
+    reviews = TextTask(path=str(folder))
     corpus = Corpus(path=str(folder), file="train")
-    before = [*said(texts), describe("t", corpus, "val")]
+    before = [*said(reviews), describe("t", corpus, "val")]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_texts", None)
-        patch.setattr(module, "corpus_table", None)
-        assert [*said(texts), describe("t", corpus, "val")] == before
+        patch.setattr(texts, "check_texts", None)
+        patch.setattr(texts, "corpus_table", None)
+        assert [*said(reviews), describe("t", corpus, "val")] == before
     (folder / "train.csv").write_text("text,label\ntrain,yes\n ,no\n")
-    assert "holds no text" in said(texts)[1]
+    assert "holds no text" in said(reviews)[1]
     assert describe("t", corpus, "val") != before[-1]
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.data.files import Record, code_version, joint_sha256, remembered_sha256
-from taskvec.data.images import image_files
 from taskvec.data.locate import locate_file
 from taskvec.data.rows import SplitRows, TaskData
 from taskvec.data.tasks import Corpus, ImageTask, Task, TextTask
-from taskvec.data.texts import FIRST, check_texts, corpus_table
 from taskvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +73,8 @@ def describe(name: str, task: Task | Corpus, split: str) -> dict[str, Any]:
 
 
 def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
+    from taskvec.data.texts import FIRST, check_texts, corpus_table
+
     if split not in FIRST:
         raise UserError(
             f"task {name}: a corpus has the splits {' and '.join(FIRST)}, and no {split}"
@@ -147,6 +147,9 @@ def _record(data: TaskData, asked: str) -> Record:
 
 def _read(data: TaskData, split: str) -> tuple[dict[str, Any], list[Path]]:
     """Return what a split's files say, and the images that they name."""
+    # here, and not above: only the first plan of some data reads it
+    from taskvec.data.texts import check_texts
+
     task, read = data.task, data.read(split)
     twins = _twins(data, split)
     if isinstance(task, TextTask):
@@ -188,6 +191,8 @@ def _labels(read: SplitRows) -> str:
 
 def _files(table: Table, task: Task) -> tuple[list[Path], list[Path]]:
     """Return all that a split's rows are read from: its files, and the images that they name."""
+    from taskvec.data.images import image_files
+
     own = [path for path in table.files if path.is_file()]
     named = image_files(table, task.image) if isinstance(task, ImageTask) else []
     return own, named
@@ -223,9 +228,8 @@ def _same_content(data: TaskData, split: str, other: str) -> tuple[str, str] | N
     if data.located(split).form == data.located(other).form == "images":
         if len(table) != len(beside):
             return None
-        first, second = (image_files(one, data.task.image) for one in (table, beside))
-        same = joint_sha256(first) == joint_sha256(second)
-        return (table.place, beside.place) if same else None
+        sums = [joint_sha256(_files(one, data.task)[1]) for one in (table, beside)]
+        return (table.place, beside.place) if sums[0] == sums[1] else None
     return _same_file(table.files, beside.files)
 
 

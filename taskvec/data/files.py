@@ -126,13 +126,10 @@ def remembered_sha256(path: Path) -> str:
 @cache
 def code_version() -> str:
     """Return what changes with every edit of the code that reads data, and with the libraries that it reads with."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    for name in READERS:
-        library = Path(find_spec(name).origin)
-        digest.update(repr(version_of(library)).encode())
-    return digest.hexdigest()
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    libraries = [Path(find_spec(name).origin) for name in READERS]
+    versions = [version_of(path) for path in (*code, *libraries)]
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
 
 
 def derived(kind: str) -> Path:

@@ -74,7 +74,15 @@ def _usual_val(name: str, folder: Path) -> str | None:
     Raises:
         UserError: if it has several.
     """
-    present = [called for called in VAL if _candidates(name, folder, called)]
+    data = folder / "data"
+    entries = os.listdir(folder)
+    if os.path.isdir(data):
+        entries += os.listdir(data)
+    present = []
+    for called in VAL:
+        begun = [entry for entry in entries if entry.startswith(called)]
+        if begun and _candidates(name, folder, called):
+            present.append(called)
     if len(present) > 1:
         raise UserError(
             f"task {name}: {folder} has {' and '.join(present)}; name one as splits.val"

@@ -80,8 +80,7 @@ def _corpus(name: str, corpus: Corpus, split: str) -> dict[str, Any]:
             f"task {name}: a corpus has the splits {' and '.join(FIRST)}, and no {split}"
         )
     located = locate_file(name, corpus.folder, corpus.file)
-    key = f"corpus {split} {corpus!r} {code_version()}"
-    record = Record("splits", located.everything(), key)
+    record = Record("splits", located.everything(), f"corpus {split} {corpus!r}", code_version())
     sha256 = record.read()
     if sha256 is None:
         table = corpus_table(name, corpus)
@@ -141,8 +140,8 @@ def _record(data: TaskData, asked: str) -> Record:
         own = located.everything()
         layout.append(f"{located.form} {located.held_out} {len(own)}")
         paths += own
-    key = " ".join([asked, repr(data.task), *layout, code_version()])
-    return Record("splits", paths, key)
+    key = " ".join([asked, repr(data.task), *layout])
+    return Record("splits", paths, key, code_version())
 
 
 def _read(data: TaskData, split: str) -> tuple[dict[str, Any], list[Path]]:

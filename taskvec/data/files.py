@@ -33,14 +33,15 @@ class Version(NamedTuple):
 class Record:
     """What was found out about files, kept between processes for as long as their versions stay the same.
 
-    ``key`` says what else it depends on. Found is a JSON value.
+    ``key`` says what else it depends on; what one version of the code that finds, ``by``, has found replaces what another
+    had. Found is a JSON value.
 
     Raises:
         UserError: if a file cannot be looked at.
     """
 
-    def __init__(self, kind: str, paths: Iterable[Path], key: str = ""):
-        self.paths = list(paths)
+    def __init__(self, kind: str, paths: Iterable[Path], key: str = "", by: str = ""):
+        self.paths, self.by = list(paths), by
         self.versions = [version_of(path) for path in self.paths]
         names = [key, *(os.path.abspath(path) for path in self.paths)]
         digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
@@ -64,8 +65,8 @@ class Record:
                 write_whole(self.place, json.dumps(known))
 
     def _check(self, found: Any) -> str:
-        """Return a checksum that fits what was found in these versions, and nothing else."""
-        return hashlib.sha256(json.dumps([self.versions, found]).encode()).hexdigest()
+        """Return a checksum that fits what this code found in these versions, and nothing else."""
+        return hashlib.sha256(json.dumps([self.by, self.versions, found]).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -33,8 +33,8 @@ class Version(NamedTuple):
 class Record:
     """What was found out about files, kept between processes for as long as their versions stay the same.
 
-    ``key`` says what else it depends on; what one version of the code that finds, ``by``, has found replaces what another
-    had. Found is a JSON value.
+    ``key`` says what else it depends on, ``by`` which code finds it: a record of other code is replaced. Found is a
+    JSON value.
 
     Raises:
         UserError: if a file cannot be looked at.

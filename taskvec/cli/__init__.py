@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 
 from taskvec.errors import UserError, describe, details, disk_is_full
 from taskvec.runner import signals
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         signals.install()
         to_standard_error()
+        # torch scripts rules of its own for forward-mode derivatives, and warns of it
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         signals.die_with_sweep()
         arguments = _take_includes(arguments)
         verb = _take_verb(arguments)

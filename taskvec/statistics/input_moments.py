@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from taskvec.registry import register
 from taskvec.statistics.base import Accumulator, Statistic
@@ -27,6 +27,8 @@ class InputMoments(Statistic):
     kind: Literal["input_moments"] = "input_moments"
     precision: Literal["float32", "float64"] = "float32"
 
+    version: ClassVar[int] = 2
+
     def accumulator(self, *surveys: Survey) -> Accumulator:
         """Return the sums of one forward pass."""
         from taskvec.statistics.accumulators.moments import InputSums
@@ -35,7 +37,7 @@ class InputMoments(Statistic):
         return InputSums(survey, self.precision)
 
     def pack(self, value: LayerMoments) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return each shared moment once, and who shares it."""
+        """Return each shared moment once, folded, and who shares it."""
         return dict(value.tensors), dict(value.meta)
 
     def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> LayerMoments:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from taskvec.statistics.symmetric import unfolded
+
 
 class Moment(NamedTuple):
     """Rows x of one layer's input, summed: ``gram`` sum x x^T [in, in] float64, ``total`` sum x [in] float64."""
@@ -23,7 +25,7 @@ class Moment(NamedTuple):
 
 
 class LayerMoments(Mapping[str, Moment]):
-    """The moment of each linear layer's inputs, looked up in the stored tensors when it is asked for.
+    """The moment of each linear layer's inputs, looked up in the stored tensors and unfolded when it is asked for.
 
     ``sources`` names the layer whose moment each layer shares (k and v that of q; itself otherwise): what is computed
     from it, such as an inverse, is shared likewise. ``untracked`` says of each other layer why it has none.
@@ -37,11 +39,9 @@ class LayerMoments(Mapping[str, Moment]):
 
     def __getitem__(self, layer: str) -> Moment:
         source = self.sources[layer]
-        return Moment(
-            gram=self.tensors[f"{source}/gram"],
-            total=self.tensors[f"{source}/total"],
-            rows=self.meta["rows"][source],
-        )
+        total = self.tensors[f"{source}/total"]
+        gram = unfolded(self.tensors[f"{source}/gram"], len(total))
+        return Moment(gram, total, self.meta["rows"][source])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sources)

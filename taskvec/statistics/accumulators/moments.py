@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from taskvec.statistics import symmetric
 from taskvec.statistics.passes.accumulator import Accumulator
 from taskvec.statistics.passes.survey import Survey
 from taskvec.statistics.passes.taps import Visitors
@@ -15,24 +16,18 @@ from taskvec.statistics.values import LayerMoments
 
 
 class InputMoment:
-    """Sum and second moment of rows, from which the moment with an appended constant 1 follows.
+    """Sum and second moment of rows in their dtype, from which the moment with an appended constant 1 follows."""
 
-    Products are taken in the dtype of the rows ``like`` and added up in ``dtype`` (None: in theirs).
-    """
-
-    def __init__(self, like: Tensor, dtype: torch.dtype | None = None):
+    def __init__(self, like: Tensor):
         width = like.shape[1]
-        self.gram = like.new_zeros(width, width, dtype=dtype)
-        self.total = like.new_zeros(width, dtype=dtype)
+        self.gram = like.new_zeros(width, width)
+        self.total = like.new_zeros(width)
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
         """Add the rows [n, d]."""
-        if rows.dtype == self.gram.dtype:
-            self.gram.addmm_(rows.T, rows)
-        else:
-            self.gram += rows.T @ rows
-        self.total += rows.sum(0, dtype=self.total.dtype)
+        self.gram.addmm_(rows.T, rows)
+        self.total += rows.sum(0)
         self.count += len(rows)
 
     def mean(self, constant: bool) -> Tensor:
@@ -44,6 +39,25 @@ class InputMoment:
         right = torch.cat([self.total, corner])
         square = torch.cat([left, right.unsqueeze(1)], dim=1)
         return square.div_(self.count)
+
+
+class FoldedMoment:
+    """Sum and second moment of rows in float64, the second folded (:mod:`taskvec.statistics.symmetric`).
+
+    Products are taken in the dtype of the rows.
+    """
+
+    def __init__(self, like: Tensor):
+        width = like.shape[1]
+        self.gram = symmetric.zeros(width, like)
+        self.total = like.new_zeros(width, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows [n, d]."""
+        symmetric.add_products(self.gram, rows)
+        self.total += rows.sum(0, dtype=torch.float64)
+        self.count += len(rows)
 
 
 class InputSums(Accumulator):
@@ -74,7 +88,7 @@ class InputSums(Accumulator):
     def _visit(self, name: str, tokens: Tokens) -> None:
         rows = tokens.rows()
         if name not in self.moments:
-            self.moments[name] = InputMoment(rows, torch.float64)
+            self.moments[name] = FoldedMoment(rows)
         self.moments[name].add(rows)
 
     def finish(self, examples: int) -> LayerMoments:

@@ -8,8 +8,7 @@ anonymous memory; pages that mirror a file are not counted, because the system c
 with shutil is timed right before each repeat of average and task arithmetic. Methods that need minutes at that size run
 on a model with the same embedding and two blocks ("short"). --scale N divides the rows of the embedding and the blocks
 by N, for a look at the relations of speeds on a small machine. Passes are bytes read by bytes that there are. Exits
-with 1 if a merge that reads pieces holds more than
-1 GB, or if average or task arithmetic run at less than 70 % of copying's speed.
+with 1 if a merge holds more than 1 GB, or if average or task arithmetic run at less than 70 % of copying's speed.
 """
 
 from __future__ import annotations
@@ -55,14 +54,18 @@ SLOW = {
     "pcb": {},
     "consensus_ta": {},
     "karcher": {},
+    "slerp": {},
+    "nuslerp": {},
     "tsv": {"exclude": ["*embed*"]},
     "iso_c": {"exclude": ["*embed*"]},
+    "iso_cts": {"exclude": ["*embed*"]},
+    "wudi": {"exclude": ["*embed*"]},
     "cart": {"exclude": ["*embed*"]},
 }
 METHODS = FAST | SLOW
 KINDS = {"ties_mergekit": "ties", "dare_ties": "dare"}
 TIMED = ("average", "task_arithmetic")
-WHOLE_TENSORS = ("tsv", "iso_c", "cart")
+PAIRS = ("slerp", "nuslerp")  # of two models
 
 
 def drawn(noise, shape, scale: float, shift: int):
@@ -116,8 +119,9 @@ def measure(name: str, folder: Path) -> None:
     merge = tensor_wise(registry.lookup("merge", kind).schema.model_validate(options))
     out = folder / "out"
     places = [str(folder / size / f"model{number}") for number in range(MODELS + 1)]
+    models = places[1:3] if name in PAIRS else places[1:]
     request = Request(
-        models=tuple(places[1:]),
+        models=tuple(models),
         out=out,
         rules=Everywhere(merge, name),
         base=places[0],
@@ -168,7 +172,7 @@ def line(name: str, reports: list[dict], copies: list[float]) -> tuple[str, bool
     passes = reports[0]["passes"]
     said = f"{name:<16}{size:<7}{middle:8.1f} s {spread:<18}{speed:6.2f} GB/s"
     said += f"{passes:8.2f}{peak / 1e9:8.2f} GB"
-    held = peak < MEMORY_BAR or name in WHOLE_TENSORS
+    held = peak < MEMORY_BAR
     if copies:
         ratios = [one / other for one, other in zip(copies, seconds, strict=True)]
         share = statistics.median(ratios)

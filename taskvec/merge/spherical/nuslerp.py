@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
 from taskvec.errors import UserError
-from taskvec.merge.base import AS_IT_IS, Convention, TensorWise
-from taskvec.merge.piece import Piece
+from taskvec.merge.base import Convention
+from taskvec.merge.piece import Deltas, Grain, Piece
+from taskvec.merge.spherical.span import Span
 from taskvec.needs import Given
 from taskvec.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from taskvec.vectors import Tensors
+
 ALMOST = 1 - 1e-15  # cosines beyond it: the angle's sine is lost in float64
 
 
 @register("merge", "nuslerp", paper="mergekit, arXiv 2403.13257")
-class NuSlerp(TensorWise):
+class NuSlerp(Span):
     """SLERP at t = w_2 / (w_1 + w_2); two vectors.
 
     The angle is that of the whole tensors, or of each of their ``along`` "rows" or "columns" by itself (of a kernel:
@@ -29,10 +31,7 @@ class NuSlerp(TensorWise):
     kind: Literal["nuslerp"] = "nuslerp"
     weights: tuple[float, float] = (1.0, 1.0)
     along: Literal["tensor", "rows", "columns"] = "tensor"
-    of: Literal["weights", "deltas"] = Field("weights")
 
-    grid = AS_IT_IS
-    grain = "tensor"
     vectors = (2, 2)
     conventions = (
         Convention("mergekit (nuslerp)", "", "with a base model: merge.of=deltas"),
@@ -44,24 +43,39 @@ class NuSlerp(TensorWise):
     )
 
     @property
-    def relative(self) -> bool:
-        """Whether deltas are interpolated."""
-        return self.of == "deltas"
+    def passes(self) -> int:
+        """Inner products of whole tensors come first; lines have theirs in one piece."""
+        return 2 if self.along == "tensor" else 1
 
-    def merge(self, piece: Piece, given: Given | None, surveyed: None) -> Tensor:
+    def grain_of(self, name: str, shape: Sequence[int]) -> Grain:
+        """Return what holds whole lines; of whole tensors, whose inner products are known by then, any entries."""
+        if self.along == "tensor":
+            return "entry"
+        return "row" if self.along == "rows" and len(shape) == 2 else "tensor"
+
+    def coefficients(self, gram: Tensor) -> Tensor:
+        """Return the two coefficients [..., 2]."""
+        from taskvec.merge.spherical.gram import slerp
+
+        return slerp(gram, self._t(), ALMOST)
+
+    def survey(self, base: Tensors, deltas: Deltas, given: Given | None) -> dict[str, list[float]]:
+        """Return the coefficients of each tensor where its angle counts as a whole."""
+        return super().survey(base, deltas, given) if self.along == "tensor" else {}
+
+    def merge(
+        self, piece: Piece, given: Given | None, surveyed: Mapping[str, list[float]]
+    ) -> Tensor:
         """Return the interpolation, less theta_0 where weights are interpolated."""
-        import torch
+        if self.along == "tensor":
+            return super().merge(piece, given, surveyed)
+        from taskvec.merge.spherical.gram import gram
 
-        from taskvec.merge.spherical.gram import gram, slerp
-
-        zero = torch.zeros_like(piece.present[0][1])
-        deltas = [zero if delta is None else delta for delta in piece.deltas]
-        base = piece.base.to(zero)
-        models = [base + delta for delta in deltas] if self.of == "weights" else deltas
-        lines = [self._lines(model) for model in models]
-        first, second = slerp(gram(lines), self._t(), ALMOST).unsqueeze(-2).unbind(-1)
-        found = self._tensor(first * lines[0] + second * lines[1], piece.shape)
-        return found - base if self.of == "weights" else found
+        operands = self.operands(piece)
+        lines = [self._lines(operand) for operand in operands]
+        first, second = self.coefficients(gram(lines)).unsqueeze(-2).unbind(-1)
+        found = self._tensor(first * lines[0] + second * lines[1], operands[0].shape)
+        return found - piece.base if self.of == "weights" else found
 
     def _t(self) -> float:
         total = sum(self.weights)
@@ -73,7 +87,7 @@ class NuSlerp(TensorWise):
 
     def _lines(self, tensor: Tensor) -> Tensor:
         """Return the lines [lines, entries] whose angles count."""
-        if self.along == "tensor" or tensor.ndim < 2:
+        if tensor.ndim < 2:
             return tensor.reshape(1, -1)
         if self.along == "rows":
             return tensor.flatten(0, -2)

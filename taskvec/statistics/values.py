@@ -43,6 +43,9 @@ class LayerMoments(Mapping[str, Moment]):
         gram = unfolded(self.tensors[f"{source}/gram"], len(total))
         return Moment(gram, total, self.meta["rows"][source])
 
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.sources  # to unfold a moment would be a long way to a name
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.sources)
 

@@ -1,7 +1,7 @@
 """Rows of an experiment's runs, and their paired difference to one of them, as a table of comma-separated values.
 
-Usage: python experiments/against.py EXPERIMENT ROW[@KEY=VALUE...] [--by KEY ...] [--row ROW] [--where KEY=VALUE ...]
-       [--outputs FOLDER] [--output FILE]
+Usage: python experiments/against.py EXPERIMENT[,EXPERIMENT] ROW[@KEY=VALUE...] [--by KEY ...] [--row ROW]
+       [--where KEY=VALUE ...] [--outputs FOLDER] [--output FILE]
 
 One line for each group of equal ``by`` keys: seeds, mean accuracy and its sample standard deviation over them, mean
 coefficient, and the mean difference to the reference with a 95 % interval over test items and seeds, in points. The
@@ -28,9 +28,11 @@ def main(arguments: Sequence[str]) -> int:
     """Write the table."""
     options = read(arguments)
     where = dict(word.split("=", 1) for word in options.where)
-    where["experiment"] = options.experiment
     runs = find_results([options.outputs])
-    lines = [line for line in lines_of(runs) if line.says(where)]
+    found = [line for line in lines_of(runs) if line.says(where)]
+    lines = []
+    for experiment in options.experiment.split(","):
+        lines += [line for line in found if line.says({"experiment": experiment})]
     reference = Side.parse(options.reference)
     table = against(lines, options.row, reference, options.by)
     with open(options.output, "w", newline="") if options.output else sys.stdout as file:
@@ -66,14 +68,19 @@ def against(lines: Sequence[Line], row: str, reference: Side, by: Sequence[str])
         seeds = sorted(seed_keys(lines))
         groups = grouped(own, by, seeds)
         references = grouped(others, shared, seeds)
-    found = []
+    table = []
     for group, rows in groups.items():
         keys = dict(zip(by, group, strict=True))
         peers = references.get(tuple(keys[key] for key in shared), {})
         pairs = [(line, peers[seed]) for seed, line in rows.items() if seed in peers]
-        found.append([*group, *numbers(list(rows.values()), pairs)])
+        own = list(rows.values())
+        table.append([*group, *numbers(own, pairs)])
     place = len(by) + COLUMNS.index("accuracy")
-    return sorted(found, key=lambda line: (line[: len(shared)], -float(line[place])))
+
+    def best_first(line: list[str]) -> tuple[list[str], float]:
+        return line[: len(shared)], -float(line[place])
+
+    return sorted(table, key=best_first)
 
 
 def numbers(rows: Sequence[Line], pairs: Pairs) -> list[str]:

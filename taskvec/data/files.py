@@ -59,10 +59,12 @@ class Record:
         """Keep what was found, unless a file has just changed, so that a further change might not show."""
         latest = max((version.changed_ns for version in self.versions), default=0)
         settled = time.time_ns() - latest > SETTLED_NS
-        if settled and [version_of(path) for path in self.paths] == self.versions:
-            known = {"check": self._check(found), "found": found}
-            with suppress(OSError):  # a cache that others own: the next process looks again
-                write_whole(self.place, json.dumps(known))
+        now = [version_of(path) for path in self.paths]
+        if not settled or now != self.versions:
+            return
+        known = {"check": self._check(found), "found": found}
+        with suppress(OSError):  # a cache that others own: the next process looks again
+            write_whole(self.place, json.dumps(known))
 
     def _check(self, found: Any) -> str:
         """Return a checksum that fits what this code found in these versions, and nothing else."""

@@ -173,8 +173,12 @@ def _low(layer: _Layer, count: int) -> _Low:
 
 def _low_of_wide(layer: _Layer, count: int) -> _Low | None:
     """Return the smallest eigenpairs of W F F^T W^T; None where the cut is too deep for float64."""
-    other = layer.product if layer.whitening == "cov" else layer.doubles  # F F^T without a root
-    matrix = lower_gram(other.mT) if other is layer.product else layer.product @ other.mT
+    # With "sqrt" F F^T is C + damping I itself, without a root.
+    by_whitening = {
+        "cov": lambda: lower_gram(layer.product.mT),
+        "sqrt": lambda: layer.product @ layer.doubles.mT,
+    }
+    matrix = by_whitening[layer.whitening]()
     squares, vectors = eigenpairs(matrix, count, "smallest")
     if squares[-1] < GRAM_DEPTH * matrix.trace():
         return None
@@ -191,7 +195,8 @@ def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
     if lower is None or factor is None:
         return None
     lower, factor = lower_inverse(lower), lower_inverse(factor)
-    half = times_transposed(factor, lower)  # of "sqrt", F^-1 L^-T
+    # With C + damping I = R R^T the inverse is H^T H, H = R^-1 L^-T for "sqrt" and R^-T R^-1 L^-T for "cov".
+    half = times_transposed(factor, lower)
     if layer.whitening == "cov":
         half = transposed_times(factor, half)
     matrix = lower_gram(half)

@@ -371,6 +371,8 @@ def copied(tiny: Path, folder: Path) -> Path:
         path.unlink()
         path.write_text(content)
     for path in [*folder.glob("data/stripes/*"), *folder.glob("clip/*")]:
+        if path.is_dir():
+            continue  # another test of this worker may have left one
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content)

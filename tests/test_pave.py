@@ -10,7 +10,9 @@ import torch
 from conftest import configs
 
 from taskvec.errors import UserError
+from taskvec.transform.subspace import linalg
 from taskvec.transform.subspace.faithful import damped, purified
+from taskvec.transform.subspace.low_end import leading, low_end
 from taskvec.transform.subspace.projection import prune, without
 from taskvec.transform.subspace.ranks import allocate, greedy, rounded_rank
 
@@ -119,6 +121,57 @@ def test_float64_holds_where_float32_loses_the_small_directions(shape):
     assert (found - truth).norm() < 1e-6 * truth.norm()
     in_single = single.U[:, rank:].double()
     assert (removed(weight, in_single) - truth).norm() > 100 * (found - truth).norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("whitening", ["cov", "sqrt"])
+def test_torch_alone_which_a_gpu_uses_finds_the_same(shape, whitening, monkeypatch):
+    weight, moment = layer(*shape)
+    moment[:3, :3] += 1e6  # a direction that is taken out
+    here = prune(weight, moment, 9, damping=0.1, whitening=whitening)
+    monkeypatch.setattr(linalg, "_is_for_blas", lambda tensor: False)
+    there = prune(weight, moment, 9, damping=0.1, whitening=whitening)
+    assert (there.energy, there.error) == pytest.approx((here.energy, here.error))
+    kept_there = without(weight, weight, there.directions)
+    torch.testing.assert_close(kept_there, without(weight, weight, here.directions))
+
+
+@pytest.mark.parametrize("large", [[], [1e2], [1e6], [1e7, 1e5, 1e3], [1e6] * 6, [1e8] * 26])
+def test_low_end_is_that_of_an_svd_whatever_stands_above_it(large):
+    left, values, right = torch.linalg.svd(torch.randn(30, 50, dtype=torch.float64), False)
+    values[: len(large)] = torch.tensor(large, dtype=torch.float64)
+    matrix = (left * values) @ right
+    low = low_end(matrix.clone(), 4)
+    torch.testing.assert_close(low.values, values[-4:].flip(0), rtol=1e-6, atol=0)
+    expected = left[:, -4:] @ left[:, -4:].mT
+    found = low.directions @ low.directions.mT
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_low_end_takes_out_what_dominates_and_leaves_no_direction_twice():
+    tower = torch.randn(30, 50, dtype=torch.float64)
+    tower[:, :3] += torch.tensor([1e6, 1e4, 1e4])
+    assert leading(tower, 20).shape == (30, 1)  # three columns, one direction
+    assert leading(torch.eye(30, dtype=torch.float64), 20).shape[1] <= 4
+    assert leading(tower, 0).shape == (30, 0)
+    most = low_end(tower.clone(), 29)
+    torch.testing.assert_close(most.values, torch.linalg.svdvals(tower).flip(0)[:29])
+
+
+@pytest.mark.parametrize("whitening", ["cov", "sqrt"])
+def test_a_tall_layer_without_full_rank(whitening):
+    _, moment = layer(20, 12)
+    weight = torch.randn(20, 5, dtype=torch.float64) @ torch.randn(5, 12, dtype=torch.float64)
+    pruned = prune(weight, moment, 3, whitening=whitening)
+    factor = torch.linalg.cholesky(moment) if whitening == "sqrt" else moment
+    left, values, _ = torch.linalg.svd(weight @ factor)
+    kept_outputs = left[:, :3] @ left[:, :3].mT @ weight
+    found = without(weight, weight, pruned.directions)
+    torch.testing.assert_close(found, kept_outputs, rtol=0, atol=1e-6)
+    energies = values.square()
+    assert pruned.energy == pytest.approx(float(energies[3:].sum() / energies.sum()))
+    assert pruned.determined
+    assert not prune(weight, moment, 8, whitening=whitening).determined
 
 
 def test_a_cut_in_the_null_space_is_reported():

@@ -14,22 +14,24 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.transform.subspace.eigen import (
+from taskvec.transform.subspace.linalg import (
     cholesky,
-    eigenpairs,
+    copied,
+    inner_product,
+    less_product,
     lower_gram,
-    lower_inverse,
+    plus,
     root,
+    solve_transposed,
     times,
-    times_transposed,
-    transposed_times,
+    times_lower,
 )
+from taskvec.transform.subspace.low_end import Low, low_end
 
 Whitening = Literal["cov", "sqrt"]
 
-# Gram matrices square singular values; if the one at the cut is below this share of the trace, the SVD has to do it.
-GRAM_DEPTH = 1e-9
-SVD_DEPTH = 1e-13  # the same for singular values themselves, relative to the largest that was seen
+# A kept singular value below this share of the root of their sum of squares is rounding
+SVD_DEPTH = 1e-13
 
 
 @dataclass(frozen=True)
@@ -49,49 +51,77 @@ class Pruned:
     determined: bool
 
 
-class _Low(NamedTuple):
-    """The low end of W F = U S V^T: sigma [count] ascending, and left singular vectors [out, count]."""
+class _Core(NamedTuple):
+    """A weight W = Q A [out, in] as A [R, in] and L, where A = L^T is a triangle, or Q [out, R]; neither: A is W."""
 
-    values: Tensor
-    directions: Tensor
+    matrix: Tensor
+    lower: Tensor | None = None
+    basis: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's weight, its moment in float64, and F [in, in]: C + damping I, or with "sqrt" its root."""
+    """A layer's weight and moment, and F [in, in]: C + damping I, or with "sqrt" its root.
+
+    Everything that is asked of W F = Q A F is asked of K = A F [R, in].
+    """
 
     weight: Tensor
     moment: Tensor
     damping: float
     whitening: Whitening
 
-    @property
-    def damped(self) -> Tensor:
-        """C + damping I."""
-        damped = (
-            self.moment.mT.clone()
-        )  # symmetric, and in the order that LAPACK reads without a copy
-        damped.diagonal().add_(self.damping)
-        return damped
-
     @cached_property
-    def doubles(self) -> Tensor:
+    def precise(self) -> Tensor:
         """W in float64."""
-        return self.weight.double()
+        return copied(self.weight, torch.float64)
 
     @cached_property
+    def core(self) -> _Core:
+        """Q and A: of a tall W by a Cholesky factorisation of W^T W = A^T A, by a QR one where that is singular."""
+        outputs, inputs = self.weight.shape
+        if outputs <= inputs:
+            return _Core(self.precise)
+        lower = cholesky(lower_gram(self.precise))
+        if lower is not None:
+            return _Core(lower.mT, lower=lower)
+        basis, upper = torch.linalg.qr(self.precise)
+        return _Core(upper, basis=basis)
+
     def product(self) -> Tensor:
-        """W (C + damping I) [out, in] float64."""
-        return self.doubles @ self.damped
+        """Return K = A F [R, in] float64."""
+        core = self.core
+        if core.lower is not None:
+            return times_lower(self._factor().mT, core.lower).mT
+        if self.whitening == "sqrt":
+            return times(self._factor().mT, core.matrix.mT).mT
+        # A damped copy of the moment of many inputs would take longer than the rest
+        product = times(self.moment.mT, core.matrix.mT).mT
+        return plus(product, core.matrix, self.damping)
 
-    def total(self) -> Tensor:
-        """Return sum_j sigma_j^2 of W F."""
-        return (self.product * (self.product if self.whitening == "cov" else self.doubles)).sum()
+    def _factor(self) -> Tensor:
+        damped = copied(self.moment, torch.float64)
+        damped.diagonal().add_(self.damping)
+        if self.whitening == "cov":
+            return damped
+        factor = cholesky(damped.tril())
+        return root(damped) if factor is None else factor
 
-    def activated(self) -> Tensor:
+    def activated(self, product: Tensor) -> Tensor:
         """Return tr(W C W^T)."""
-        damped = (self.product * self.doubles).sum()
-        return damped - self.damping * self.doubles.square().sum()
+        matrix = self.core.matrix
+        other = matrix if self.whitening == "cov" else product
+        return inner_product(product, other) - self.damping * inner_product(matrix, matrix)
+
+    def low(self, product: Tensor, count: int) -> Low:
+        """Return the low end of W F: sigma [count] ascending, and left singular vectors [out, count]; K is used up."""
+        values, directions = low_end(product, count)
+        lower, basis = self.core.lower, self.core.basis
+        if lower is not None:
+            directions = times(self.precise, solve_transposed(lower, directions))
+        elif basis is not None:
+            directions = times(basis, directions)
+        return Low(values, directions)
 
 
 def pruned_directions(
@@ -106,7 +136,10 @@ def pruned_directions(
         ValueError: if shapes do not fit or ``rank`` is not between 0 and R.
     """
     layer = _layer(weight, moment, damping, whitening)
-    return _low(layer, _count(weight, rank)).directions
+    count = _count(weight, rank)
+    if count == 0:
+        return _none(weight)
+    return layer.low(layer.product(), count).directions
 
 
 def prune(
@@ -119,20 +152,23 @@ def prune(
     """
     layer = _layer(weight, moment, damping, whitening)
     count = _count(weight, rank)
+    if count == 0:
+        return Pruned(_none(weight), rank, energy=0.0, error=0.0, determined=True)
     # The smallest one that is kept tells whether the cut is determined
     looked_at = count + 1 if rank else count
-    low = _low(layer, looked_at)
-    directions, total = low.directions[:, :count], layer.total()
-    lost = directions.mT @ layer.doubles
-    lost_activation = (lost @ layer.moment * lost).sum()
+    product = layer.product()
+    total, activated = inner_product(product, product), layer.activated(product)
+    low = layer.low(product, looked_at)
+    directions = low.directions[:, :count]
+    lost = times(directions.mT, layer.precise)
+    lost_activation = inner_product(times(lost, layer.moment), lost)
     smallest_kept = low.values[count:].sum()
-    is_a_cut = count > 0 and rank > 0
     return Pruned(
         directions,
         rank,
         energy=_share(low.values[:count].square().sum(), total),
-        error=_share(lost_activation, layer.activated()),
-        determined=not is_a_cut or bool(smallest_kept > SVD_DEPTH * total.sqrt()),
+        error=_share(lost_activation, activated),
+        determined=rank == 0 or bool(smallest_kept > SVD_DEPTH * total.sqrt()),
     )
 
 
@@ -141,9 +177,9 @@ def without(tensor: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
 
     Of the weight itself that is the purified layer, of its delta the purified delta.
     """
-    directions = directions.to(tensor.dtype)
-    lost = directions.mT @ weight
-    return torch.addmm(tensor, directions, lost, alpha=-1)
+    directions = copied(directions, tensor.dtype)
+    lost = times(directions.mT, weight)
+    return less_product(copied(tensor, tensor.dtype), directions, lost)
 
 
 def _layer(weight: Tensor, moment: Tensor, damping: float, whitening: Whitening) -> _Layer:
@@ -162,56 +198,8 @@ def _count(weight: Tensor, rank: int) -> int:
     return full - rank
 
 
-def _low(layer: _Layer, count: int) -> _Low:
-    """Return the low end of W F by the cheapest route that is exact."""
-    outputs, inputs = layer.weight.shape
-    if count == 0:
-        return _Low(layer.moment.new_zeros(0), layer.moment.new_zeros(outputs, 0))
-    by_shape = _low_of_wide if outputs < inputs else _low_of_tall
-    return by_shape(layer, count) or _low_by_svd(layer, count)
-
-
-def _low_of_wide(layer: _Layer, count: int) -> _Low | None:
-    """Return the smallest eigenpairs of W F F^T W^T; None where the cut is too deep for float64."""
-    # With "sqrt" F F^T is C + damping I itself, without a root.
-    by_whitening = {
-        "cov": lambda: lower_gram(layer.product.mT),
-        "sqrt": lambda: layer.product @ layer.doubles.mT,
-    }
-    matrix = by_whitening[layer.whitening]()
-    squares, vectors = eigenpairs(matrix, count, "smallest")
-    if squares[-1] < GRAM_DEPTH * matrix.trace():
-        return None
-    return _Low(squares.clamp(min=0).sqrt(), vectors)
-
-
-def _low_of_tall(layer: _Layer, count: int) -> _Low | None:
-    """Return the largest eigenpairs of the inverse; None where W or F is singular, or the cut too high for float64.
-
-    With W^T W = L L^T the columns of W L^-T are orthonormal, and in their coordinates W F F^T W^T is L^T F F^T L, of
-    size [in, in]. Its inverse keeps the accuracy of both factors, whose condition numbers the matrix itself squares.
-    """
-    lower, factor = cholesky(lower_gram(layer.weight)), cholesky(layer.damped)
-    if lower is None or factor is None:
-        return None
-    lower, factor = lower_inverse(lower), lower_inverse(factor)
-    # With C + damping I = R R^T the inverse is H^T H, H = R^-1 L^-T for "sqrt" and R^-T R^-1 L^-T for "cov".
-    half = times_transposed(factor, lower)
-    if layer.whitening == "cov":
-        half = transposed_times(factor, half)
-    matrix = lower_gram(half)
-    inverse_squares, vectors = eigenpairs(matrix, count, "largest")
-    if inverse_squares[-1] < GRAM_DEPTH * matrix.trace():
-        return None
-    right = transposed_times(lower, vectors)
-    return _Low(inverse_squares.rsqrt(), times(layer.weight, right))
-
-
-def _low_by_svd(layer: _Layer, count: int) -> _Low:
-    product = layer.product if layer.whitening == "cov" else layer.doubles @ root(layer.damped)
-    left, values, _ = torch.linalg.svd(product, full_matrices=False)
-    last = len(values) - count
-    return _Low(values[last:].flip(0), left[:, last:].flip(1))
+def _none(weight: Tensor) -> Tensor:
+    return weight.new_zeros((len(weight), 0), dtype=torch.float64)
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -122,6 +123,19 @@ def test_imports_form_no_circle():
 
     for module in graph:
         visit(module)
+
+
+SCRIPTS = sorted([*ROOT.glob("tests/*/*.py"), *ROOT.glob("experiments/**/*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_that_no_test_runs_import_what_exists(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskvec"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                is_there = hasattr(module, alias.name) or module_path(f"{node.module}.{alias.name}")
+                assert is_there, f"{node.module} has no {alias.name}"
 
 
 def test_the_plan_names_no_method_family_or_modality():

@@ -20,22 +20,28 @@ import time
 import warnings
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import torch
-from taskvec.merge.composition import Scaled
-from taskvec.protocols.measures import Subject, disentanglement, disentanglement_matrix
-from taskvec.protocols.predict import predict
-from taskvec.runner.workspace import keep_freed_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import world
+from asked import Given, tuned
+
 from taskvec.data.views import View
+from taskvec.graph.workspace import keep_freed_memory
 from taskvec.models.clip.backbone import ClipModel
 from taskvec.models.clip.config import vision_config
 from taskvec.models.clip.vit import VisionTransformer
+from taskvec.needs import Signed
 from taskvec.protocols.disentanglement import GRID
+from taskvec.protocols.questions.disentanglement import DisentanglementMaps, DisentanglementMatrix
+from taskvec.protocols.questions.looking import report_on
 from taskvec.training.linearise import jvp_features
 from taskvec.vectors import TaskVector
+from taskvec.vectors.composition import Scaled
 
 IMAGES, TURNS, ALPHAS = 100, 5, [round(0.05 * i, 2) for i in range(21)]
 TOWERS = {"width 128": (128, 4, 64), "width 384": (384, 2, 256)}
@@ -56,18 +62,31 @@ def images_of(view: View) -> Tensor:
     return view.take(slice(None))
 
 
-def world(
+def made(
     model: ClipModel, features: int, tasks: int
 ) -> tuple[dict[str, View], dict[str, TaskVector]]:
     """Return tasks of random images and heads, and a random vector for each."""
     views, vectors = {}, {}
     for task in (f"task{t}" for t in range(tasks)):
         images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
-        views[task] = View.of({"inputs": images}, name=task, head=torch.randn(10, features))
+        labels = torch.randint(0, 10, (IMAGES,))
+        views[task] = world.view(images, labels, torch.randn(10, features))
         vectors[task] = TaskVector(
             {n: 1e-2 * torch.randn_like(p) for n, p in model.parameters.items()}
         )
     return views, vectors
+
+
+def given(model: ClipModel, views: dict[str, View]) -> Given:
+    """Return what a question about the tasks' test images is given."""
+    return Given(model, {(task, "test"): view for task, view in views.items()})
+
+
+def in_tangent(model: ClipModel, vector: TaskVector) -> Scaled:
+    """Return the linearised composition theta_0 + alpha tau."""
+    composition = Scaled(model.parameters, vector)
+    composition.forward = "tangent"
+    return composition
 
 
 def seconds(work: Work) -> float:
@@ -103,35 +122,46 @@ def compare(name: str, work: Work, reference: Work, factor: int, bar: float) -> 
 
 def grid(label: str, model: ClipModel, features: int) -> bool:
     """Compare the 21 coefficients of a summed vector with one jvp of the same images."""
-    views, vectors = world(model, features, 4)
-    merged, view = sum(vectors.values()), {"task0": views["task0"]}
-    composition = Scaled(model.parameters, merged)
+    views, vectors = made(model, features, 4)
+    merged, view = sum(vectors.values()), views["task0"]
+    asked = given(model, {"task0": view})
+    composition = in_tangent(model, merged)
 
     def all_alphas() -> object:
-        return predict(model, composition, view, ALPHAS, tangent=True)
+        return asked.evaluator.predictions(composition, [report_on("task0")], ALPHAS)
 
-    return compare(
-        f"{label}, 21 alphas",
-        all_alphas,
-        lambda: jvp_features(model, merged, images_of(views["task0"])),
-        1,
-        GRID_BAR,
-    )
+    def one() -> object:
+        return jvp_features(model, merged, images_of(view))
+
+    return compare(f"{label}, 21 alphas", all_alphas, one, 1, GRID_BAR)
 
 
 def maps(label: str, model: ClipModel, features: int, tasks: int) -> bool:
     """Compare maps and matrix over T tasks with 1 + 2T forward passes over their images."""
-    views, vectors = world(model, features, tasks)
-    pairs = [list(pair) for pair in combinations(views, 2)]
-    subject = Subject(model, vectors, views, {"grid": GRID, "pairs": pairs, "alpha": 1.0}, True)
+    views, vectors = made(model, features, tasks)
+    asked = given(model, views)
+    signed = [Signed(tuned(task), 1.0, vector) for task, vector in vectors.items()]
+    composition = in_tangent(model, TaskVector({}))
+    questions = {
+        "maps": DisentanglementMaps(grid=GRID, pairs=tuple(combinations(views, 2))),
+        "matrix": DisentanglementMatrix(alpha=1.0),
+    }
 
     def forward() -> list[Tensor]:
         return [model.features(model.parameters, images_of(view)) for view in views.values()]
 
     held = []
-    for name, work in (("maps", disentanglement), ("matrix", disentanglement_matrix)):
+    for name, question in questions.items():
         title = f"{label}, T = {tasks}, {name}"
-        held.append(compare(title, lambda w=work: w(subject), forward, 1 + 2 * tasks, MAP_BAR))
+        held.append(
+            compare(
+                title,
+                lambda q=question: q.answer(asked, composition, signed),
+                forward,
+                1 + 2 * tasks,
+                MAP_BAR,
+            )
+        )
     return all(held)
 
 

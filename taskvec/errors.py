@@ -22,7 +22,9 @@ class UserError(ValueError):
 
     def __init__(self, message: str = ""):
         message = printable(message)
-        super().__init__(message if len(message) <= LINE else f"{message[:LINE]} ...")
+        if len(message) > LINE:
+            message = f"{message[:LINE]} ..."
+        super().__init__(message)
 
 
 class NotFinite(FloatingPointError):

@@ -138,7 +138,8 @@ def tasks_of(vector: Vector) -> tuple[str, ...]:
     if isinstance(vector, Merged):
         found = [task for _, part in vector.parts for task in tasks_of(part)]
         return tuple(dict.fromkeys(found))
-    return tasks_of(vector.like if isinstance(vector, Drawn) else vector.of)
+    inner = vector.like if isinstance(vector, Drawn) else vector.of
+    return tasks_of(inner)
 
 
 def all_tasks_of(vectors: Iterable[Vector]) -> tuple[str, ...]:

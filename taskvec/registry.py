@@ -206,10 +206,17 @@ def lookup(group: str, name: str) -> Entry:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return a hint that names the nearest known word and the allowed ones, of a long list a part of them."""
+    if not known:
+        return " (it takes none)"
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if len(known) > MANY:
-        top = [name for name in known if "." not in name]
-        shown = top if len(top) < len(known) else get_close_matches(word, known, n=8, cutoff=0.2)
-        known = [*shown, f"and {len(known) - len(shown)} more"]
-    return f"{hint} (allowed: {', '.join(known)})" if known else " (it takes none)"
+    allowed = known if len(known) <= MANY else _some(word, known)
+    return f"{hint} (allowed: {', '.join(allowed)})"
+
+
+def _some(word: str, known: list[str]) -> list[str]:
+    """Return the names without a dot, or where all are alike the nearest ones, and how many there are beside them."""
+    shown = [name for name in known if "." not in name]
+    if len(shown) == len(known):
+        shown = get_close_matches(word, known, n=8, cutoff=0.2)
+    return [*shown, f"and {len(known) - len(shown)} more"]

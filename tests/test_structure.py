@@ -191,6 +191,23 @@ def test_code_is_told_one_thought_per_line():
     assert density([PACKAGE / name for name in REWRITTEN]) <= 9.5
 
 
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_expression_holds_two_thoughts(path: Path):
+    """No comprehension inside a comprehension, no conditional among a call's arguments."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, COMPREHENSIONS):
+            inner = [part for part in ast.walk(node) if isinstance(part, COMPREHENSIONS)]
+            assert inner == [node], f"{where}: a comprehension inside a comprehension"
+        elif isinstance(node, ast.Call):
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            conditional = any(isinstance(value, ast.IfExp) for value in arguments)
+            assert not conditional, f"{where}: a conditional among the arguments of a call"
+
+
 @pytest.mark.parametrize("line", RUNS)
 def test_commands_of_pages_are_valid(line: str, tmp_path: Path):
     words = shlex.split(line)[1:]

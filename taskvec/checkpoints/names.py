@@ -120,14 +120,16 @@ def names_of(checkpoint: Checkpoint) -> Names:
         return _OpenClip(bare)
     if is_transformers(stored):
         prefixed = any(name.startswith(PREFIX) for name in stored)
-        return _TransformersClip(PREFIX if prefixed else "")
+        prefix = PREFIX if prefixed else ""
+        return _TransformersClip(prefix)
     kind = (checkpoint.config or {}).get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     if layout is None:
         return _Transformers("", packed=False)
     prefix = f"{layout.prefix}." if layout.prefix else ""
     whole = any(name.startswith(prefix) for name in stored)
-    return _Transformers("" if whole else prefix, packed=layout.package == "gpt2")
+    missing = "" if whole else prefix
+    return _Transformers(missing, packed=layout.package == "gpt2")
 
 
 def canonical(checkpoint: Checkpoint) -> Deferred:

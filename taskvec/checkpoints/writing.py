@@ -116,7 +116,8 @@ def write_folder(
         for shard in shards:
             shapes = {name: weights.shapes[name] for name in shard.names}
             if (partial / shard.file).exists():
-                finished(sum(map(size_of, shapes.values())))
+                size = sum(size_of(shape) for shape in shapes.values())
+                finished(size)
                 continue
             written = partial / f"{shard.file}.writing"
             save_pieces(written, shapes, weights.pieces, METADATA)

@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
     parser = Parser("completion", "Print the shell completion script.", EXAMPLES)
     parser.add_argument("shell", choices=["bash", "zsh"])
     shell = parser.read(arguments).shell
-    write(f"autoload -U +X bashcompinit && bashcompinit\n{BASH}" if shell == "zsh" else BASH)
+    first = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    write(first + BASH)
     return 0
 
 

@@ -37,8 +37,11 @@ def main(arguments: list[str]) -> int:
     problems = [*packages(), *devices(), *assets(), *places(options.outputs), *tracker()]
     for problem in problems:
         write(f"MISSING  {problem}")
-    write("everything is there" if not problems else f"{len(problems)} problems")
-    return 1 if problems else 0
+    if problems:
+        write(f"{len(problems)} problems")
+        return 1
+    write("everything is there")
+    return 0
 
 
 def packages() -> list[str]:

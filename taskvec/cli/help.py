@@ -121,7 +121,8 @@ def about(group: str, option: str) -> str:
         hint = registry.did_you_mean(option, options(group))
         raise UserError(f"help: {group} has no option {option!r}{hint}")
     place, values = settings(group, option)
-    entry = registry.lookup("backbone" if place == "source" else place, values["kind"])
+    named = "backbone" if place == "source" else place
+    entry = registry.lookup(named, values["kind"])
     lines = [title(group, option, place, entry)]
     if entry.paper:
         lines.append(f"  {entry.paper}")

@@ -196,5 +196,6 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     """Return a key that sorts part-10 after part-2."""
     key = []
     for piece in re.split(r"(\d+)", path.name):
-        key.append((int(piece), "") if piece.isdecimal() else (-1, piece))
+        part = (int(piece), "") if piece.isdecimal() else (-1, piece)
+        key.append(part)
     return key

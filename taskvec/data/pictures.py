@@ -34,8 +34,9 @@ def open_picture(encoded: bytes | Path) -> Image:
 
     if isinstance(encoded, Path) and not os.path.isfile(encoded):
         raise ValueError(f"there is no file {encoded}")
+    file = encoded if isinstance(encoded, Path) else io.BytesIO(encoded)
     try:
-        image = pil.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
+        image = pil.open(file)
     except pil.UnidentifiedImageError as error:
         raise ValueError("its format is not known") from error
     return upright_rgb(image)

@@ -68,7 +68,8 @@ class View:
         """
         if not self.labelled:
             raise NotGrantedError(f"labels of {self.name} were not granted")
-        wanted = self._stored_rows(slice(None) if rows is None else rows)
+        asked = slice(None) if rows is None else rows
+        wanted = self._stored_rows(asked)
         return self.targets[wanted.to(self.targets.device)]
 
     def lengths(self) -> Tensor | None:

@@ -118,7 +118,9 @@ def _weights(config: RunConfig, node: CompositionNode, row: Row, task: str | Non
             "export: the model has heads of its own beside the weights; nothing to export"
         )
     alpha: Any = dict(row.alphas) if node.separate else row.alpha
-    return made.parameters(1.0 if alpha is None else alpha, task)
+    if alpha is None:
+        alpha = 1.0
+    return made.parameters(alpha, task)
 
 
 def _stored(weights: Tensors, base: Checkpoint) -> Tensors:

@@ -201,7 +201,8 @@ class Chain:
         if isinstance(vector, Selected):
             composed = vector.cell.composed
             return composed.forward or self.mode(composed.vectors[0][1])
-        return self.mode(vector.like if isinstance(vector, Drawn) else vector.of)
+        inner = vector.like if isinstance(vector, Drawn) else vector.of
+        return self.mode(inner)
 
 
 @dataclass(frozen=True)

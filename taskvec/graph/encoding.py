@@ -100,10 +100,11 @@ def _written(value: Any, place: str) -> Any:
             raise ValueError(f"{place or 'the value'} is not a number")
         return {INFINITE: str(value)}
     if isinstance(value, Mapping):
-        return {
-            key: _written(child, f"{place}.{key}" if place else str(key))
-            for key, child in value.items()
-        }
+        written = {}
+        for key, child in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            written[key] = _written(child, below)
+        return written
     if isinstance(value, list | tuple):
         return [_written(child, f"{place}[{position}]") for position, child in enumerate(value)]
     return value

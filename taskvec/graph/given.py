@@ -81,12 +81,13 @@ class Given:
         """What turns weights and needs into logits and scores; it sees what was declared and nothing else."""
         from taskvec.training.evaluator import Evaluator
 
+        compiled = self.base.compiled(self.work) if self.work.compile else None
         return Evaluator(
             self.model,
             self.__getitem__,
             bf16=self.work.bf16,
             rounded=self.rounded,
-            compiled=self.base.compiled(self.work) if self.work.compile else None,
+            compiled=compiled,
             batching=self.work.batching,
         )
 

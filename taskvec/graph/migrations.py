@@ -177,8 +177,9 @@ def _by_metric(values: Mapping[str, float], old: Result1) -> Metrics:
     judges = {task: _harness_judge(task, old) for task in values}
     groups: dict[str, dict[str, float]] = {}
     for task, value in values.items():
-        name = judges[task].split(",")[0]
-        group = groups.setdefault(name if name in HARNESS_1 else "accuracy", {})
+        judge = judges[task].split(",")[0]
+        name = judge if judge in HARNESS_1 else "accuracy"
+        group = groups.setdefault(name, {})
         group[task] = value
     metrics = {}
     for name, found in groups.items():

@@ -255,9 +255,10 @@ class Plan:
         expressions = tuple(vector for _, vector in composed.vectors)
         nodes = tuple(self.vector(expression) for expression in expressions)
         own_mode = nodes[0].mode if nodes else "standard"
+        base = nodes[0].base if nodes else self.base("target")
         make = partial(Apart, tasks=composed.apart) if composed.apart else CompositionNode
         plain = make(
-            base=nodes[0].base if nodes else self.base("target"),
+            base=base,
             vectors=nodes,
             signs=tuple(sign for sign, _ in composed.vectors),
             merge=None,
@@ -286,16 +287,12 @@ class Plan:
         if learning:
             needs += learning.selection
             needs += [AnswerOf(cell) for _, cell in learning.needs]
-        return replace(
-            plain,
-            merge=merge,
-            needed=self._needed(needs, owner, side),
-            objective=learning.objective if learning else None,
-            select=learning.select if learning else None,
-            precision=self.config.compute.precision if merge.stored else None,
-            learning=learning,
-            scope=scope,
-        )
+            objective, select = learning.objective, learning.select
+            plain = replace(plain, learning=learning, objective=objective, select=select)
+        if merge.stored:
+            plain = replace(plain, precision=self.config.compute.precision)
+        needed = self._needed(needs, owner, side)
+        return replace(plain, merge=merge, needed=needed, scope=scope)
 
     def answer(self, cell: Cell) -> AnswerNode:
         """A cell's answer."""

@@ -92,6 +92,12 @@ class RunConfig(Plain):
         """Return the fine-tuning method with what was left open filled in for a side's backbone."""
         return self._methods[side]
 
+    @property
+    def method(self) -> Any:
+        """The fine-tuning method on the side that vectors are learned on."""
+        side: Side = "source" if self.moves else "target"
+        return self.method_on(side)
+
     @cached_property
     def _methods(self) -> Mapping[str, Any]:
         return {

@@ -194,7 +194,8 @@ def set_precision(precision: str) -> None:
     """Set the arithmetic of float32 matrix products; ``tf32`` acts on CUDA devices, bf16 through autocast."""
     import torch
 
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    products = "high" if precision == "tf32" else "highest"
+    torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 

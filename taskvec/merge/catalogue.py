@@ -180,7 +180,9 @@ def markdown(text: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
     """Return a Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = []
+    for row in rows:
+        escaped.append([cell.replace("|", "\\|") for cell in row])
     return tabulate(escaped, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
 
 

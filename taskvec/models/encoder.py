@@ -42,7 +42,8 @@ class Encoder(LanguageModel):
 
         module = self._network(device)
         kinds = getattr(module.config, "type_vocab_size", 0)
-        return EncoderModel(module, self.text_tokenizer.sep_token_id if kinds > 1 else None)
+        separator = self.text_tokenizer.sep_token_id if kinds > 1 else None
+        return EncoderModel(module, separator)
 
     def heads(self, tasks: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """Return each task's initial head [C, d + 1] float32: normal(0, 0.02) by the task's name, bias 0.

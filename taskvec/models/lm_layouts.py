@@ -140,7 +140,8 @@ class Layout:
             ValueError: for a size that is missing or malformed.
         """
         heads, width = self.heads(config), self.get(config, "hidden_size")
-        mlp = self.get(config, "intermediate_size", 4 * width if self.package == "gpt2" else None)
+        usual = 4 * width if self.package == "gpt2" else None
+        mlp = self.get(config, "intermediate_size", usual)
         return {
             "width": width,
             "inner": heads.query * heads.width,

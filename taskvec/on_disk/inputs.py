@@ -37,7 +37,8 @@ class Part:
 
     def announced(self, name: str) -> Tensor:
         """Return a meta tensor of what the model has of a name."""
-        return like(self.weights if self.weights is not None else self.deltas, name)
+        known = self.weights if self.weights is not None else self.deltas
+        return like(known, name)
 
 
 @dataclass(frozen=True)

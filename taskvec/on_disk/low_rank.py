@@ -50,7 +50,8 @@ def write_adapter(plan: Plan, stream: Stream, rank: int) -> LowRankAdapter:
     found = LowRankAdapter()
     for name, delta in _deltas(plan, stream):
         if delta.ndim == 2 and not name.endswith(heads.BY_TOKEN):
-            _add(found, name.removesuffix(".weight"), delta.T if turned else delta, rank)
+            as_written = delta.T if turned else delta
+            _add(found, name.removesuffix(".weight"), as_written, rank)
         elif delta.any():
             found.saved.append(name)
             found.tensors[ROOT + name] = plan.inputs.base[name] + delta

@@ -60,8 +60,10 @@ def sources_of(
         sizes = _stored_size(part, own)
         cut = _counted(made.delta_of(position, base.cut), read, sizes)
         deltas.append(Sliced(own, cut, request.device))
-        weights = made.model_of(position)
-        models.append(None if weights is None else _counted(weights, read, sizes))
+        model = made.model_of(position)
+        if model is not None:
+            model = _counted(model, read, sizes)
+        models.append(model)
     written = {}
     for name, shape in shapes.items():
         dtype = made.written_dtype(name, request)
@@ -95,9 +97,9 @@ class _Made:
     def _pair(self, name: str, pairing: Pairing) -> Paired:
         tables, are_deltas = [], []
         for part in self.inputs.parts:
-            has = part.has(name)
             known = part.weights if part.weights is not None else part.deltas
-            tables.append(known[name] if has else None)
+            table = known[name] if part.has(name) else None
+            tables.append(table)
             are_deltas.append(part.weights is None)
         base = None if self.inputs.base is None else self.inputs.base[name]
         return Paired(pairing.of, base, tables, are_deltas, self.dtypes[name])

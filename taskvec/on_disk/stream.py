@@ -92,7 +92,8 @@ class Stream:
         base = {name: self.sources.base[name]}
         deltas: list[Tensors] = []
         for delta in self.sources.deltas:
-            deltas.append({name: delta[name]} if name in delta else {})
+            own = {name: delta[name]} if name in delta else {}
+            deltas.append(own)
         return base, deltas
 
     def _survey(self, merge: TensorWise, name: str, base: Tensors, deltas: Deltas) -> Any:

@@ -77,7 +77,8 @@ class Report(Config):
 
 def metric(values: Mapping[str, float], **more: Any) -> Metric:
     """Return a metric whose mean is that of its values."""
-    return Metric(values=dict(values), mean=mean(values.values()) if values else None, **more)
+    average = mean(values.values()) if values else None
+    return Metric(values=dict(values), mean=average, **more)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -94,11 +94,12 @@ class Rows:
             metrics["validation"] = self._accuracy(validation)
         if control:
             metrics |= self._control(control, at)
+        selected_on, rule = (SELECTION, answer.rule) if chosen else (None, None)
         return Row(
             row=name,
             alpha=alpha,
-            selected_on=SELECTION if chosen else None,
-            rule=answer.rule if chosen else None,
+            selected_on=selected_on,
+            rule=rule,
             metrics=metrics,
             denominators=self.denominators,
             cells={"all": cell or name},

@@ -198,7 +198,8 @@ class Transfer(Protocol):
         curves = {}
         for name, answer in answers.items():
             if answer.rule:
-                about = tuple(next(iter(answer.selection.values())))
+                at_first = next(iter(answer.selection.values()))
+                about = tuple(at_first)
                 curves[name] = curve(answer, about)
         maps = {}
         if self.starts:

@@ -251,7 +251,8 @@ def task_title(result: Result, task: str) -> str:
     for row in result.rows:
         found = judged(row).get(task)
         if found is not None:
-            names.add("" if found.name == row.row else found.name)
+            told = "" if found.name == row.row else found.name
+            names.add(told)
     name = names.pop()
     plain = names or name in ("", METRICS[0])
     return task if plain else f"{task} ({name})"

@@ -76,10 +76,11 @@ def _picture(found: Table, head: Values, over: str) -> Lines:
         if spread.known:
             low.setdefault(label, []).append((x, least))
             high.setdefault(label, []).append((x, most))
+    y = f"{name}, %" if unit == "fraction" else name
     return Lines(
         title=name,
         x=over,
-        y=f"{name}, %" if unit == "fraction" else name,
+        y=y,
         series=_sorted(series),
         low=_sorted(low),
         high=_sorted(high),

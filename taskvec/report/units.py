@@ -103,4 +103,6 @@ def _text(value: float, digits: int, *, sign: bool = False) -> str:
     form = f".{digits}f"
     if digits > 2 * SIGNIFICANT or HUGE <= abs(value) < math.inf:
         form = f".{SIGNIFICANT}g"
-    return format(value, f"+{form}" if sign else form)
+    if sign:
+        form = f"+{form}"
+    return format(value, form)

@@ -219,7 +219,8 @@ def from_data(data: dict[str, Any]) -> RunConfig:
                 name: component(group, name, child) for name, child in (node or {}).items()
             }
         elif isinstance(node, dict):
-            data[group] = component("backbone" if group == "source" else group, "", node)
+            registered = "backbone" if group == "source" else group
+            data[group] = component(registered, "", node)
     return explain.checked(RunConfig, data, "")
 
 
@@ -240,8 +241,9 @@ def component(group: str, name: str, node: Mapping[str, Any]) -> Component:
     if group == "suite" and not node.get("definitions"):
         with as_bad_input():
             node["definitions"] = load_tasks(node, entry.schema, search_dirs())
+    path = f"{group}.{name}" if name else group
     try:
-        return explain.checked(entry.schema, node, f"{group}.{name}" if name else group)
+        return explain.checked(entry.schema, node, path)
     except TypeError as error:  # a user's class that lacks a method
         raise UserError(f"{group}={entry.name} ({entry.source.name}): {error}") from error
 
@@ -260,7 +262,8 @@ def missing_values(data: Any, path: str = "") -> Iterator[str]:
     """Yield the dotted path of every value that is still OmegaConf's missing mark."""
     if isinstance(data, dict):
         for key, value in data.items():
-            yield from missing_values(value, f"{path}.{key}" if path else key)
+            below = f"{path}.{key}" if path else key
+            yield from missing_values(value, below)
     elif data == "???":
         yield path
 
@@ -269,7 +272,8 @@ def not_finite(data: Any, path: str = "") -> Iterator[str]:
     """Yield the dotted path of every number that is infinite or not a number."""
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from not_finite(value, f"{path}.{key}" if path else str(key))
+            below = f"{path}.{key}" if path else str(key)
+            yield from not_finite(value, below)
     elif isinstance(data, float) and not math.isfinite(data):
         yield path
 

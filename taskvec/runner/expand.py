@@ -103,7 +103,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             raise UserError(
                 explain.composition(error, overrides, compose.known_keys, options, presets)
             ) from error
-    jobs = [
-        [word for word in job if not word.startswith(("hydra", "sweep."))] for job in batches[0]
-    ]
+    jobs = []
+    for job in batches[0]:
+        jobs.append([word for word in job if not word.startswith(("hydra", "sweep."))])
     return scale.scaled(jobs, chosen, OmegaConf.to_container(composed.published))

@@ -88,7 +88,9 @@ class InvalidError(ValueError):
         """Return the first complaint as one line that names the key and the file that set it."""
         detail = most_telling(self.error)
         parts = [str(part) for part in detail["loc"]]
-        path = ".".join([self.prefix, *parts] if self.prefix else parts)
+        if self.prefix:
+            parts = [self.prefix, *parts]
+        path = ".".join(parts)
         where = place(path, overrides, sources)
         count = self.error.error_count()
         more = f" (and {count - 1} more)" if count > 1 else ""

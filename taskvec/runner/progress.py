@@ -75,8 +75,9 @@ def to_standard_error() -> None:
     handler.setFormatter(_Printable())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = os.environ.get("TASKVEC_LOG", "INFO").upper()
-    known = level in logging.getLevelNamesMapping()
-    logging.getLogger("taskvec").setLevel(level if known else "INFO")
+    if level not in logging.getLevelNamesMapping():
+        level = "INFO"
+    logging.getLogger("taskvec").setLevel(level)
 
 
 class Progress:
@@ -107,7 +108,8 @@ class Progress:
         quarter = 4 * step // total
         if quarter > self._lines.get(node.fingerprint, 0):
             self._lines[node.fingerprint] = quarter
-            log.info("%s %d/%d%s", node.label, step, total, f", {said}" if said else "")
+            more = f", {said}" if said else ""
+            log.info("%s %d/%d%s", node.label, step, total, more)
 
     def done(self, node: Node, record: Mapping[str, Any], computed: bool) -> None:
         """Note that an artefact is there."""

@@ -38,7 +38,8 @@ class Coefficients:
         half: bool = False,
     ):
         self.base, self.vectors, self.blocks, self.half = base, list(vectors), blocks, half
-        self.names = [name for name in blocks.names if any(name in vector for vector in vectors)]
+        moved = set().union(*self.vectors)
+        self.names = [name for name in blocks.names if name in moved]
         first = next(iter(base.values()))
         dtype = torch.promote_types(first.dtype, torch.float32)
         coefficients = torch.full(

@@ -27,16 +27,21 @@ def differentiate(
     The derivatives are None where the function depends on none of the values. One that writes into tensors, as
     transformers' DeBERTa does, goes through ``vmap`` and ``jvp`` as a whole.
     """
+    moved = {name: dual(value, directions[name]) for name, value in values.items()}
     with torch.no_grad():
         try:
-            return parts(
-                function({name: dual(value, directions[name]) for name, value in values.items()})
-            )
+            return parts(function(moved))
         except Overwritten:
-            product = vmap(
-                lambda tangents: jvp(function, (dict(values),), (tangents,)), out_dims=(None, 0)
-            )
-            return product(dict(directions))
+            return _as_a_whole(function, dict(values), dict(directions))
+
+
+def _as_a_whole(
+    function: Function, values: dict[str, Tensor], directions: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    def along(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return jvp(function, (values,), (direction,))
+
+    return vmap(along, out_dims=(None, 0))(directions)
 
 
 class Overwritten(Exception):
@@ -62,13 +67,19 @@ class Dual(Tensor):
             Overwritten: if ``func`` writes into one of its arguments.
         """
         with torch._C.DisableTorchFunctionSubclass():
-            name, kwargs = func.__name__, kwargs or {}
-            writes = (
-                name in ("__setitem__", "__set__") or name.endswith("_") and not name.endswith("__")
-            )
-            if writes or kwargs.get("inplace") or kwargs.get("out") is not None:
-                raise Overwritten(f"{name} overwrites a tensor on the way to a derivative")
-            return RULES.get(func, general)(func, *args, **kwargs)
+            kwargs = kwargs or {}
+            if _overwrites(func.__name__, kwargs):
+                raise Overwritten(f"{func.__name__} overwrites a tensor on the way to a derivative")
+            rule = RULES.get(func, general)
+            return rule(func, *args, **kwargs)
+
+
+def _overwrites(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call writes into one of its arguments: ``add_``, an assignment, ``inplace`` or ``out``."""
+    is_assignment = name in ("__setitem__", "__set__")
+    is_in_place = name.endswith("_") and not name.endswith("__")
+    is_asked_for = kwargs.get("inplace") or kwargs.get("out") is not None
+    return bool(is_assignment or is_in_place or is_asked_for)
 
 
 def dual(value: Tensor, tangents: Tensor) -> Dual:
@@ -80,23 +91,26 @@ def dual(value: Tensor, tangents: Tensor) -> Dual:
 
 def parts(x: Any) -> tuple[Any, Tensor | None]:
     """Return the value, and the tangents if there are any, of what may be a :class:`Dual`."""
-    return (x.as_subclass(Tensor), x.tangents) if isinstance(x, Dual) else (x, None)
+    if isinstance(x, Dual):
+        return x.as_subclass(Tensor), x.tangents
+    return x, None
 
 
 def aligned(tangents: Tensor | None, dims: int) -> Tensor | None:
     """Return tangents [T, *shape] as [T, 1, ..., *shape], which broadcast like a shape of ``dims`` dimensions."""
-    return (
-        tangents
-        if tangents is None
-        else tangents[(slice(None), *[None] * (dims + 1 - tangents.ndim))]
-    )
+    if tangents is None:
+        return None
+    missing = dims + 1 - tangents.ndim
+    first, *rest = tangents.shape
+    return tangents.view(first, *[1] * missing, *rest)
 
 
 def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
     """Differentiate any function by ``vmap`` and ``jvp``; outputs that are not floating-point carry no derivative."""
     leaves, spec = tree_flatten((args, kwargs))
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Dual)]
-    values, tangents = zip(*(parts(leaves[i]) for i in where), strict=True)
+    values = tuple(leaves[i].as_subclass(Tensor) for i in where)
+    tangents = tuple(leaves[i].tangents for i in where)
 
     def call(*inputs: Tensor) -> tuple[list, Any]:
         for i, value in zip(where, inputs, strict=True):
@@ -105,26 +119,31 @@ def general(func: Callable, *args: Any, **kwargs: Any) -> Any:
         return tree_flatten(func(*plain, **named))
 
     found, shape = call(*values)
-    floats = [
-        i for i, leaf in enumerate(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
-    if floats:
+    floats = [i for i, leaf in enumerate(found) if _is_floating(leaf)]
+    if not floats:
+        return tree_unflatten(found, shape)
 
-        def derivative(*directions: Tensor) -> tuple[Tensor, ...]:
-            return jvp(
-                lambda *inputs: tuple(call(*inputs)[0][i] for i in floats), values, directions
-            )[1]
+    def floating(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs, _ = call(*inputs)
+        return tuple(outputs[i] for i in floats)
 
-        for i, moved in zip(floats, vmap(derivative)(*tangents), strict=True):
-            found[i] = dual(found[i], moved)
+    def derivative(*directions: Tensor) -> tuple[Tensor, ...]:
+        _, moved = jvp(floating, values, directions)
+        return moved
+
+    for i, moved in zip(floats, vmap(derivative)(*tangents), strict=True):
+        found[i] = dual(found[i], moved)
     return tree_unflatten(found, shape)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def alone(x: Any, *others: Any) -> bool:
     """Return whether ``x`` carries derivatives and nothing in ``others`` does."""
-    return isinstance(x, Dual) and not any(
-        isinstance(leaf, Dual) for leaf in tree_flatten(others)[0]
-    )
+    leaves, _ = tree_flatten(others)
+    return isinstance(x, Dual) and not any(isinstance(leaf, Dual) for leaf in leaves)
 
 
 def straight(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +154,8 @@ def straight(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     found = func(value, *args, **kwargs)
     if not found.is_floating_point():
         return found
-    return dual(found, vmap(lambda tangent: func(tangent, *args, **kwargs))(tangents))
+    moved = vmap(lambda tangent: func(tangent, *args, **kwargs))(tangents)
+    return dual(found, moved)
 
 
 def elementwise(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -154,17 +174,20 @@ def total(func: Callable, x: Any, y: Any, **kwargs: Any) -> Any:
     if not (isinstance(x, Dual) and isinstance(y, Dual)):
         return general(func, x, y, **kwargs)
     (x, dx), (y, dy) = parts(x), parts(y)
-    return dual(func(x, y, **kwargs), vmap(lambda *terms: func(*terms, **kwargs))(dx, dy))
+    moved = vmap(lambda *terms: func(*terms, **kwargs))(dx, dy)
+    return dual(func(x, y, **kwargs), moved)
 
 
 def product(func: Callable, x: Any, y: Any) -> Dual:
     """Multiply two tensors, or a tensor by a number."""
     (x, dx), (y, dy) = parts(x), parts(y)
     value = func(x, y)
-    terms = [(aligned(dx, value.ndim), y)] * (dx is not None) + [(aligned(dy, value.ndim), x)] * (
-        dy is not None
-    )
-    moved, *others = (tangents * factor for tangents, factor in terms)
+    terms = []
+    if dx is not None:
+        terms.append(aligned(dx, value.ndim) * y)
+    if dy is not None:
+        terms.append(aligned(dy, value.ndim) * x)
+    moved, *others = terms
     for other in others:
         moved += other
     return dual(value, moved)
@@ -174,14 +197,18 @@ def linear(func: Callable, input: Any, weight: Any, bias: Any = None) -> Dual:
     """Return x W^T + b, whose derivative dx W^T + x dW^T + db is added up in place."""
     (x, dx), (weight, dw), (bias, db) = parts(input), parts(weight), parts(bias)
     value = func(x, weight, bias)
-    rows, count = x.reshape(-1, x.shape[-1]), next(len(d) for d in (dx, dw, db) if d is not None)
+    rows = x.reshape(-1, x.shape[-1])
+    count = next(len(moved) for moved in (dx, dw, db) if moved is not None)
+    size = (count, len(rows), len(weight))
     if dx is None:
-        out = value.new_zeros(count, len(rows), len(weight))
+        out = value.new_zeros(size)
     else:
-        out = torch.mm(dx.reshape(-1, dx.shape[-1]), weight.mT).view(count, len(rows), len(weight))
+        moved_rows = dx.reshape(-1, dx.shape[-1])
+        out = torch.mm(moved_rows, weight.mT).view(size)
     if dw is not None:
-        # May be autocast
-        torch.baddbmm(out, rows.to(out.dtype).expand(count, -1, -1), dw.mT.to(out.dtype), out=out)
+        # Autocast may have made the product narrower than its factors
+        each = rows.to(out.dtype).expand(count, -1, -1)
+        torch.baddbmm(out, each, dw.mT.to(out.dtype), out=out)
     if db is not None:
         out += db.unsqueeze(1)
     return dual(value, out.view(count, *value.shape))
@@ -200,11 +227,15 @@ def layer_norm(
         return general(func, input, normalized_shape, weight, bias, eps)
     (x, dx), (weight, dw), (bias, db) = parts(input), parts(weight), parts(bias)
     exact = torch.promote_types(x.dtype, torch.float32)
-    normed, *moments = torch.native_layer_norm(x.to(exact), normalized_shape, None, None, eps)
-    wide = [part.expand(*dx.shape[:-1], -1).contiguous() for part in (x.to(exact), *moments)]
-    backward = torch.ops.aten.native_layer_norm_backward
+    x_exact = x.to(exact)
+    normed, mean, inverse_std = torch.native_layer_norm(x_exact, normalized_shape, None, None, eps)
+    # The same values for every direction, as the kernel wants them
+    each = [part.expand(*dx.shape[:-1], -1).contiguous() for part in (x_exact, mean, inverse_std)]
     moved = dx.to(exact).contiguous()
-    out = backward(moved, wide[0], normalized_shape, *wide[1:], None, None, (True, False, False))[0]
+    of_input_alone = (True, False, False)
+    out, _, _ = torch.ops.aten.native_layer_norm_backward(
+        moved, each[0], normalized_shape, each[1], each[2], None, None, of_input_alone
+    )
     if weight is not None:
         out *= weight
     if dw is not None:
@@ -240,25 +271,40 @@ def attention(
     dq, dk, dv, dmask = (aligned(x, dims) for x in (dq, dk, dv, dmask))
     if enable_gqa:
         groups = q.shape[-3] // k.shape[-3]
-        k, dk, v, dv = (
-            x if x is None else x.repeat_interleave(groups, dim=-3) for x in (k, dk, v, dv)
-        )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+        k, dk, v, dv = (_repeated(x, groups) for x in (k, dk, v, dv))
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
     if is_causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    scores = (q * scale) @ k.mT
-    if mask is not None:
-        lowest = torch.finfo(scores.dtype).min
-        scores = torch.where(mask, scores, lowest) if mask.dtype == torch.bool else scores + mask
-    p = scores.softmax(dim=-1)
-    slopes = [] if dmask is None else [dmask]
-    slopes += [] if dq is None else [(dq * scale) @ k.mT]
-    slopes += [] if dk is None else [(q * scale) @ dk.mT]
-    moved = [] if dv is None else [p @ dv]
+    p = _masked((q * scale) @ k.mT, mask).softmax(dim=-1)
+    slopes = []
+    if dmask is not None:
+        slopes.append(dmask)
+    if dq is not None:
+        slopes.append((dq * scale) @ k.mT)
+    if dk is not None:
+        slopes.append((q * scale) @ dk.mT)
+    moved = []
+    if dv is not None:
+        moved.append(p @ dv)
     if slopes:
         ds = sum(slopes[1:], slopes[0])
-        moved.append((p * (ds - (p * ds).sum(dim=-1, keepdim=True))) @ v)
+        dp = p * (ds - (p * ds).sum(dim=-1, keepdim=True))
+        moved.append(dp @ v)
     return dual(p @ v, sum(moved[1:], moved[0]))
+
+
+def _repeated(x: Tensor | None, groups: int) -> Tensor | None:
+    """Return keys or values once for each query head that shares them."""
+    return None if x is None else x.repeat_interleave(groups, dim=-3)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return torch.where(mask, scores, torch.finfo(scores.dtype).min)
+    return scores + mask
 
 
 _VIEWS = (

@@ -70,8 +70,9 @@ class Evaluator:
         (:mod:`taskvec.training.readouts`).
         """
         features = self.states(inputs, head, weights, direction)
+        scored_by = weights if direction is None else None
         with self._autocast():
-            logits = self.model.logits(features, head, weights if direction is None else None)
+            logits = self.model.logits(features, head, scored_by)
             return read_out(readout or {}, features, logits)
 
     def states(

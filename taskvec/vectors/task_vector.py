@@ -74,8 +74,10 @@ class TaskVector(Tensors):
         def difference(name: str) -> Tensor:
             return tuned[name].detach() - base[name].detach()
 
-        deltas = Deferred(floating, difference)
-        return cls(deltas if deferred else dict(deltas), metadata)
+        deltas: Tensors = Deferred(floating, difference)
+        if not deferred:
+            deltas = dict(deltas)
+        return cls(deltas, metadata)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._deltas[name]
@@ -268,7 +270,8 @@ class TaskVector(Tensors):
             factors[name] = LowRank(tensors[f"up/{name}"], tensors[f"down/{name}"], scale)
         dense = {name: tensors[name] for name in header["order"] if name not in factors}
         on_cpu = all(delta.device.type == "cpu" for delta in dense.values())
-        return cls(Deferred.of(dense) if on_cpu else dense, header["metadata"], factors)
+        deltas = Deferred.of(dense) if on_cpu else dense
+        return cls(deltas, header["metadata"], factors)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file that keeps names, order and metadata, one tensor at a time."""

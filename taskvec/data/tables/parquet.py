@@ -93,7 +93,9 @@ class ParquetTable(Table):
             except ERRORS as error:
                 raise self.damaged(error, path) from error
         kind = self.schema.field(name).type
-        column = pa.chunked_array(found, None if found else kind)
+        # Chunks say what they are; of none it has to be told
+        told = None if found else kind
+        column = pa.chunked_array(found, told)
         return coded(column) if is_text(kind) else column
 
     def batches(

@@ -142,7 +142,8 @@ class CsvTable(PlainTable):
     def _names(self, path: Path) -> tuple[str, ...]:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                names = tuple(next(csv.reader(limited(file), strict=True), ()))
+                lines = csv.reader(limited(file), strict=True)
+                names = tuple(next(lines, ()))
         except ERRORS as error:
             raise self.damaged(error, path) from error
         if not names or len(set(names)) < len(names):

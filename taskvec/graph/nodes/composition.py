@@ -85,11 +85,12 @@ class CompositionNode(Node):
         """Return what the merge works with."""
         merge, compared = self.merge, self.learning.needs if self.learning else ()
         answers = {name: self.needed[AnswerOf(cell)].value(work) for name, cell in compared}
+        checkpoint = work.checkpoint(self, merge) if self.stored else None
         return Given(
             work, self.scope, self.needed, self.base, self.base, f"merge={merge.kind}",
             seed=merge.seed or 0,
             forward=self.mode,
-            checkpoint=work.checkpoint(self, merge) if self.stored else None,
+            checkpoint=checkpoint,
             observe=observer(work, self),
             answers=answers,
             learning=self.learning,

@@ -61,8 +61,8 @@ class StatisticNode(Node):
             return self._packed(made)
         together = [self, *work.companions(self)]
         whats = [node.what for node in together]
-        users = [what for what in whats if what.code]
-        with untouched(users[0] if users else None, owner, work, self.base):
+        users_own = next((what for what in whats if what.code), None)
+        with untouched(users_own, owner, work, self.base):
             values = self._collect(work, whats)
         for node, value in zip(together[1:], values[1:], strict=True):
             work.offer(node, node._packed(value))

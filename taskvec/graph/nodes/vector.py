@@ -95,6 +95,7 @@ class TunedVector(VectorNode):
 
     def learned(self, work: Work, kept: tuple[float, ...] = ()) -> Learned:
         """Return what the method learns, and its course at some shares of the training."""
+        start = None if self.start is None else self.start.value(work)
         given = Given(
             work, self.scope, self.needed, self.base, self.base, f"finetune={self.method.kind}",
             seed=self.method.seed or 0,
@@ -102,7 +103,7 @@ class TunedVector(VectorNode):
             checkpoint=work.checkpoint(self, self.method),
             observe=observer(work, self),
             views={task: rows.value(work) for task, rows in self.views.items()},
-            start=None if self.start is None else self.start.value(work),
+            start=start,
             ascend=self.ascend,
             kept=kept,
         )  # fmt: skip

@@ -77,8 +77,10 @@ class Fisher(TensorWise):
         stop = piece.start + piece.base.numel()
         fishers = []
         for diagonal in surveyed.diagonals:
-            known = piece.name in diagonal
-            fishers.append(diagonal[piece.name].reshape(-1)[piece.start : stop] if known else None)
+            fisher = None
+            if piece.name in diagonal:
+                fisher = diagonal[piece.name].reshape(-1)[piece.start : stop]
+            fishers.append(fisher)
         return fisher_mean(piece.deltas, fishers, surveyed.shares)
 
     def _diagonal(self) -> Component:

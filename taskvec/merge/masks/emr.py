@@ -69,7 +69,8 @@ def _mask(own: Tensors, unified: Tensors) -> Mask:
         bits[name] = packed(mask)
         whole += mean_magnitude(delta)
         kept += mean_magnitude(unified[name] * mask)
-    return Mask(bits, whole / kept if kept else 0.0)
+    scale = whole / kept if kept else 0.0
+    return Mask(bits, scale)
 
 
 def unify(piece: Piece) -> Tensor:

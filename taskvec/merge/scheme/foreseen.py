@@ -176,7 +176,8 @@ def _window(array: int, keys: Tensor, share: float) -> list[Watch]:
     place = share * count
 
     def key(at: float) -> int:
-        return int(keys[min(max(int(at), 0), count - 1)])
+        inside = min(max(int(at), 0), count - 1)
+        return int(keys[inside])
 
     limits = torch.iinfo(keys.dtype)
     low = max(key(place - spread) - MARGIN, limits.min)

@@ -28,7 +28,8 @@ def magnitudes(base: Tensors, deltas: Deltas, names: Sequence[str]) -> tuple[Tog
             for piece in read_together(base, deltas, name, "entry", share):
                 found: list[Tensor | None] = []
                 for delta in piece.deltas:
-                    found.append(None if delta is None else delta.abs().to(dtype))
+                    magnitudes = None if delta is None else delta.abs().to(dtype)
+                    found.append(magnitudes)
                 yield found
 
     few = (lambda: parts(share)) if are_read(deltas) else None

@@ -109,7 +109,8 @@ def opened(pieces: Together, asked: Sequence[Asked], sample: Sample | None) -> l
             found.append(trivial)
             continue
         value, below = selected[item]
-        found.append(Open(value, item.rank - item.zeros - below if item.exact else 0))
+        left = item.rank - item.zeros - below if item.exact else 0
+        found.append(Open(value, left))
     return found
 
 

@@ -56,7 +56,8 @@ def balances(
         size = own.mapped(delta.abs())
         sizes.append(size)
         sides.append(delta.sign() * size)
-    opponents = summed(sides if normalised else deltas)
+    compared = sides if normalised else deltas
+    opponents = summed(compared)
     found = []
     for delta, size in zip(deltas, sizes, strict=True):
         within = torch.exp(len(deltas) * size.square())

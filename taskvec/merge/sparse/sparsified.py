@@ -176,7 +176,9 @@ class Sparsified(Factored):
         from taskvec.merge.scheme.consensus import weighted_sum
 
         parts, weights = self._kept(piece, surveyed)
-        sums = weighted_sum(parts, weights if self.weigh == "before" else (1.0,) * len(parts))
+        if self.weigh != "before":
+            weights = [1.0] * len(parts)
+        sums = weighted_sum(parts, weights)
         return int(sums.sign().sum())
 
     def _kept(self, piece: Piece, surveyed: Surveyed) -> tuple[list[Tensor], list[float]]:
@@ -185,7 +187,9 @@ class Sparsified(Factored):
         for position, delta in piece.present:
             kept = self.sparse(piece, position, delta, surveyed)
             scale = surveyed.scales.get((piece.name, position), 1.0)
-            parts.append(kept if scale == 1 else kept * scale)
+            if scale != 1:
+                kept = kept * scale
+            parts.append(kept)
         return parts, [weights[position] for position, _ in piece.present]
 
     def election(self) -> Any:
@@ -202,5 +206,6 @@ def _followed(
     found = []
     for number, cut in enumerate(cuts):
         settled = before is not None and cut.left == 0
-        found.append(before[number] if settled else cut.within(delta, start))
+        now = before[number] if settled else cut.within(delta, start)
+        found.append(now)
     return tuple(found)

@@ -59,7 +59,9 @@ class Knots(Merge):
         together = inner.merged(blocks.shapes, blocks.vectors, given)
         merged = returned(blocks, together, base)
         rest_base = {name: tensor for name, tensor in base.items() if name not in taken}
-        rest = [{name: delta[name] for name in delta if name not in taken} for delta in deltas]
+        rest = []
+        for delta in deltas:
+            rest.append({name: delta[name] for name in delta if name not in taken})
         merged |= inner.merged(rest_base, rest, given)
         return Scaled(base, TaskVector(merged))
 

@@ -94,8 +94,9 @@ def text_side(architecture: str, model_cfg: Mapping[str, Any], trusted: bool = F
     # open_clip looks for a folder's tokenizer in the folder
     place = str(folder) if folder else name
     tokenizer = Source(place, key=key, trusted=trusted) if name else None
-    tower = settings.get("hf_model_name")
-    return TextSide(settings, tokenizer, Source(tower, key=key, trusted=trusted) if tower else None)
+    named = settings.get("hf_model_name")
+    tower = Source(named, key=key, trusted=trusted) if named else None
+    return TextSide(settings, tokenizer, tower)
 
 
 def check_text(shapes: Mapping[str, Sequence[int]], model_cfg: Mapping[str, Any]) -> None:

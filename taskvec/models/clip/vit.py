@@ -219,8 +219,7 @@ def _transposed(tensor: Tensor) -> Tensor:
 
 
 def _activation(name: str) -> nn.Module:
-    return (
-        QuickGELU()
-        if name == "quick_gelu"
-        else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
-    )
+    if name == "quick_gelu":
+        return QuickGELU()
+    approximation = "tanh" if name == "gelu_tanh" else "none"
+    return nn.GELU(approximation)

@@ -48,9 +48,10 @@ def seam(tokenizer: Any, words: Sequence[str], before: str) -> Seam:
     for text in (STAND_IN, *words):
         whole = _tokens(tokenizer, [text + label for label in labels])
         parts = _tokens(tokenizer, [text + end for end in ends])
-        possible = [
-            place for place, part in enumerate(parts) if all(_begins(ids, part) for ids in whole)
-        ]
+        possible = []
+        for place, part in enumerate(parts):
+            if all(_begins(ids, part) for ids in whole):
+                possible.append(place)
         if possible:
             # Of ends with equally many tokens, the frame's own is taken.
             best = max(possible, key=lambda place: (len(parts[place]), ends[place] == before))

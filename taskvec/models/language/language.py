@@ -345,10 +345,11 @@ class LanguageModel(Backbone):
         layout = self.layout
         settings = {"add_pooling_layer": False} if layout.package in ("bert", "roberta") else {}
         package = import_module(f"transformers.models.{layout.package}.modeling_{layout.package}")
+        attention = "eager" if layout.package == "deberta_v2" else ATTENTION
         network, report = getattr(package, layout.network).from_pretrained(
             **place,
             dtype=torch.float32,
-            attn_implementation="eager" if layout.package == "deberta_v2" else ATTENTION,
+            attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
             **settings,

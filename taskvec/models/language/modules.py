@@ -83,12 +83,15 @@ def align(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     Padding becomes id 0. An empty row keeps one such position.
     """
-    real = inputs >= 0
-    lengths = real.sum(dim=1).clamp(min=1)
+    is_padding = inputs < 0
+    lengths = (~is_padding).sum(dim=1).clamp(min=1)
     width = int(lengths.max()) if len(inputs) else 1
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    mask = torch.arange(width, device=inputs.device) < lengths[:, None]
-    return inputs.gather(1, order).clamp(min=0).long(), mask
+    # Stable, so that real tokens keep their order
+    order = is_padding.to(torch.uint8).argsort(dim=1, stable=True)
+    ids = inputs.gather(1, order[:, :width]).clamp(min=0)
+    places = torch.arange(width, device=inputs.device)
+    mask = places < lengths.unsqueeze(1)
+    return ids.long(), mask
 
 
 class LanguageModule(Model):

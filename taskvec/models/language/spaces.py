@@ -120,9 +120,8 @@ def language_spaces(layout: Layout, config: Mapping[str, Any]) -> Spaces:
                 spaces.add_block_layer(block, f"{block}.{name}", role)
             following = f"{path}.{index + 1}.attn.in" if index + 1 < depth else "final"
             for name, space in norms.items():
-                spaces.add_norm(
-                    f"{block}.{name}", following if space == NEXT else f"{block}.{space}"
-                )
+                read_by = following if space == NEXT else f"{block}.{space}"
+                spaces.add_norm(f"{block}.{name}", read_by)
     for name, space in outline.top.items():
         spaces.add_norm(name, space)
     if layout.package == "deberta_v2":

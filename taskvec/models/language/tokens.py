@@ -18,8 +18,10 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     import torch
 
     width = max((len(row) for row in rows), default=0)
-    filled = [[*row, *[-1] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.int32).view(len(rows), width)
+    filled = torch.full((len(rows), width), -1, dtype=torch.int32)
+    for place, row in enumerate(rows):
+        filled[place, : len(row)] = torch.tensor(row, dtype=torch.int32)
+    return filled
 
 
 def encode_pairs(tokenizer: Any, examples: Sequence[Pieces], max_length: int) -> list[list[int]]:
@@ -33,11 +35,11 @@ def encode_pairs(tokenizer: Any, examples: Sequence[Pieces], max_length: int) ->
         if not places:
             continue
         first = ["".join(examples[place][:3]) for place in places]
-        second = ["".join(examples[place][3:]) for place in places] if paired else None
-        encoded = tokenizer(first, second, truncation="longest_first", max_length=max_length)[
-            "input_ids"
-        ]
-        for place, row in zip(places, encoded, strict=True):
+        second = None
+        if paired:
+            second = ["".join(examples[place][3:]) for place in places]
+        encoded = tokenizer(first, second, truncation="longest_first", max_length=max_length)
+        for place, row in zip(places, encoded["input_ids"], strict=True):
             rows[place] = row
     return rows
 
@@ -83,9 +85,13 @@ def _encode(tokenizer: Any, texts: Sequence[str], end: int | None) -> list[list[
     # Too long for the model is what is looked for
     rows = tokenizer(list(texts), verbose=False)["input_ids"]
     if end is not None:
-        return [row if row and row[-1] == end else [*row, end] for row in rows]
+        return [_ended(row, end) for row in rows]
     closing = len(_around(tokenizer)[1])
     return [row[: len(row) - closing] for row in rows]
+
+
+def _ended(row: list[int], end: int) -> list[int]:
+    return row if row[-1:] == [end] else [*row, end]
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:

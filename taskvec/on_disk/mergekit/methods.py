@@ -68,7 +68,8 @@ def _nuslerp(values: Values, on_base: bool) -> TensorWise:
 def _multislerp(values: Values, on_base: bool) -> TensorWise:
     if not values["normalize_weights"]:
         raise UserError("mergekit recipe: multislerp: normalize_weights: false is not covered")
-    return _ours("multislerp", weights=values["weight"], of="deltas" if on_base else "weights")
+    of = "deltas" if on_base else "weights"
+    return _ours("multislerp", weights=values["weight"], of=of)
 
 
 def _karcher(values: Values, on_base: bool) -> TensorWise:

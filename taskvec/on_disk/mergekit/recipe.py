@@ -126,11 +126,12 @@ def request_of_recipe(path: Path, out: Path, seed: int, settings: Mapping[str, A
     settings = dict(settings)
     tokenizer = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
     settings["tokenizer"] = settings.get("tokenizer") or tokenizer
+    base = _base(recipe, slices) if rules.on_base else None
     return Request(
         models=tuple(_place(recipe, slices, number) for number in models),
         out=out,
         rules=rules,
-        base=_base(recipe, slices) if rules.on_base else None,
+        base=base,
         zero=not rules.on_base,
         alpha=float(alpha),
         dtype=recipe.out_dtype or recipe.dtype,
@@ -253,7 +254,8 @@ def _depths(recipe: Recipe, slices: Sequence[Slice]) -> list[int]:
         return [depth_of(dict(config or {})) or 1]
     found = []
     for number, part in enumerate(slices):
-        lengths = {last - first for first, last in (s.layer_range or (0, 0) for s in part.sources)}
+        ranges = [source.layer_range or (0, 0) for source in part.sources]
+        lengths = {last - first for first, last in ranges}
         if len(lengths) > 1:
             raise UserError(
                 f"mergekit recipe: slices.{number}: all layer ranges must be of one length"

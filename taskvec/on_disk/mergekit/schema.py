@@ -93,4 +93,5 @@ def recipe_of(data: Any, label: str) -> Recipe:
         said = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             said = "is not covered"
-        raise UserError(f"{label}: {path}: {said}" if path else f"{label}: {said}") from error
+        where = f"{label}: {path}" if path else label
+        raise UserError(f"{where}: {said}") from error

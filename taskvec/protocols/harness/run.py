@@ -56,11 +56,12 @@ def evaluate(
             raise UserError(
                 f"protocol.tasks: lm-eval cannot load {name}: {describe(error)}"
             ) from error
+        narrow = "bfloat16" if bf16 else None
         model = HFLM(
             pretrained=to_network(backbone, weights),
             backend="causal",
             batch_size=job.batch_size,
-            mixed_precision_dtype="bfloat16" if bf16 else None,
+            mixed_precision_dtype=narrow,
             **tokenizer(backbone),
         )
         found = lm_eval.simple_evaluate(
@@ -86,13 +87,11 @@ def to_network(backbone: LanguageModel, parameters: Mapping[str, Tensor]) -> nn.
 
     from taskvec.models.sources import CONFIG
 
-    device = next(iter(parameters.values())).device
+    first = next(iter(parameters.values()))
     with backbone.source.opened((CONFIG,)) as place:
         config = AutoConfig.from_pretrained(**place)
     with no_init_weights():
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=next(iter(parameters.values())).dtype
-        )
+        network = AutoModelForCausalLM.from_config(config, dtype=first.dtype)
     keys = network.load_state_dict(backbone.to_transformers(parameters), strict=False, assign=True)
     network.tie_weights()
     tied = set(network.all_tied_weights_keys) if config.tie_word_embeddings else set()
@@ -101,7 +100,7 @@ def to_network(backbone: LanguageModel, parameters: Mapping[str, Tensor]) -> nn.
         raise UserError(
             f"backbone.model: {backbone.model}: {wrong[0]} does not fit transformers' model"
         )
-    return network.requires_grad_(False).to(device).eval()
+    return network.requires_grad_(False).to(first.device).eval()
 
 
 def tokenizer(backbone: LanguageModel) -> dict[str, Any]:
@@ -126,18 +125,28 @@ def summary(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if there is no number.
     """
-    metrics = _numbers(found["results"].get(name, {}))
+    tasks = {leaf: _numbers(result) for leaf, result in found["results"].items()}
+    metrics = tasks.pop(name, {})
     if not metrics:  # a group that declares no aggregate
-        parts = [_numbers(result) for leaf, result in found["results"].items() if leaf != name]
-        shared = [key for key in (parts[0] if parts else {}) if all(key in part for part in parts)]
-        metrics = {key: sum(part[key] for part in parts) / len(parts) for key in shared}
+        metrics = _means(list(tasks.values()))
     if not metrics:
         raise UserError(f"protocol.tasks: {name} gives no number")
-    tasks = {leaf: _numbers(result) for leaf, result in found["results"].items() if leaf != name}
     examples = {leaf: sizes["effective"] for leaf, sizes in found["n-samples"].items()}
     said = {"metrics": metrics, "main": next(iter(metrics)), "examples": examples}
     said["higher_is_better"] = directions(found.get("higher_is_better", {}))
     return said | ({"tasks": tasks} if tasks else {})
+
+
+def _means(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each number that all parts have."""
+    if not parts:
+        return {}
+    shared = set(parts[0]).intersection(*parts[1:])
+    means = {}
+    for key in parts[0]:
+        if key in shared:
+            means[key] = sum(part[key] for part in parts) / len(parts)
+    return means
 
 
 def directions(declared: Mapping[str, Mapping[str, bool | None]]) -> dict[str, bool | None]:

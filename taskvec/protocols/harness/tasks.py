@@ -64,7 +64,8 @@ def find(name: str, include_path: str | None) -> Found:
     places = {path.parent for path in members}
     folders = sorted(places, key=lambda place: not place.is_relative_to(roots[-1]))
     code_eval = any(scores_with_code_eval(found) for found in members.values())
-    return Found(name, tuple(files), tuple(folders), reasons[0] if reasons else None, code_eval)
+    reason = reasons[0] if reasons else None
+    return Found(name, tuple(files), tuple(folders), reason, code_eval)
 
 
 def _files(name: str, found: Definition) -> set[Path]:
@@ -109,7 +110,8 @@ def _file(name: str, roots: list[Path], near: Path | None) -> Path | None:
     pattern = re.compile(rf"^(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$", re.M)
     for root in roots:
         inside = near is not None and near.is_relative_to(root)
-        for path in _candidates(name, root, near if inside else None):
+        here = near if inside else None
+        for path in _candidates(name, root, here):
             text = path.read_text(encoding="utf-8", errors="replace")
             if pattern.search(text):
                 return path.resolve()

@@ -12,6 +12,8 @@ from taskvec.protocols.rows import Metric, metric
 from taskvec.registry import register
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taskvec.vectors import TaskVector
     from taskvec.vectors.composition import Composition
 
@@ -50,12 +52,12 @@ class KernelRegime(OfVectors):
             f = evaluator.features(weights, need, rows)
             f0, derivative = evaluator.linearised(vector, need, rows)
             g = f0 + derivative
-            right["non_linear"] += (
-                (evaluator.classify(f, need, weights).argmax(1) == labels).sum().item()
-            )
-            right["post_hoc"] += (evaluator.classify(g, need).argmax(1) == labels).sum().item()
-            error += (f - g).double().square().sum().item()
-            moved += (f - f0).double().square().sum().item()
+            tuned = evaluator.classify(f, need, weights).argmax(1)
+            linearised = evaluator.classify(g, need).argmax(1)
+            right["non_linear"] += int((tuned == labels).sum())
+            right["post_hoc"] += int((linearised == labels).sum())
+            error += squared(f - g)
+            moved += squared(f - f0)
         accuracies = {name: count / subject.size(task) for name, count in right.items()}
         relative = (error / moved) ** 0.5 if moved else 0.0
         return accuracies | {"relative_feature_error": relative}
@@ -68,3 +70,8 @@ class KernelRegime(OfVectors):
         errors = {task: found["relative_feature_error"] for task, found in answer.values.items()}
         rows["relative_feature_error"] = metric(errors, better="lower")
         return rows
+
+
+def squared(x: Tensor) -> float:
+    """Return the squared norm, summed in float64."""
+    return float(x.double().square().sum())

@@ -84,9 +84,10 @@ class Subject:
         base, derivatives = self.derivatives(need, rows)
 
         def look(points: Sequence[Point]) -> tuple[Tensor, Tensor]:
-            weights = base.new_tensor(
-                [[point.get(task, 0.0) for task in self.vectors] for point in points]
-            )
+            coefficients = []
+            for point in points:
+                coefficients.append([point.get(task, 0.0) for task in self.vectors])
+            weights = base.new_tensor(coefficients)
             features = base + torch.tensordot(weights, derivatives, dims=1)
             return features, self.labels(features, need)
 

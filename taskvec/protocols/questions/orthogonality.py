@@ -39,7 +39,8 @@ class Orthogonality(OfVectors):
             line = []
             for other, another in deltas.items():
                 scale = norms[task] * norms[other]
-                line.append(float(delta.dot(another)) / scale if scale else 0.0)
+                cosine = float(delta.dot(another)) / scale if scale else 0.0
+                line.append(cosine)
             matrix.append(line)
         tasks = list(deltas)
         values = {"rows": tasks, "columns": tasks, "matrix": matrix, "norms": list(norms.values())}

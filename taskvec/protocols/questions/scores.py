@@ -88,9 +88,10 @@ class Scores(Question):
         for alpha, at in reported.items():
             for (kind, task), outcome in at.items():
                 kept[f"{kind}/{alpha}/{task}"] = outcome
+        rule = self.rule.kind if self.rule else None
         answer = Answer(
             alpha=chosen,
-            rule=self.rule.kind if self.rule else None,
+            rule=rule,
             selection=selection,
             report=report,
             excluded=excluded | failed,

@@ -109,7 +109,8 @@ def run_processes(
     threads = share(min(config.jobs, len(jobs)))
     free: deque[str | None] = deque()
     for slot in range(config.jobs):
-        free.append(devices[slot % len(devices)] if devices else None)
+        device = devices[slot % len(devices)] if devices else None
+        free.append(device)
     waiting, running = deque(zip(titles, jobs, strict=True)), []
     try:
         with _counted(len(jobs)) as count:
@@ -183,7 +184,8 @@ def _close(job: Job) -> None:
 def _started(
     title: str, overrides: Sequence[str], device: str | None, threads: Mapping[str, str]
 ) -> Job:
-    log.info("[%s] starting%s", title, f" on device {device}" if device is not None else "")
+    place = "" if device is None else f" on device {device}"
+    log.info("[%s] starting%s", title, place)
     output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the job)
     # a process group of its own, so that what a job starts ends with it
     process = subprocess.Popen(

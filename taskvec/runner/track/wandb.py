@@ -153,7 +153,7 @@ def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:
     for group in GROUPS:
         found[group] = choice(config, group)
     found["transform"] = "+".join(config.transform) or None
-    tuned = config.method_on("source" if config.moves else "target")
+    tuned = config.method
     for key in RECIPE:
         found[key] = getattr(tuned, key, None)
     return found
@@ -192,8 +192,9 @@ class WandbSession(Session):
         if error is not None:
             with self._tolerant():
                 self._run.summary.update({"state": "failed", "reason": reason(error)})
+        code = 0 if error is None else 1
         with self._tolerant():
-            self._run.finish(exit_code=0 if error is None else 1)
+            self._run.finish(exit_code=code)
 
     def curve(self, label: str, step: int, metrics: Mapping[str, float]) -> None:
         """Log one point of a training curve as ``train/<what>/<metric>`` over ``train/step``."""

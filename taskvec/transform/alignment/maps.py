@@ -74,11 +74,14 @@ def pooled(parts: Sequence[SpaceMoments]) -> SpaceMoments:
     """Return the moments of the rows of several data sets together."""
     if len(parts) == 1:
         return parts[0]
-    tensors = {name: sum(part.tensors[name] for part in parts) for name in parts[0].tensors}
-    rows = {
-        space: sum(part.meta["rows"][space] for part in parts) for space in parts[0].meta["rows"]
-    }
-    return SpaceMoments(tensors, {**parts[0].meta, "rows": rows})
+    first = parts[0]
+    tensors = {}
+    for name in first.tensors:
+        tensors[name] = sum(part.tensors[name] for part in parts)
+    rows = {}
+    for space in first.meta["rows"]:
+        rows[space] = sum(part.meta["rows"][space] for part in parts)
+    return SpaceMoments(tensors, {**first.meta, "rows": rows})
 
 
 class SpaceMaps:
@@ -100,9 +103,10 @@ class SpaceMaps:
 
         Parameters with an axis in a space that was not observed keep that name, which has no map.
         """
-        return {
-            name: tuple(self._serving(space) for space in spaces) for name, spaces in axes.items()
-        }
+        found = {}
+        for name, spaces in axes.items():
+            found[name] = tuple(self._serving(space) for space in spaces)
+        return found
 
     def _serving(self, space: str | None) -> str | None:
         if space is None:

@@ -82,19 +82,16 @@ class Corpus:
             for line in (CORPUS / "prompts.jsonl").read_text(encoding="utf8").splitlines()
         ]
         if self.args.kind == "bert":
-            return [
-                [END, *ids[: CONTEXT - 1]]
-                for ids in encode(tokenizer, [e["text"] for e in entries])
-            ]
+            texts = [e["text"] for e in entries]
+            return [[END, *ids[: CONTEXT - 1]] for ids in encode(tokenizer, texts)]
         found = []
         for task in FRAMES:
             own = [e for e in entries if e["task"] == task]
             labels = labels_of(tokenizer, [e["label"] for e in own])
             texts = framed(tokenizer, task, [e["text"] for e in own])
-            found += [
-                [END, *text, *(LABEL + token for token in label)]
-                for text, label in zip(texts, labels, strict=True)
-            ]
+            for text, label in zip(texts, labels, strict=True):
+                marked = [LABEL + token for token in label]
+                found.append([END, *text, *marked])
         return found
 
     def text_rows(self, number: int) -> np.ndarray:

@@ -135,7 +135,9 @@ class Corpus:
                 mono.append(bool(part["mono"]))
         texts = sorted(set(np.concatenate(captions).tolist()))
         index = {text: i for i, text in enumerate(texts)}
-        self.captions = [np.array([index[c] for c in part]) for part in captions]
+        self.captions = []
+        for part in captions:
+            self.captions.append(np.array([index[caption] for caption in part]))
         self.mono = mono
         self.tokens = open_clip.get_tokenizer("ViT-B-32", context_length=16)(texts)
         self.checksums = {path.stem: sha256(path) for path in files}

@@ -232,7 +232,8 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             hidden = self.hidden(inputs, self.body)
         kept = target >= 0
-        weight = torch.where(label[kept], args.late_label_weight if late else 1.0, 1.0)
+        of_labels = args.late_label_weight if late else 1.0
+        weight = torch.where(label[kept], of_labels, 1.0)
         loss = Head.apply(
             hidden[kept],
             self.model.get_input_embeddings().weight,

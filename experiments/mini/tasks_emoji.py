@@ -58,7 +58,10 @@ def control_names() -> list[str]:
         for n, g in grouping().items()
         if g in CONTROL_GROUPS and n.count("-") <= 1 and not CLOCK.search(n)
     ]
-    names = sorted(n for n in names if all(n in collection(a)["icons"] for a in artists))
+    for artist in artists:
+        icons = collection(artist)["icons"]
+        names = [n for n in names if n in icons]
+    names = sorted(names)
     return sorted(np.random.default_rng(5).permutation(names)[:CONTROL_CLASSES].tolist())
 
 
@@ -78,10 +81,10 @@ def emoji(counts: dict, seed: int) -> Pool:
     """The group an emoji belongs to; names of the control task are left out."""
     classes, held = list(GROUPS.values()), set(control_names())
     labels = {name: classes.index(group) for name, group in grouping().items() if name not in held}
-    sides = {
-        side: _draw(artists[:1] if side == "test" else artists, labels)
-        for side, artists in ARTISTS.items()
-    }
+    sides = {}
+    for side, artists in ARTISTS.items():
+        drawn_by = artists[:1] if side == "test" else artists
+        sides[side] = _draw(drawn_by, labels)
     rule = "artist: Twemoji and Noto for training, EmojiOne for validation, Fluent Emoji for test"
     return fill(Pool(classes, rule), sides, counts, seed)
 

@@ -40,9 +40,11 @@ def latin_fonts() -> dict[str, list[Path]]:
     names = np.random.default_rng(7).permutation(sorted(set(family.values())))
     cuts = [int(share * len(names)) for share in (0.2, 0.62, 0.72)]
     parts = dict(zip(("pre", "train", "val", "test"), np.split(names, cuts), strict=True))
-    return {
-        part: [p for p in paths if family[p] in set(members)] for part, members in parts.items()
-    }
+    found = {}
+    for part, members in parts.items():
+        families = set(members)
+        found[part] = [p for p in paths if family[p] in families]
+    return found
 
 
 def _stack(found: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,8 @@ def sentiment(name: str, margin: float, block: int) -> list[Record]:
     for position, (key, rating, text) in enumerate(rated(name)):
         if abs(rating) >= margin and len(text.split()) >= 4:
             group = str(position // block) if block else key.split("_")[0]
-            records.append(Record(cut(text), "positive" if rating > 0 else "negative", group))
+            label = "positive" if rating > 0 else "negative"
+            records.append(Record(cut(text), label, group))
     return records
 
 
@@ -176,7 +177,8 @@ def languages(counts: dict[str, int], seed: int) -> TextPool:
     # One assignment of articles for all languages: an article's translations stay on one side.
     sides = split_groups([Record(r.text, "any", r.group) for r in records], SHARES, seed)
     side_of = {r.group: split for split, side in sides.items() for r in side}
-    sides = {split: [r for r in records if side_of[r.group] == split] for split in sides}
+    for split in sides:
+        sides[split] = [r for r in records if side_of[r.group] == split]
     return fill(
         TextPool(sorted(LANGUAGES.values()), "article of the declaration"), sides, counts, seed
     )

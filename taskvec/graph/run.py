@@ -93,7 +93,7 @@ class RunConfig(Plain):
         return self._methods[side]
 
     @property
-    def method(self) -> Any:
+    def tuning(self) -> Any:
         """The fine-tuning method on the side that vectors are learned on."""
         side: Side = "source" if self.moves else "target"
         return self.method_on(side)

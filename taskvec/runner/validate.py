@@ -81,7 +81,7 @@ def compatible(config: RunConfig) -> None:
     Raises:
         UserError: naming the two components that do not go together.
     """
-    method = config.method
+    method = config.tuning
     if config.compute.offload and method.mode == "tangent":
         raise UserError(
             "compute.offload: forward_mode=tangent keeps every block's weights on the device for the way back; "
@@ -146,7 +146,7 @@ def compilable(config: RunConfig) -> None:
     from taskvec.graph.workspace import resolve_device
     from taskvec.models.compiled import check_compiler
 
-    method = config.method
+    method = config.tuning
     if config.compute.offload:
         raise UserError(
             "compute.compile: offloaded blocks are moved one by one; use compute.offload=false or compute.compile=false"

@@ -153,7 +153,7 @@ def uniform_keys(config: RunConfig, run_id: str) -> dict[str, Any]:
     for group in GROUPS:
         found[group] = choice(config, group)
     found["transform"] = "+".join(config.transform) or None
-    tuned = config.method
+    tuned = config.tuning
     for key in RECIPE:
         found[key] = getattr(tuned, key, None)
     return found

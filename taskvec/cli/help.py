@@ -41,6 +41,7 @@ EXAMPLES = """\
   taskvec help table                a verb
   taskvec help merge=ties           a component: what it computes, its keys, its paper
   taskvec help kfac                 whatever is called so
+  taskvec help finetune             what can be chosen in a group
   taskvec help finetune.lr          one key
   taskvec method=theseus --help     the same of what a command chooses"""
 # How a bound is written, by the attribute that pydantic keeps it under
@@ -51,11 +52,16 @@ BOUNDS = {
     "le": "<= {}",
     "min_length": "at least {} long",
 }
+WRITTEN = ("experiment", "task")  # groups of files without a component
 LONGEST = 40  # characters of a default in the table
 
 
 def main(arguments: list[str]) -> int:
-    """Explain verbs, components and keys."""
+    """Explain verbs, components and keys.
+
+    Raises:
+        UserError: for a name that nothing has.
+    """
     from taskvec.cli import VERBS
 
     parser = Parser("help", "Explain a verb, a method, a component or a key.", EXAMPLES)
@@ -65,10 +71,18 @@ def main(arguments: list[str]) -> int:
         verbs = [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
         write(OVERVIEW.format(verbs="\n".join(verbs)).rstrip("\n"))
         return 0
-    if names[0] in VERBS:
-        return importlib.import_module(f"taskvec.cli.{names[0]}").main(["--help"])
+    first, *rest = names
+    if first in VERBS and not rest:
+        return importlib.import_module(f"taskvec.cli.{first}").main(["--help"])
+    from taskvec.cli import list as listing
     from taskvec.runner import compose
 
+    if first in listing.GROUPS:
+        if not rest:
+            return listing.main([first])
+        names = [f"{first}={option}" for option in rest]
+    elif first in VERBS:
+        raise UserError(f"help: {first!r} is a verb; {rest[0]!r} can stand after a group's name")
     compose.register_all()
     for name in names:
         for text in explained(name):
@@ -90,6 +104,9 @@ def explained(name: str) -> Iterator[str]:
     if equals and group in (*groups, "source"):
         yield from (about(group, choice) for choice in option.strip("[]").split(","))
         return
+    if equals and group in WRITTEN:
+        yield first_lines(group, option)
+        return
     if "." in group:
         yield one_key(group)
         return
@@ -104,6 +121,23 @@ def explained(name: str) -> Iterator[str]:
     # A method is the component of its stage: no need to say it twice
     for place in found if found[0] != "method" else found[:1]:
         yield about(place, name)
+
+
+def first_lines(group: str, option: str) -> str:
+    """Return the comment that an experiment's or a task's file begins with.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    from taskvec import registry
+    from taskvec.cli.list import comments
+    from taskvec.runner.configs import options
+
+    if option not in options(group):
+        hint = registry.did_you_mean(option, options(group))
+        raise UserError(f"help: {group} has no option {option!r}{hint}")
+    lines = [f"  {line}" for line in comments(group, option)]
+    return "\n".join([f"{group}={option}", *lines])
 
 
 def about(group: str, option: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from tabulate import tabulate
 
 from taskvec import registry
@@ -37,7 +39,9 @@ def _line(group: str, option: str) -> list[str]:
             e for stage in registry.STAGES for e in registry.entries(stage) if e.name == option
         ]
         entry = stages[0] if stages else None
-    about = _first_comment(group, option) or (entry.schema.__doc__.splitlines()[0] if entry else "")
+    about = next(iter(comments(group, option)), "")
+    if entry and not about:
+        about = entry.schema.__doc__.splitlines()[0]
     stage = entry.group if entry and group == "method" else ""
     return [
         f"  {option}",
@@ -47,16 +51,12 @@ def _line(group: str, option: str) -> list[str]:
     ]
 
 
-def _first_comment(group: str, option: str) -> str:
-    """Return the first comment line of an option's YAML file, which says what it is."""
+def comments(group: str, option: str) -> list[str]:
+    """Return the comment lines that an option's YAML file begins with, which say what it is; none without a file."""
     for folder in configs.search_dirs():
         path = folder / group / f"{option}.yaml"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            comments = [
-                line[1:].strip()
-                for line in lines
-                if line.startswith("#") and "@package" not in line
-            ]
-            return comments[0] if comments else ""
-    return ""
+            head = takewhile(lambda line: line.startswith("#"), lines)
+            return [line[1:].strip() for line in head if "@package" not in line]
+    return []

@@ -123,19 +123,29 @@ def explained(name: str) -> Iterator[str]:
         yield about(place, name)
 
 
+def check_option(group: str, option: str) -> None:
+    """Check that a group has an option.
+
+    Raises:
+        UserError: naming the nearest where it has not.
+    """
+    from taskvec import registry
+    from taskvec.runner.configs import options
+
+    if option not in options(group):
+        hint = registry.did_you_mean(option, options(group))
+        raise UserError(f"help: {group} has no option {option!r}{hint}")
+
+
 def first_lines(group: str, option: str) -> str:
     """Return the comment that an experiment's or a task's file begins with.
 
     Raises:
         UserError: if there is no such file.
     """
-    from taskvec import registry
     from taskvec.cli.list import comments
-    from taskvec.runner.configs import options
 
-    if option not in options(group):
-        hint = registry.did_you_mean(option, options(group))
-        raise UserError(f"help: {group} has no option {option!r}{hint}")
+    check_option(group, option)
     lines = [f"  {line}" for line in comments(group, option)]
     return "\n".join([f"{group}={option}", *lines])
 
@@ -149,11 +159,8 @@ def about(group: str, option: str) -> str:
     from tabulate import tabulate
 
     from taskvec import registry
-    from taskvec.runner.configs import options
 
-    if option not in options(group):
-        hint = registry.did_you_mean(option, options(group))
-        raise UserError(f"help: {group} has no option {option!r}{hint}")
+    check_option(group, option)
     place, values = settings(group, option)
     named = "backbone" if place == "source" else place
     entry = registry.lookup(named, values["kind"])

@@ -104,8 +104,9 @@ class Subject:
                 parts = [self.vectors[task] * scale for task, scale in point.items() if scale]
                 weights = sum(parts, TaskVector({})).apply_to(self.given.model.parameters)
                 found = self.evaluator.features(weights, need, rows)
+                logits = self.evaluator.classify(found, need, weights)
                 features.append(found)
-                labels.append(self.evaluator.classify(found, need, weights).argmax(1))
+                labels.append(logits.argmax(1))
             return torch.stack(features), torch.stack(labels)
 
         return look

@@ -187,9 +187,3 @@ def smallest_eigenpairs(lower: Tensor, count: int) -> tuple[Tensor, Tensor]:
         check_finite=False,
     )
     return torch.from_numpy(values), torch.from_numpy(vectors)
-
-
-def root(matrix: Tensor) -> Tensor:
-    """Return R [n, n] with R R^T equal to a symmetric positive semi-definite matrix, which may be singular."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt()

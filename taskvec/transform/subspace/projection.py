@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from taskvec.statistics.accumulators.spectra import root
 from taskvec.transform.subspace.linalg import (
     cholesky,
     copied,
@@ -21,7 +22,6 @@ from taskvec.transform.subspace.linalg import (
     less_product,
     lower_gram,
     plus,
-    root,
     solve_transposed,
     times,
     times_lower,
